@@ -1,0 +1,59 @@
+"""The frame in which every script runs: flags, one-line errors, exit statuses."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows each default in ``--help`` and says errors in one line."""
+
+    def __init__(self, description: str | None = None, **kwargs: Any):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def str2bool(value: str | bool) -> bool:
+    """Read a truth value written as a word: yes/no, true/false, t/f, y/n, 1/0."""
+    if isinstance(value, bool):
+        return value
+    word = value.lower()
+    if word in ("yes", "true", "t", "y", "1"):
+        return True
+    if word in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected True or False, got {value!r}")
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run ``main`` and leave the process with the status that its outcome calls for.
+
+    0 or what ``main`` returns; 2 and one line on stderr for input that cannot work; 1 and one
+    line when the system fails (a full disk, a lost connection); 130 for Ctrl-C.
+    """
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except InputError as error:
+        status = _complain(error, 2)
+    except BrokenPipeError:  # the reader of a pipe went away: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:
+        status = _complain(error, 1)
+    except KeyboardInterrupt:
+        status = _complain("interrupted", 130)
+    sys.exit(status)
+
+
+def _complain(message: object, status: int) -> int:
+    line = " ".join(str(message).split())
+    print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
+    return status

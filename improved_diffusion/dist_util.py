@@ -1,0 +1,141 @@
+"""Ranks, devices and the few collectives that the project needs.
+
+Every function also works where there is no process group: there is one rank then, and nothing is
+sent anywhere.
+"""
+
+import contextlib
+import io
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch as th
+import torch.distributed as dist
+
+from .errors import InputError
+from .files import read_file
+
+GPUS_PER_NODE = 8  # the reference's name; where no launcher sets LOCAL_RANK
+
+
+def setup_dist() -> None:
+    """Make the process group, unless there is one.
+
+    Under ``torchrun`` (or anything else that sets RANK and WORLD_SIZE) it joins the others:
+    NCCL on GPUs, gloo on CPUs. Launched alone it makes a group of one, which keeps its state in
+    this process and talks over the loopback interface only.
+    """
+    if dist.is_initialized():
+        return
+    backend = "nccl" if th.cuda.is_available() else "gloo"
+    if th.cuda.is_available():
+        th.cuda.set_device(dev())
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        dist.init_process_group(backend, init_method="env://")
+        return
+    with _loopback_only():
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Have gloo and NCCL bind to the loopback interface while a group is made."""
+    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    loopback = next((name for name in ("lo", "lo0") if name in names), None)
+    added = [
+        key
+        for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+        if loopback and key not in os.environ
+    ]
+    os.environ.update(dict.fromkeys(added, loopback))
+    try:
+        yield
+    finally:
+        for key in added:
+            del os.environ[key]
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def dev() -> th.device:
+    """The device that this process computes on."""
+    if th.cuda.is_available():
+        default = rank() % min(GPUS_PER_NODE, th.cuda.device_count())
+        return th.device("cuda", int(os.environ.get("LOCAL_RANK", default)))
+    return th.device("cpu")
+
+
+def load_state_dict(path: str, **kwargs: Any) -> Any:
+    """Load what ``torch.save`` wrote, through blobfile, without executing any code in it.
+
+    :param kwargs: for ``torch.load``, such as ``map_location``.
+    :raises InputError: if there is no such file, or it holds more than tensors and plain values.
+    """
+    data = read_file(path)
+    try:
+        return th.load(io.BytesIO(data), **{**kwargs, "weights_only": True})
+    except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path} is no checkpoint that can be loaded safely ({reason[:200]}); "
+            "give a .pt file that holds tensors and plain values only"
+        ) from error
+
+
+def sync_params(params: Iterable[th.Tensor]) -> None:
+    """Give all ranks rank 0's values, in place."""
+    if world_size() == 1:
+        return
+    for param in params:
+        with th.no_grad():
+            dist.broadcast(param, 0)
+
+
+def all_gather_1d(values: th.Tensor) -> th.Tensor:
+    """The ranks' one-dimensional tensors behind each other, in the order of the ranks."""
+    if world_size() == 1:
+        return values
+    counts = [th.zeros(1, dtype=th.int64, device=values.device) for _ in range(world_size())]
+    dist.all_gather(counts, th.tensor([len(values)], device=values.device))
+    sizes = [int(count) for count in counts]
+    padded = values.new_zeros(max(sizes))
+    padded[: len(values)] = values
+    parts = [th.zeros_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return th.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def any_rank(number: int) -> int:
+    """The largest of the ranks' numbers: 0 only where all are."""
+    if world_size() == 1:
+        return number
+    largest = th.tensor([number], device=dev())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def all_gather_cat(values: th.Tensor) -> th.Tensor:
+    """The ranks' tensors, all of one shape, behind each other along the first dimension."""
+    if world_size() == 1:
+        return values
+    parts = [th.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return th.cat(parts)
+
+
+def mean_over_ranks(values: th.Tensor) -> th.Tensor:
+    """The mean of the ranks' tensors."""
+    if world_size() > 1:
+        values = values / world_size()
+        dist.all_reduce(values)
+    return values

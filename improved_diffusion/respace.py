@@ -1,0 +1,121 @@
+"""Diffusion over a subset of the timesteps (IDDPM section 4)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from .errors import InputError
+from .gaussian_diffusion import GaussianDiffusion
+
+
+def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> set[int]:
+    """Choose timesteps of a process of ``num_timesteps`` steps.
+
+    :param section_counts: how many steps to keep of each of several equal sections, as numbers or
+        as a comma-separated string: ``[10, 15, 20]`` keeps 10 steps of the first third, and so on.
+        ``"ddimN"`` keeps N steps a whole stride apart, as in the DDIM paper.
+    :raises InputError: if that many steps cannot be had, or the string is of another form.
+    """
+    if isinstance(section_counts, str):
+        if section_counts.startswith("ddim"):
+            return _strided_timesteps(num_timesteps, _whole(section_counts[len("ddim") :]))
+        section_counts = [_whole(part) for part in section_counts.split(",")]
+    if not section_counts or min(section_counts) < 1:
+        raise InputError(f"timestep_respacing needs counts of at least 1, got {section_counts}")
+    shared, extra = divmod(num_timesteps, len(section_counts))
+    chosen: set[int] = set()
+    start = 0
+    for i, count in enumerate(section_counts):
+        size = shared + (i < extra)
+        chosen |= {start + offset for offset in _spread(size, count)}
+        start += size
+    return chosen
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(
+            f"timestep_respacing takes counts such as 250 or 10,15,20, or ddimN, got {text!r}"
+        ) from None
+
+
+def _strided_timesteps(num_timesteps: int, count: int) -> set[int]:
+    for stride in range(1, num_timesteps):
+        steps = range(0, num_timesteps, stride)
+        if len(steps) == count:
+            return set(steps)
+    raise InputError(
+        f"no whole stride takes exactly {count} of {num_timesteps} timesteps; "
+        f"give another count, or {count} without 'ddim'"
+    )
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """``count`` whole numbers from 0 to ``size - 1``, evenly apart, both ends included."""
+    if count > size:
+        raise InputError(f"cannot keep {count} of {size} timesteps; keep {size} at most")
+    stride = (size - 1) / (count - 1) if count > 1 else 1
+    position, offsets = 0.0, []
+    for _ in range(count):
+        offsets.append(round(position))
+        position += stride  # summed, not multiplied: the reference rounds the same way
+    return offsets
+
+
+class SpacedDiffusion(GaussianDiffusion):
+    """A diffusion process that keeps only some steps of a longer one.
+
+    Its betas are those for which the kept steps have the same ``alphas_cumprod`` as before; models
+    are shown the original timesteps.
+
+    :param use_timesteps: the timesteps to keep, of the original process.
+    :param kwargs: arguments of the original :class:`GaussianDiffusion`.
+    """
+
+    def __init__(self, use_timesteps: Iterable[int], **kwargs: Any):
+        original = GaussianDiffusion(**kwargs)
+        self.use_timesteps = set(use_timesteps)
+        self.original_num_steps = original.num_timesteps
+        self.timestep_map = [i for i in range(original.num_timesteps) if i in self.use_timesteps]
+        kept = original.alphas_cumprod[self.timestep_map]
+        betas = 1 - kept / np.append(1.0, kept[:-1])
+        super().__init__(**{**kwargs, "betas": betas})
+
+    def p_mean_variance(self, model: Callable, *args: Any, **kwargs: Any) -> dict[str, th.Tensor]:
+        return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
+
+    def training_losses(self, model: Callable, *args: Any, **kwargs: Any) -> dict[str, th.Tensor]:
+        return super().training_losses(self._wrap_model(model), *args, **kwargs)
+
+    def _wrap_model(self, model: Callable) -> "_OriginalTimesteps":
+        if isinstance(model, _OriginalTimesteps):
+            return model
+        return _OriginalTimesteps(
+            model, self.timestep_map, self.rescale_timesteps, self.original_num_steps
+        )
+
+    def _scale_timesteps(self, t: th.Tensor) -> th.Tensor:
+        return t  # the wrapped model scales, once it knows the original timestep
+
+
+class _OriginalTimesteps:
+    """Calls a model with the original timesteps in place of the respaced ones."""
+
+    def __init__(
+        self, model: Callable, timestep_map: list[int], rescale: bool, original_steps: int
+    ):
+        self.model = model
+        self.timestep_map = timestep_map
+        self.rescale = rescale
+        self.original_steps = original_steps
+
+    def __call__(self, x: th.Tensor, t: th.Tensor, **kwargs: Any) -> th.Tensor:
+        table = th.tensor(self.timestep_map, device=t.device, dtype=t.dtype)
+        original = table[t]
+        if self.rescale:
+            original = original.float() * (1000.0 / self.original_steps)
+        return self.model(x, original, **kwargs)

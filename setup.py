@@ -1,0 +1,33 @@
+"""Packaging: dependencies, and the extras with the reason for each."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).resolve().parent
+
+setup(
+    name="improved-diffusion",
+    version="1.0.0",
+    description="Denoising diffusion models that train, sample and evaluate on one CPU",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=["improved_diffusion"],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.24",
+        "blobfile>=2.0",
+        "tqdm>=4.60",
+        "pandas>=1.5",
+        "openpyxl>=3.1",
+        "pillow>=9.4",
+    ],
+    extras_require={
+        "tensorboard": ["tensorboard"],  # OPENAI_LOG_FORMAT=...,tensorboard
+        "digits": ["scikit-learn"],  # datasets/digits.py, the data that needs no network
+        "lsun": ["lmdb"],  # datasets/lsun_bedroom.py
+        "test": ["pytest", "hypothesis", "ruff"],  # make test
+    },
+)
