@@ -1,0 +1,34 @@
+"""Write the CSV log of a training run as an Excel workbook with charts."""
+
+from pathlib import Path
+
+from improved_diffusion import cli
+from improved_diffusion.errors import InputError
+from improved_diffusion.spreadsheet import export_workbook
+
+
+def main() -> None:
+    args = create_parser().parse_args()
+    if bool(args.log_dir) == bool(args.csv):
+        raise InputError("give either --log_dir, the folder of a run, or --csv, a progress.csv")
+    csv_path = Path(args.csv or Path(args.log_dir, "progress.csv"))
+    out = Path(args.out) if args.out else csv_path.with_name("results.xlsx")
+    if args.out and not out.absolute().parent.is_dir():
+        raise InputError(f"the folder of --out {out} does not exist; make it first")
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; give a file name that ends in .xlsx")
+    pictures = sorted(csv_path.parent.glob("samples/*.png"))
+    export_workbook(csv_path, out, picture=pictures[-1] if pictures else None)
+    print(out.absolute())
+
+
+def create_parser() -> cli.Parser:
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--log_dir", default="", help="folder of a run, which has a progress.csv")
+    parser.add_argument("--csv", default="", help="the log itself, instead of --log_dir")
+    parser.add_argument("--out", default="", help="workbook to write (empty: results.xlsx beside)")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)
