@@ -1,0 +1,105 @@
+"""Reading a UNet's flags from its ``state_dict``, to say which flag makes a checkpoint fit."""
+
+import re
+from collections.abc import Mapping
+
+import torch as th
+
+from .errors import InputError
+
+Weights = Mapping[str, th.Tensor]
+
+
+def infer_flags(weights: Weights) -> dict[str, object]:
+    """The flags that shaped a ``UNetModel``'s weights, as far as the weights show them.
+
+    ``attention_levels`` stands for ``attention_resolutions``: how often the image was halved where
+    attention sits. The number of heads leaves no trace in the weights.
+
+    :return: flags by name; empty for weights of anything but a ``UNetModel``.
+    """
+    if "input_blocks.0.0.weight" not in weights or "out.2.weight" not in weights:
+        return {}
+    channels, in_channels = weights["input_blocks.0.0.weight"].shape[:2]
+    images, outputs = _image_channels(in_channels, weights["out.2.weight"].shape[0])
+    levels = _levels(weights)
+    first = weights["input_blocks.1.0.in_layers.2.weight"].shape[0]
+    embedding = weights["input_blocks.1.0.emb_layers.1.weight"].shape[0]
+    label_embedding = weights.get("label_emb.weight")
+    return {
+        "num_channels": channels,
+        "in_channels": images,
+        "super_resolution": in_channels != images,
+        "learn_sigma": outputs == 2 * images,
+        "num_res_blocks": len(levels[0]),
+        "channel_mult": ",".join(f"{_width(weights, level[0]) / channels:g}" for level in levels),
+        "attention_levels": [
+            depth for depth, level in enumerate(levels) if _has_attention(weights, level[0])
+        ],
+        "use_scale_shift_norm": embedding == 2 * first,
+        "class_cond": label_embedding is not None,
+        "num_classes": None if label_embedding is None else label_embedding.shape[0],
+    }
+
+
+def _image_channels(in_channels: int, out_channels: int) -> tuple[int, int]:
+    """Channels of the images: a super-resolution model takes twice as many as it makes."""
+    doubled = in_channels % 2 == 0 and out_channels in (in_channels // 2, in_channels)
+    if doubled and in_channels != out_channels:
+        return in_channels // 2, out_channels
+    if doubled and in_channels == 6:  # 6 in, 6 out: colour, super-resolution, learned variance
+        return 3, out_channels
+    return in_channels, out_channels
+
+
+def _levels(weights: Weights) -> list[list[int]]:
+    """Numbers of the residual input blocks, grouped by resolution."""
+    found = (re.match(r"input_blocks\.(\d+)\.", name) for name in weights)
+    numbers = sorted({int(match.group(1)) for match in found if match})
+    levels: list[list[int]] = [[]]
+    for number in numbers[1:]:
+        if f"input_blocks.{number}.0.op.weight" in weights:
+            levels.append([])
+        else:
+            levels[-1].append(number)
+    return levels
+
+
+def _width(weights: Weights, number: int) -> int:
+    return weights[f"input_blocks.{number}.0.out_layers.3.weight"].shape[0]
+
+
+def _has_attention(weights: Weights, number: int) -> bool:
+    return f"input_blocks.{number}.1.qkv.weight" in weights
+
+
+def load_weights(model: th.nn.Module, weights: Weights, source: str) -> None:
+    """``model.load_state_dict(weights)`` that explains a misfit in one line.
+
+    :param source: the file's path, for the message.
+    :raises InputError: naming the flags that differ, or the first entry that does not fit.
+    """
+    own = model.state_dict()
+    misfits = sorted(own.keys() ^ weights.keys()) + sorted(
+        name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
+    )
+    if not misfits:
+        model.load_state_dict(weights)
+        return
+    raise InputError(f"{source} does not fit the model: {_difference(own, weights, misfits)}")
+
+
+def _difference(own: Weights, weights: Weights, misfits: list[str]) -> str:
+    here, there = infer_flags(own), infer_flags(weights)
+    differing = [flag for flag in there if here.get(flag) != there[flag]]
+    if here and differing:
+        said = (f"{flag} is {there[flag]} there and {here[flag]} here" for flag in differing)
+        return f"{'; '.join(said)}; give the flags that the checkpoint was trained with"
+    name = misfits[0]
+    if name not in weights:
+        what = "is missing there"
+    elif name not in own:
+        what = "is unknown here"
+    else:
+        what = f"has shape {list(weights[name].shape)} there, {list(own[name].shape)} here"
+    return f"{len(misfits)} entries differ, first {name}, which {what}"

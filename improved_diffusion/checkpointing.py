@@ -1,0 +1,161 @@
+"""Checkpoints: atomic files, finding them, and everything that is needed to go on exactly.
+
+A checkpoint after NNNNNN updates is ``modelNNNNNN.pt``, one ``ema_RATE_NNNNNN.pt`` a rate,
+``optNNNNNN.pt`` and ``stateNNNNNN.pt``. The last is written last, so a checkpoint is complete when
+it is there.
+"""
+
+import io
+import os
+import random
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from . import dist_util
+from .architecture import load_weights
+from .errors import InputError
+from .files import atomic_write, is_local
+
+STATE_VERSION = 1
+
+
+def join(folder: str, name: str) -> str:
+    """``folder/name``, where the folder may lie behind a URL."""
+    return os.path.join(folder, name) if is_local(folder) else f"{folder.rstrip('/')}/{name}"
+
+
+def list_folder(folder: str) -> list[str]:
+    """Names of the files in ``folder``; none where there is no such folder."""
+    if is_local(folder):
+        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    import blobfile as bf  # slow to import, and local runs have no use for it here
+
+    return sorted(bf.listdir(folder)) if bf.isdir(folder) else []
+
+
+def remove_file(path: str) -> None:
+    """Delete one file of a checkpoint."""
+    if is_local(path):
+        os.unlink(path)
+        return
+    import blobfile as bf
+
+    bf.remove(path)
+
+
+def save_file(path: str, value: Any) -> None:
+    """``torch.save`` that leaves the old file or the whole new one."""
+    buffer = io.BytesIO()  # torch.save seeks, which a cloud's files cannot
+    th.save(value, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
+    """Write the parts of a checkpoint, ``state`` last.
+
+    :param parts: content of each file by the beginning of its name: ``model``, ``ema_0.9999_``,
+        ``opt``, ``state``.
+    :return: path of the model's file.
+    :raises OSError: if the disk is full; older checkpoints are untouched then.
+    """
+    for prefix in sorted(parts, key=lambda name: name == "state"):
+        save_file(join(folder, f"{prefix}{step:06d}.pt"), parts[prefix])
+    return join(folder, f"model{step:06d}.pt")
+
+
+def complete_steps(folder: str) -> list[int]:
+    """Numbers of updates of the complete checkpoints in ``folder``, ascending."""
+    names = set(list_folder(folder))
+    states = (re.fullmatch(r"state(\d{6,})\.pt", name) for name in names)
+    steps = [match.group(1) for match in states if match]
+    return sorted(int(digits) for digits in steps if f"model{digits}.pt" in names)
+
+
+def newest_checkpoint(folder: str) -> str | None:
+    """Path of the model's file of the newest complete checkpoint in ``folder``."""
+    steps = complete_steps(folder)
+    return join(folder, f"model{steps[-1]:06d}.pt") if steps else None
+
+
+def remove_older_checkpoints(folder: str, keep: int) -> None:
+    """Delete all but the newest ``keep`` complete checkpoints; 0 keeps all."""
+    for step in complete_steps(folder)[:-keep] if keep else []:
+        pattern = re.compile(rf"(state|model|opt|ema_[^_]+_){step:06d}\.pt")
+        # The state goes first: what is left, should this be interrupted, does not count any more.
+        names = [name for name in list_folder(folder) if pattern.fullmatch(name)]
+        for name in sorted(names, key=lambda name: not name.startswith("state")):
+            remove_file(join(folder, name))
+
+
+def parse_resume_step_from_filename(filename: str) -> int:
+    """The NNNNNN of ``path/to/modelNNNNNN.pt``; 0 for a name of another form."""
+    match = re.search(r"model(\d+)\.[^./\\]*$", filename)
+    return int(match.group(1)) if match else 0
+
+
+def companion(model_path: str, prefix: str, step: int) -> str | None:
+    """Path of ``<prefix>NNNNNN.pt`` beside a model's file, if it is there."""
+    folder = re.split(r"[^/\\]*$", model_path)[0] or "."
+    name = f"{prefix}{step:06d}.pt"
+    return join(folder, name) if name in list_folder(folder) else None
+
+
+def load_model_file(path: str) -> dict[str, th.Tensor]:
+    """Load a model's or an EMA's ``state_dict``.
+
+    :raises InputError: if the file is missing, unsafe, or another part of a checkpoint.
+    """
+    state = dist_util.load_state_dict(path, map_location="cpu")
+    if isinstance(state, dict) and {"state", "param_groups"} <= state.keys():
+        raise InputError(f"{path} is an optimizer's file; give the model*.pt or ema_*.pt beside it")
+    if isinstance(state, dict) and "version" in state and "updates" in state:
+        raise InputError(f"{path} is a run's state; give the model*.pt or ema_*.pt beside it")
+    if not isinstance(state, dict) or not all(isinstance(v, th.Tensor) for v in state.values()):
+        raise InputError(f"{path} holds no model weights; give a model*.pt or ema_*.pt file")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """State of the global generators of Python, numpy and torch, as plain values and tensors."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": [version, th.tensor(numbers, dtype=th.int64), gauss],
+        "numpy": [name, th.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": th.get_rng_state(),
+    }
+    if th.cuda.is_available():
+        state["cuda"] = th.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put the global generators where :func:`random_state` found them."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    th.set_rng_state(state["torch"])
+    if "cuda" in state and th.cuda.is_available():
+        th.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch; each rank gets its own stream."""
+    seed = (seed + 1_000_003 * dist_util.rank()) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    th.manual_seed(seed)
+
+
+def load_into(model: th.nn.Module, path: str) -> None:
+    """Load a model's or an EMA's file into ``model``.
+
+    :raises InputError: if it cannot be loaded, or does not fit; names the flag that differs.
+    """
+    load_weights(model, load_model_file(path), path)

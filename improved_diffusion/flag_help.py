@@ -1,0 +1,62 @@
+"""What each flag means: the text of ``--help``, in one place for all scripts."""
+
+HELP = {
+    # the model
+    "image_size": "height and width of the images in pixels",
+    "large_size": "height and width of the images to make",
+    "small_size": "height and width of the images to start from",
+    "num_channels": "channels of the first level; a multiple of 32",
+    "num_res_blocks": "residual blocks of each level",
+    "num_heads": "attention heads",
+    "num_heads_upsample": "attention heads on the way up; -1 for as many as num_heads",
+    "attention_resolutions": "image heights at which attention sits, comma-separated",
+    "channel_mult": "channels of each level as multiples of num_channels, such as 1,2,2,2; "
+    "empty for those that go with the image size",
+    "dropout": "probability of dropping an activation while training",
+    "class_cond": "condition on class labels, taken from the file names up to the first _",
+    "num_classes": "number of classes of a class-conditional model",
+    "use_checkpoint": "recompute activations in the backward pass: less memory, more time",
+    "use_scale_shift_norm": "let the timestep scale and shift the normalised activations",
+    # the diffusion
+    "diffusion_steps": "timesteps of the diffusion",
+    "noise_schedule": "linear, cosine or polynomial",
+    "poly_power": "power of the polynomial schedule; 1 is the linear one, more holds noise back",
+    "timestep_respacing": "timesteps to use, such as 250, 10,15,20 (of equal parts) or ddim50; "
+    "empty for all",
+    "learn_sigma": "let the model learn the variances",
+    "sigma_small": "use the posterior's variance rather than beta, where it is not learned",
+    "use_kl": "train on the variational bound",
+    "predict_xstart": "predict the image rather than the noise",
+    "rescale_timesteps": "show the model timesteps scaled to 0..1000",
+    "rescale_learned_sigmas": "scale the bound's share of the loss by diffusion_steps / 1000",
+    # training
+    "data_dir": "folder of images; empty for datasets/cifar_train of the project",
+    "schedule_sampler": "which timesteps to train on: uniform or loss-second-moment",
+    "lr": "learning rate",
+    "weight_decay": "weight decay of AdamW",
+    "lr_anneal_steps": "updates over which the learning rate falls to 0, and the end; 0 for never",
+    "batch_size": "images at a time",
+    "microbatch": "images whose activations are held at a time while training; -1 for batch_size",
+    "ema_rate": "rates of the moving averages of the weights, comma-separated",
+    "log_interval": "updates between two lines of the log",
+    "save_interval": "updates between two checkpoints",
+    "resume_checkpoint": "a modelNNNNNN.pt to go on from, or auto for the newest in log_dir",
+    "use_fp16": "the same as --precision fp16",
+    "fp16_scale_growth": "growth of the base-2 logarithm of fp16's loss scale with each update",
+    "precision": "arithmetic of the model: fp32, bf16 or fp16 (GPU only)",
+    "max_steps": "updates to make in all; 0 for no end",
+    "max_skipped": "updates in a row that may be skipped as not finite before the run gives up",
+    "keep_checkpoints": "checkpoints to keep, newest first; 0 for all",
+    "seed": "seed of all random numbers",
+    "log_dir": "folder of the run's files; empty for OPENAI_LOGDIR, "
+    "or else runs/<script>-<date-time> of the project",
+    "on_bad_image": "what to do with a file that cannot be read: error, or skip it",
+    "num_workers": "processes that read images ahead; 0 reads them between updates",
+    "num_threads": "threads to compute with; 0 for one a processor",
+    # sampling and evaluation
+    "model_path": "a model*.pt or ema_*.pt file",
+    "num_samples": "how many images",
+    "clip_denoised": "clip the predicted image to the range of pixels at each step",
+    "use_ddim": "sample with DDIM",
+    "base_samples": "the .npz file of small images to start from",
+}

@@ -1,0 +1,499 @@
+"""Folders of images as an endless, repeatable stream of training batches."""
+
+import hashlib
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import InputError
+from .files import is_local
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
+# What Pillow may decode, whatever a file is called: some formats that it knows start programs.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MAX_PIXELS = 2**27
+STATE_KEYS = ("seed", "batch_size", "num_shards", "count", "names", "epoch", "position")
+
+
+class BadImageWarning(UserWarning):
+    """An unreadable image was left out; the message names the file."""
+
+
+def load_data(
+    *,
+    data_dir: str | os.PathLike,
+    batch_size: int,
+    image_size: int,
+    class_cond: bool = False,
+    deterministic: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    random_flip: bool = False,
+    in_channels: int = 3,
+    on_bad_image: str = "error",
+    drop_last: bool = True,
+    shard: int = 0,
+    num_shards: int = 1,
+) -> "BatchStream":
+    """Stream the images below ``data_dir`` as ``(batch, cond)`` without end.
+
+    ``batch`` is float32 [N, C, H, W] in [-1, 1]; ``cond`` is ``{"y": int64 [N]}`` if
+    ``class_cond``, else ``{}``. The class of an image is its file name up to the first ``_``;
+    classes are numbered in the sorted order of their names.
+
+    :param data_dir: a folder, searched recursively, or a blobfile URL.
+    :param image_size: height and width of the square images that come out.
+    :param deterministic: take the images in the order of their names, every epoch.
+    :param seed: with the epoch's number, decides that epoch's order and flips.
+    :param num_workers: processes that read ahead; 0 reads in this one. The batches are the same.
+    :param random_flip: mirror every other image, left to right, at random.
+    :param in_channels: 1 for grey, 3 for colour, 4 for colour with alpha.
+    :param on_bad_image: ``"error"``, or ``"skip"`` to put the next readable image of the folder in
+        the place of one that cannot be read, with one :class:`BadImageWarning` a file.
+    :param drop_last: leave out an epoch's last batch where it is not full.
+    :param shard: which of ``num_shards`` disjoint parts of every epoch to yield. All parts have
+        the same length; up to ``num_shards - 1`` images are left out of an epoch for that.
+    :raises InputError: if the folder is missing, has no or too few images, or names without a
+        class although ``class_cond``; while iterating, if an image cannot be read.
+    """
+    _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+    _require(seed >= 0, f"the seed must not be negative, got {seed}")
+    _require(num_workers >= 0, f"num_workers must not be negative, got {num_workers}")
+    folder = os.fspath(data_dir)
+    names = list_images(folder, allow_empty_files=on_bad_image == "skip")
+    needed = num_shards * (batch_size if drop_last else 1)
+    _require(
+        len(names) >= needed,
+        f"{folder} has {len(names)} images, fewer than a batch ({needed}): "
+        "lower the batch size or add images",
+    )
+    dataset = ImageDataset(
+        image_size,
+        [f"{folder.rstrip('/')}/{name}" for name in names],
+        class_indices(names, folder)[1] if class_cond else None,
+        in_channels=in_channels,
+        on_bad_image=on_bad_image,
+    )
+    return BatchStream(
+        dataset=dataset,
+        folder=folder,
+        names=names,
+        batch_size=batch_size,
+        shuffle=not deterministic,
+        seed=seed,
+        num_workers=num_workers,
+        random_flip=random_flip,
+        drop_last=drop_last,
+        shard=shard,
+        num_shards=num_shards,
+    )
+
+
+class ImageDataset(Dataset):
+    """Images as ``(float32 [C, H, W] in [-1, 1], cond)`` with ``cond = {"y": int64}`` or ``{}``.
+
+    :param resolution: height and width; an image is scaled by its shorter side and centre-cropped.
+    :param image_paths: local paths or blobfile URLs.
+    :param classes: a class number for each path.
+    :param shard: take every ``num_shards``-th path, starting with this one.
+    :raises InputError: for an impossible argument; on reading, for an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        image_paths: Sequence[str],
+        classes: Sequence[int] | None = None,
+        shard: int = 0,
+        num_shards: int = 1,
+        *,
+        in_channels: int = 3,
+        on_bad_image: str = "error",
+    ):
+        super().__init__()
+        _require(resolution >= 1, f"the image size must be at least 1, got {resolution}")
+        _require(in_channels in MODES, f"in_channels must be 1, 3 or 4, got {in_channels}")
+        _require(
+            on_bad_image in ("error", "skip"),
+            f"on_bad_image must be error or skip, got {on_bad_image!r}",
+        )
+        _check_shard(shard, num_shards)
+        self.resolution = resolution
+        self.in_channels = in_channels
+        self.on_bad_image = on_bad_image
+        self.local_images = image_paths[shard::num_shards]
+        self.local_classes = None if classes is None else classes[shard::num_shards]
+        self._bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.local_images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        pixels, used, complaints = self.read(index)
+        for complaint in complaints:
+            warnings.warn(complaint, BadImageWarning, stacklevel=2)
+        cond = {} if self.local_classes is None else {"y": np.int64(self.local_classes[used])}
+        return _to_floats(pixels[None])[0], cond
+
+    def read(self, index: int) -> tuple[np.ndarray, int, list[str]]:
+        """Read image ``index``, or the next readable one under ``on_bad_image="skip"``.
+
+        Returns its pixels, uint8 [H, W, C]; the index of the image that they are of; and a line on
+        every bad file that was met for the first time.
+        """
+        complaints = []
+        for used in chain(range(index, len(self)), range(index)):
+            if used in self._bad:
+                continue
+            try:
+                pixels = read_image(self.local_images[used], self.resolution, self.in_channels)
+            except InputError as error:
+                if self.on_bad_image == "error":
+                    raise
+                self._bad[used] = str(error)
+                complaints.append(f"left out: {error}")
+            else:
+                return pixels, used, complaints
+        raise InputError(f"none of the {len(self)} images is readable: {self._bad[index]}")
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BatchStream:
+    """An endless iterator of ``(batch, cond)``; see :func:`load_data`.
+
+    What comes next depends on the seed, the epoch and the position in it alone, so that
+    ``state_dict`` is a few numbers and a stream that loads it goes on bit for bit.
+    """
+
+    dataset: ImageDataset
+    folder: str
+    names: Sequence[str]
+    batch_size: int
+    shuffle: bool
+    seed: int
+    num_workers: int
+    random_flip: bool
+    drop_last: bool
+    shard: int
+    num_shards: int
+
+    def __post_init__(self) -> None:
+        _check_shard(self.shard, self.num_shards)
+        share = len(self.names) // self.num_shards
+        last = 0 if self.drop_last else self.batch_size - 1
+        self.batches_per_epoch = (share + last) // self.batch_size
+        self.epoch = 0
+        self.position = 0
+        self._results: Iterator[_Result] | None = None
+        self._complaints: set[str] = set()
+
+    def __iter__(self) -> "BatchStream":
+        return self
+
+    def __next__(self) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        if self._results is None:
+            self._results = self._start()
+        result = next(self._results)
+        if result.error is not None:
+            self.close()
+            raise InputError(result.error)
+        for complaint in result.complaints:
+            if complaint not in self._complaints:  # every worker meets a bad file by itself
+                self._complaints.add(complaint)
+                warnings.warn(complaint, BadImageWarning, stacklevel=2)
+        self.position += 1
+        if self.position == self.batches_per_epoch:
+            self.epoch, self.position = self.epoch + 1, 0
+        cond = {} if result.classes is None else {"y": th.from_numpy(result.classes)}
+        return th.from_numpy(_to_floats(result.pixels)), cond
+
+    def summary(self) -> dict[str, Any]:
+        """Describe the data: ``folder``, ``images`` (count), ``classes``, ``image_size``.
+
+        ``classes`` is a list of names, or None where the file names carry no label.
+        """
+        labelled = all(_class_of(name) for name in self.names)
+        return {
+            "folder": self.folder,
+            "images": len(self.names),
+            "classes": class_indices(self.names, self.folder)[0] if labelled else None,
+            "image_size": self.dataset.resolution,
+        }
+
+    def state_dict(self) -> dict[str, int | str]:
+        """What a stream over the same folder needs to go on after the last batch that it yielded.
+
+        It is the same for all shards.
+        """
+        return {**self._identity, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Go on where the stream that made ``state`` stood.
+
+        :raises InputError: if the folder, the seed, the batch size or the number of shards is not
+            that stream's, or if ``state`` is not a stream's at all.
+        """
+        if not isinstance(state, dict) or set(state) != set(STATE_KEYS):
+            raise InputError(f"not the state of a data stream: expected {', '.join(STATE_KEYS)}")
+        for key in ("seed", "batch_size", "num_shards"):
+            if state[key] != self._identity[key]:
+                raise InputError(
+                    f"the data order to continue was made with {key} {state[key]}, "
+                    f"not {self._identity[key]}: use the same value"
+                )
+        count = len(self.names)
+        if state["count"] != count:
+            raise InputError(
+                f"{self.folder} has {count} images, but had {state['count']} when the run was "
+                "saved: restore the folder or start a new run"
+            )
+        if state["names"] != self._identity["names"]:
+            raise InputError(
+                f"{self.folder} has {count} images as when the run was saved, but their names "
+                "differ: restore the folder or start a new run"
+            )
+        self.close()
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def close(self) -> None:
+        """Stop the processes that read ahead; the stream starts them anew when it is used."""
+        self._results = None
+
+    @cached_property
+    def _identity(self) -> dict[str, int | str]:
+        names = "\0".join(self.names).encode("utf-8", "surrogateescape")
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "num_shards": self.num_shards,
+            "count": len(self.names),
+            "names": hashlib.sha256(names).hexdigest(),
+        }
+
+    def _start(self) -> Iterator["_Result"]:
+        reader = _BatchReader(self.dataset)
+        plans = self._plans(self.epoch, self.position)
+        if self.num_workers == 0:
+            return map(reader.__getitem__, plans)
+        loader = DataLoader(
+            reader,
+            sampler=plans,
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_the_parent,
+            generator=th.Generator(),  # or it would draw from torch's global one
+        )
+        return iter(loader)
+
+    def _plans(self, epoch: int, position: int) -> Iterator["_Plan"]:
+        """Which images make each batch, and which of them are mirrored, from a point on."""
+        size = self.batch_size
+        while True:
+            indices, flips = self._order(epoch)
+            for batch in range(position, self.batches_per_epoch):
+                part = slice(batch * size, (batch + 1) * size)
+                yield indices[part], flips[part]
+            epoch, position = epoch + 1, 0
+
+    def _order(self, epoch: int) -> "_Plan":
+        count = len(self.names)
+        rng = np.random.default_rng([self.seed, epoch])
+        indices = rng.permutation(count) if self.shuffle else np.arange(count)
+        flips = rng.random(count) < (0.5 if self.random_flip else 0.0)
+        whole = count - count % self.num_shards
+        part = slice(self.shard, whole, self.num_shards)
+        return indices[part], flips[part]
+
+
+_Plan = tuple[np.ndarray, np.ndarray]  # int64 [N] image indices, bool [N] flips
+
+
+class _Result(NamedTuple):
+    pixels: np.ndarray | None = None  # uint8 [N, H, W, C]
+    classes: np.ndarray | None = None  # int64 [N]
+    complaints: tuple[str, ...] = ()
+    # Carried as a value: an exception would leave a worker process with its traceback as message.
+    error: str | None = None
+
+
+class _BatchReader(Dataset):
+    """From the plan of a batch to its pixels, in this process or in a worker."""
+
+    def __init__(self, dataset: ImageDataset):
+        self._dataset = dataset
+
+    def __getitem__(self, plan: _Plan) -> _Result:
+        pixels, used, complaints = [], [], []
+        try:
+            for index, flip in zip(*plan, strict=True):
+                image, source, new_complaints = self._dataset.read(int(index))
+                pixels.append(image[:, ::-1] if flip else image)
+                used.append(source)
+                complaints += new_complaints
+        except InputError as error:
+            return _Result(error=str(error))
+        classes = self._dataset.local_classes
+        if classes is not None:
+            classes = np.array([classes[index] for index in used], dtype=np.int64)
+        return _Result(np.stack(pixels), classes, tuple(complaints))
+
+
+def list_images(folder: str, *, allow_empty_files: bool = False) -> list[str]:
+    """List the images below ``folder``: paths relative to it, parts joined by ``/``, sorted.
+
+    Hidden files and folders (whose name starts with a dot) are left out.
+
+    :raises InputError: if ``folder`` is no folder or holds no images, or, unless
+        ``allow_empty_files``, if one of them has no bytes.
+    """
+    if is_local(folder):
+        scan, is_folder, exists = _scan_local, os.path.isdir, os.path.exists
+    else:
+        import blobfile as bf  # slow to import, and local folders have no use for it
+
+        scan, is_folder, exists = bf.scandir, bf.isdir, bf.exists
+    if not is_folder(folder):
+        reason = "is not a folder" if exists(folder) else "does not exist"
+        raise InputError(f"image folder {folder} {reason}")
+    names = list(_walk(scan, folder, "", ()))
+    if not names:
+        kinds = " ".join(extension[1:] for extension in EXTENSIONS)
+        raise InputError(f"no images ({kinds}) in {folder}")
+    if is_local(folder) and not allow_empty_files:
+        for name in names:
+            if os.path.getsize(f"{folder}/{name}") == 0:
+                raise InputError(f"cannot read image {folder}/{name}: it has no bytes")
+    return names
+
+
+def class_indices(names: Sequence[str], folder: str = ".") -> tuple[list[str], list[int]]:
+    """Class names in sorted order, and the index into them of every file in ``names``.
+
+    :raises InputError: naming the first file without a class, in ``folder``.
+    """
+    labels = [_class_of(name) for name in names]
+    if not all(labels):
+        unlabelled = names[labels.index("")]
+        raise InputError(
+            f"{folder}/{unlabelled} carries no class label: name the files <class>_<number>.png, "
+            "or train without class_cond"
+        )
+    classes = sorted(set(labels))
+    numbers = {label: number for number, label in enumerate(classes)}
+    return classes, [numbers[label] for label in labels]
+
+
+def read_image(path: str, resolution: int, in_channels: int = 3) -> np.ndarray:
+    """Read, scale and crop one image file: uint8 [resolution, resolution, in_channels].
+
+    :raises InputError: naming the file, if it is missing, broken, no image of a known format, or
+        claims more than ``MAX_PIXELS`` pixels.
+    """
+    try:
+        with _open(path) as file, Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
+            image = fit(image, resolution).convert(MODES[in_channels])
+            return np.asarray(image).reshape(resolution, resolution, in_channels)
+    except MemoryError:
+        raise
+    except Exception as error:  # a decoder raises whatever it stumbles over in a broken file
+        reason = str(error) or type(error).__name__
+        raise InputError(f"cannot read image {path}: {' '.join(reason.split())}") from error
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """Scale the shorter side to ``resolution`` and cut a square out of the middle.
+
+    A large image is first halved with a box filter, as often as its shorter side allows: bicubic
+    interpolation alone would alias.
+    """
+    while min(image.size) >= 2 * resolution:
+        width, height = image.size
+        image = image.resize((width // 2, height // 2), resample=Image.Resampling.BOX)
+    if min(image.size) != resolution:
+        scale = resolution / min(image.size)
+        size = tuple(round(side * scale) for side in image.size)
+        image = image.resize(size, resample=Image.Resampling.BICUBIC)
+    if image.size == (resolution, resolution):
+        return image
+    left, top = ((side - resolution) // 2 for side in image.size)
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+class _Entry(NamedTuple):
+    """What :func:`_walk` needs of blobfile's directory entries."""
+
+    path: str
+    name: str
+    is_dir: bool
+
+
+def _scan_local(folder: str) -> Iterator[_Entry]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield _Entry(entry.path, entry.name, entry.is_dir())
+
+
+def _walk(
+    scan: Callable[[str], Iterable[_Entry]], folder: str, prefix: str, parents: tuple[str, ...]
+) -> Iterator[str]:
+    parents = (*parents, os.path.realpath(folder))
+    for entry in sorted(scan(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir:
+            if os.path.realpath(entry.path) not in parents:  # a link to a folder around it
+                yield from _walk(scan, entry.path, f"{prefix}{entry.name}/", parents)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            yield prefix + entry.name
+
+
+def _class_of(name: str) -> str:
+    label, underscore, _ = name.rpartition("/")[2].partition("_")
+    return label if underscore else ""
+
+
+def _open(path: str):
+    if is_local(path):
+        return open(path, "rb")
+    import blobfile as bf  # slow to import, and local files have no use for it
+
+    return bf.BlobFile(path, "rb")
+
+
+def _to_floats(pixels: np.ndarray) -> np.ndarray:
+    """From uint8 [N, H, W, C] to float32 [N, C, H, W] in [-1, 1]."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches the whole process group, but the parent still needs batches to end in order.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_is(result: _Result) -> _Result:
+    return result
+
+
+def _check_shard(shard: int, num_shards: int) -> None:
+    _require(0 <= shard < num_shards, f"shard must lie in [0, {num_shards}), got {shard}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)

@@ -1,0 +1,190 @@
+"""A run's folder: where it lies, who holds it, what it says about itself first and last."""
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import __version__, dist_util, logger
+from .errors import InputError
+from .files import atomic_write_text
+
+PROJECT = Path(__file__).resolve().parent.parent
+CONFIG_NAME = "config.json"
+LOCK_NAME = ".lock"
+VERSIONED = ("torch", "numpy", "pandas", "openpyxl", "pillow", "blobfile")
+# What a run may change when it goes on; everything else shapes its numbers.
+MAY_CHANGE = frozenset(
+    {
+        "data_dir",
+        "ema_rate",
+        "fp16_scale_growth",
+        "keep_checkpoints",
+        "log_dir",
+        "log_interval",
+        "lr",
+        "lr_anneal_steps",
+        "max_skipped",
+        "max_steps",
+        "num_threads",
+        "num_workers",
+        "on_bad_image",
+        "precision",
+        "resume_checkpoint",
+        "save_interval",
+        "use_fp16",
+        "weight_decay",
+    }
+)
+
+
+def default_log_dir(script: str) -> str:
+    """``$OPENAI_LOGDIR``, else ``runs/<script>-<date-time>`` of the project."""
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
+    return os.environ.get("OPENAI_LOGDIR") or str(PROJECT / "runs" / f"{script}-{now}")
+
+
+def find_data_dir(data_dir: str, default: str = "cifar_train") -> str:
+    """``data_dir``, or if none is given the project's ``datasets/<default>``.
+
+    :raises InputError: if there is neither; names the commands that prepare data.
+    """
+    if data_dir:
+        return data_dir
+    cifar = PROJECT / "datasets" / default
+    if cifar.is_dir():
+        return str(cifar)
+    raise InputError(
+        f"no --data_dir given, and {cifar} does not exist; run `python datasets/cifar10.py` "
+        "(downloads CIFAR-10) or `python datasets/digits.py` (needs no network) and give --data_dir"
+    )
+
+
+@contextlib.contextmanager
+def open_run(script: str, log_dir: str, *, table: bool = False) -> Iterator[str]:
+    """Configure the logger in the run's folder, and print that folder first and last.
+
+    The folder is held until the block ends: a second run in it is refused, and a crash sets it
+    free.
+
+    :param script: name of the script, for the default folder.
+    :param log_dir: the folder, or "" for :func:`default_log_dir`.
+    :param table: whether the run logs values, for a progress.csv.
+    :return: absolute path of the folder.
+    :raises InputError: if the folder cannot be written, or another run holds it.
+    """
+    folder = os.path.abspath(os.path.expanduser(log_dir or default_log_dir(script)))
+    with contextlib.ExitStack() as stack:
+        if dist_util.rank() == 0:
+            _make_folder(folder)
+            stack.enter_context(_held(folder))
+        logger.configure(folder, format_strs=_formats(table))
+        try:
+            yield folder
+        finally:
+            if dist_util.rank() == 0:
+                print(f"Results are in {folder}", flush=True)
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the log directory {folder} ({error.strerror}); give another --log_dir"
+        ) from None
+
+
+@contextlib.contextmanager
+def _held(folder: str) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # comes with torch and blobfile
+
+    try:
+        lock = FileLock(os.path.join(folder, LOCK_NAME), timeout=0).acquire()
+    except Timeout:
+        raise InputError(
+            f"another run is writing to {folder}; give another --log_dir or wait for it to end"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the log directory {folder} ({error.strerror}); give another --log_dir"
+        ) from None
+    with lock:
+        yield
+
+
+def _formats(table: bool) -> list[str] | None:
+    """One plain line a log line rather than the reference's table, unless asked for otherwise."""
+    if "OPENAI_LOG_FORMAT" in os.environ or dist_util.rank() > 0:
+        return None
+    return ["line", "log", "csv"] if table else ["line", "log"]
+
+
+def write_config(folder: str, script: str, flags: Mapping[str, Any], **about: Any) -> None:
+    """Write ``config.json``: flags, versions, processor and whatever else is known of the run."""
+    config = {
+        "script": script,
+        "flags": dict(flags),
+        **about,
+        "versions": versions(),
+        "processor": processor_name(),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    if dist_util.rank() == 0:
+        text = json.dumps(config, indent=2, default=str) + "\n"
+        atomic_write_text(os.path.join(folder, CONFIG_NAME), text)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what it computes with."""
+    installed = {}
+    for name in VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return {"improved_diffusion": __version__, "python": platform.python_version(), **installed}
+
+
+def processor_name() -> str:
+    """The processor's name as the system gives it."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def check_resumed_flags(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Compare the flags of a checkpoint with those of the run that goes on from it.
+
+    Changes that do no harm are logged.
+
+    :raises InputError: naming every flag that must stay, with both values.
+    """
+    changed = [key for key in saved.keys() & given.keys() if saved[key] != given[key]]
+    fatal = sorted(key for key in changed if key not in MAY_CHANGE)
+    if fatal:
+        said = "; ".join(f"--{key} was {saved[key]} and is {given[key]} now" for key in fatal)
+        raise InputError(f"cannot resume with other flags: {said}; give the checkpoint's values")
+    for key in sorted(set(changed) - {"log_dir", "resume_checkpoint"}):
+        logger.log(f"Resuming with --{key} {given[key]} (was {saved[key]})")
+
+
+def command_to_continue(folder: str) -> str:
+    """The command line that takes this run up again."""
+    dropped = ("--log_dir", "--resume_checkpoint")
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word in dropped:
+            next(words, None)
+        elif not word.startswith(tuple(f"{flag}=" for flag in dropped)):
+            kept.append(word)
+    command = ["python", sys.argv[0], *kept, "--log_dir", folder, "--resume_checkpoint", "auto"]
+    return shlex.join(command)

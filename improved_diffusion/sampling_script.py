@@ -1,0 +1,128 @@
+"""What the sampling and evaluation scripts share: their flags, the model, batches, files."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from . import dist_util, logger
+from .checkpointing import load_into
+from .errors import InputError
+from .files import atomic_write
+from .gaussian_diffusion import GaussianDiffusion
+from .image_grid import save_grid, to_uint8
+from .precision import Precision
+
+GRID_IMAGES = 64  # of the picture beside the .npz
+
+
+def sampling_defaults() -> dict[str, Any]:
+    """Defaults of the flags of sampling: the reference's, and ours behind them."""
+    return {
+        "clip_denoised": True,
+        "num_samples": 10000,
+        "batch_size": 16,
+        "use_ddim": False,
+        "model_path": "",
+        "seed": 0,
+        "log_dir": "",
+        "precision": "fp32",
+    }
+
+
+def check_counts(**counts: int) -> None:
+    """:raises InputError: naming the flag whose value is below 1."""
+    for flag, value in counts.items():
+        if value < 1:
+            raise InputError(f"--{flag} must be at least 1, got {value}")
+
+
+def load_trained(model: th.nn.Module, model_path: str) -> th.nn.Module:
+    """Load a checkpoint into ``model`` and make it ready to evaluate.
+
+    :raises InputError: if no path was given, or its file does not fit.
+    """
+    if not model_path:
+        raise InputError("no --model_path given; name a model*.pt or ema_*.pt file of a training")
+    load_into(model, model_path)
+    return model.to(dist_util.dev()).eval()
+
+
+def in_precision(model: th.nn.Module, name: str) -> Callable[..., th.Tensor]:
+    """``model`` as a function that computes in the precision of that name.
+
+    :raises InputError: for an unknown precision, or one that this machine does not have.
+    """
+    precision = Precision(name, dist_util.dev())
+
+    def call(*args: Any, **kwargs: Any) -> th.Tensor:
+        with precision.autocast():
+            return model(*args, **kwargs)
+
+    return call
+
+
+def sample_batch(
+    diffusion: GaussianDiffusion,
+    model: Callable[..., th.Tensor],
+    shape: tuple[int, ...],
+    model_kwargs: dict[str, Any],
+    *,
+    use_ddim: bool,
+    clip_denoised: bool,
+) -> np.ndarray:
+    """Sample one batch on each rank.
+
+    :param shape: [N, C, H, W] of each rank's batch.
+    :return: the ranks' images, uint8 [N x ranks, H, W, C].
+    """
+    loop = diffusion.ddim_sample_loop if use_ddim else diffusion.p_sample_loop
+    sample = loop(
+        model,
+        shape,
+        clip_denoised=clip_denoised,
+        model_kwargs=model_kwargs,
+        device=dist_util.dev(),
+        progress=dist_util.rank() == 0 and sys.stderr.isatty(),
+    )
+    return dist_util.all_gather_cat(to_uint8(sample)).cpu().numpy()
+
+
+Labelled = tuple[np.ndarray, np.ndarray | None]
+
+
+def collect(batches: Iterator[Labelled], num_samples: int) -> Labelled:
+    """Gather batches of images (and labels) until there are ``num_samples``."""
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    count = 0
+    while count < num_samples:
+        batch, batch_labels = next(batches)
+        images.append(batch)
+        if batch_labels is not None:
+            labels.append(batch_labels)
+        count += len(batch)
+        logger.log(f"created {min(count, num_samples)} of {num_samples} samples")
+    cut = slice(num_samples)
+    return np.concatenate(images)[cut], np.concatenate(labels)[cut] if labels else None
+
+
+def save_samples(folder: str, images: np.ndarray, labels: np.ndarray | None) -> None:
+    """Write ``samples_NxHxWxC.npz`` (``arr_0``, labels as ``arr_1``) and a PNG grid beside it.
+
+    :param images: uint8 [N, H, W, C].
+    :param labels: int64 [N], or None.
+    """
+    if dist_util.rank() > 0:
+        return
+    stem = os.path.join(folder, f"samples_{'x'.join(map(str, images.shape))}")
+    arrays = [images] if labels is None else [images, labels]
+    with atomic_write(f"{stem}.npz") as file:
+        np.savez(file, *arrays)
+    save_grid(f"{stem}.png", images[:GRID_IMAGES])
+    logger.log(f"Saved {len(images)} samples to {stem}.npz")
+    shown = "" if len(images) <= GRID_IMAGES else f" (the first {GRID_IMAGES})"
+    logger.log(f"Picture of them{shown}: {stem}.png")

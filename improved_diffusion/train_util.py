@@ -1,0 +1,511 @@
+"""The training loop: batches in; updates, log lines and checkpoints out."""
+
+import contextlib
+import copy
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch as th
+import torch.distributed as dist
+
+from . import checkpointing, dist_util, logger
+from .checkpointing import parse_resume_step_from_filename
+from .errors import DivergedError, InputError
+from .gaussian_diffusion import GaussianDiffusion
+from .log_formats import cut_csv, cut_json
+from .nn import update_ema
+from .precision import Precision
+from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
+from .stopping import StopSignals
+
+__all__ = [
+    "TrainLoop",
+    "find_ema_checkpoint",
+    "find_resume_checkpoint",
+    "get_blob_logdir",
+    "log_loss_dict",
+    "parse_resume_step_from_filename",
+]
+
+Batch = tuple[th.Tensor, dict[str, th.Tensor]]
+
+
+class TrainLoop:
+    """Trains a model on batches, with AdamW, several EMAs, a log and checkpoints.
+
+    The arguments up to ``lr_anneal_steps`` are the reference's.
+
+    :param data: iterator of ``(images [N, C, H, W], cond)``; its ``state_dict`` and
+        ``load_state_dict``, if it has them, make resuming exact.
+    :param batch_size: images of an update on this rank.
+    :param microbatch: images to hold activations of at a time; -1 for the whole batch. Gradients
+        of microbatches are summed, as in the reference.
+    :param ema_rate: a rate, or several as a comma-separated string.
+    :param log_interval: updates between two log lines, each the mean over them.
+    :param save_interval: updates between two checkpoints.
+    :param resume_checkpoint: path of a ``modelNNNNNN.pt`` to go on from, or "".
+    :param lr_anneal_steps: lower the learning rate linearly to 0 over so many updates, and stop.
+    :param max_steps: stop after so many updates in all; 0 goes on without end.
+    :param precision: fp32, bf16 or fp16; ``use_fp16`` is short for the last.
+    :param keep_checkpoints: how many of the newest checkpoints to keep; 0 keeps all.
+    :param max_skipped: stop after so many updates in a row that were not finite.
+    :param flags: plain values to keep in the checkpoint, for whoever resumes it.
+    :raises InputError: for numbers out of range, or a checkpoint that does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: th.nn.Module,
+        diffusion: GaussianDiffusion,
+        data: Iterator[Batch],
+        batch_size: int,
+        microbatch: int,
+        lr: float,
+        ema_rate: float | str,
+        log_interval: int,
+        save_interval: int,
+        resume_checkpoint: str,
+        use_fp16: bool = False,
+        fp16_scale_growth: float = 1e-3,
+        schedule_sampler: ScheduleSampler | None = None,
+        weight_decay: float = 0.0,
+        lr_anneal_steps: int = 0,
+        max_steps: int = 0,
+        precision: str = "fp32",
+        keep_checkpoints: int = 0,
+        max_skipped: int = 20,
+        flags: dict[str, Any] | None = None,
+    ):
+        check_training_numbers(
+            batch_size=batch_size,
+            microbatch=microbatch,
+            log_interval=log_interval,
+            save_interval=save_interval,
+            lr=lr,
+        )
+        self.model = model
+        self.diffusion = diffusion
+        self.data = data
+        self.batch_size = batch_size
+        self.microbatch = microbatch if microbatch > 0 else batch_size
+        self.lr = lr
+        self.ema_rate = parse_ema_rates(ema_rate)
+        self.log_interval = log_interval
+        self.save_interval = save_interval
+        self.resume_checkpoint = find_resume_checkpoint() or resume_checkpoint
+        self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
+        self.weight_decay = weight_decay
+        self.lr_anneal_steps = lr_anneal_steps
+        self.max_steps = max_steps
+        self.keep_checkpoints = keep_checkpoints
+        self.max_skipped = max_skipped
+        self.flags = flags or {}
+
+        self.step = 0  # updates of this process; resume_step are those of earlier ones
+        self.resume_step = 0
+        self.global_batch = batch_size * dist_util.world_size()
+        self.skipped = self.skipped_in_a_row = 0
+        self.last_row_step = -1
+        self.last_saved: int | None = None
+        self._seconds_before = self._last_row_seconds = 0.0
+        self._started = time.monotonic()
+
+        device = dist_util.dev()
+        self.precision = Precision("fp16" if use_fp16 else precision, device, fp16_scale_growth)
+        self.model_params = list(model.parameters())
+        self.opt = th.optim.AdamW(
+            self.model_params,
+            lr=lr,
+            weight_decay=weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self._load_model()
+        self.ema_params = [copy.deepcopy(self.model_params) for _ in self.ema_rate]
+        self._load_companions()
+        self.use_ddp = dist_util.world_size() > 1
+        self.ddp_model = self._distributed(device) if self.use_ddp else model
+
+    @property
+    def updates(self) -> int:
+        """Finished updates, those before the last resume included."""
+        return self.step + self.resume_step
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def run_loop(self) -> None:
+        """Train until ``max_steps`` or ``lr_anneal_steps``, or until asked to stop.
+
+        SIGINT and SIGTERM let the update in hand finish; then everything is saved.
+
+        :raises SystemExit: with 128 plus the signal's number, after such a signal.
+        :raises DivergedError: after ``max_skipped`` updates in a row that were not finite.
+        """
+        self._started = time.monotonic()
+        with StopSignals() as stop, self._progress_bar() as bar:
+            while not self._finished() and not dist_util.any_rank(stop.received):
+                batch, cond = next(self.data)
+                self.run_step(batch, cond)
+                self.step += 1
+                self._report(bar)
+                if self.updates % self.save_interval == 0:
+                    self.save()
+                    if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
+                        return
+            if self.last_saved != self.updates:
+                self.save()
+            self._dump_unfinished_line()
+            self._export_results()
+        if signal_number := dist_util.any_rank(stop.received):
+            raise SystemExit(128 + signal_number)
+
+    def _finished(self) -> bool:
+        limits = [limit for limit in (self.max_steps, self.lr_anneal_steps) if limit]
+        return bool(limits) and self.updates >= min(limits)
+
+    def run_step(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
+        """Make one update from a batch, and add it to the log line in hand."""
+        self.forward_backward(batch, cond)
+        self._update()
+        self.log_step()
+
+    def forward_backward(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
+        """Sum the gradients of the batch's microbatches into ``grad``."""
+        self.opt.zero_grad(set_to_none=True)
+        device = dist_util.dev()
+        with self.precision.autocast():
+            for start in range(0, batch.shape[0], self.microbatch):
+                part = slice(start, start + self.microbatch)
+                is_last = start + self.microbatch >= batch.shape[0]
+                with contextlib.nullcontext() if is_last else self._no_sync():
+                    self._microbatch(
+                        batch[part].to(device), {k: v[part].to(device) for k, v in cond.items()}
+                    )
+
+    def _microbatch(self, images: th.Tensor, cond: dict[str, th.Tensor]) -> None:
+        t, weights = self.schedule_sampler.sample(images.shape[0], images.device)
+        losses = self.diffusion.training_losses(self.ddp_model, images, t, model_kwargs=cond)
+        if isinstance(self.schedule_sampler, LossAwareSampler):
+            self._inform_sampler(t, losses["loss"].detach())
+        log_loss_dict(self.diffusion, t, {k: v * weights for k, v in losses.items()})
+        loss = (losses["loss"] * weights).mean()
+        with th.autocast(images.device.type, enabled=False):
+            (loss * self.precision.loss_scale).backward()
+
+    def _inform_sampler(self, t: th.Tensor, losses: th.Tensor) -> None:
+        finite = th.isfinite(losses)  # one infinite loss would draw that timestep for ever
+        self.schedule_sampler.update_with_local_losses(t[finite], losses[finite])
+
+    def _update(self) -> None:
+        grads = [p.grad for p in self.model_params if p.grad is not None]
+        scale = self.precision.loss_scale
+        grad_norm = float(th.nn.utils.get_total_norm(grads))
+        if not self.precision.accept(grads, grad_norm):
+            self._skip_update()
+            return
+        self.skipped_in_a_row = 0
+        logger.logkv_mean("grad_norm", grad_norm / scale)
+        self._anneal_lr()
+        self.opt.step()
+        for rate, params in zip(self.ema_rate, self.ema_params, strict=True):
+            update_ema(params, self.model_params, rate=rate)
+
+    def _skip_update(self) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.precision.scales_loss:
+            logger.log(f"Gradient overflow: lg_loss_scale is {self.precision.lg_loss_scale} now")
+        else:
+            logger.warn(f"The update of step {self.updates} is not finite and was skipped")
+        if self.skipped_in_a_row >= self.max_skipped:
+            self._dump_unfinished_line()
+            raise DivergedError(self._divergence())
+
+    def _divergence(self) -> str:
+        folder = get_blob_logdir()
+        good = checkpointing.newest_checkpoint(folder) or self.resume_checkpoint
+        return (
+            f"training diverged: {self.skipped_in_a_row} updates in a row were not finite, up to "
+            f"step {self.updates} at learning rate {self.opt.param_groups[0]['lr']:g}; last good "
+            f"checkpoint: {good or 'none was saved yet'}; try a lower --lr"
+        )
+
+    def _anneal_lr(self) -> None:
+        if not self.lr_anneal_steps:
+            return
+        for group in self.opt.param_groups:
+            group["lr"] = self.lr * (1 - self.updates / self.lr_anneal_steps)
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def log_step(self) -> None:
+        """Put the step, the images seen and the loss scale into the log line in hand."""
+        logger.logkv("step", self.updates)
+        logger.logkv("samples", (self.updates + 1) * self.global_batch)
+        if self.precision.scales_loss:
+            logger.logkv("lg_loss_scale", self.precision.lg_loss_scale)
+        if self.skipped:
+            logger.logkv("skipped_updates", self.skipped)
+
+    def _report(self, bar: Any) -> None:
+        if bar is not None:
+            bar.update()
+            bar.set_postfix_str(f"loss {logger.getkvs().get('loss', float('nan')):.4f}", False)
+        if (self.updates - 1) % self.log_interval == 0:
+            self._dump_line()
+            self.last_row_step = self.updates - 1
+
+    def _dump_line(self) -> None:
+        seconds = self._seconds()
+        updates = self.updates - 1 - self.last_row_step
+        logger.logkv("wall_time", round(seconds, 3))
+        logger.logkv("steps_per_second", round(updates / (seconds - self._last_row_seconds), 4))
+        logger.dumpkvs()
+        self._last_row_seconds = seconds
+
+    def _dump_unfinished_line(self) -> None:
+        """Write the last few updates' means too; a resumed run replaces them by a full line."""
+        if logger.getkvs():
+            self._dump_line()
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    @contextlib.contextmanager
+    def _progress_bar(self) -> Iterator[Any]:
+        if dist_util.rank() > 0 or not sys.stderr.isatty():
+            yield None
+            return
+        from tqdm.auto import tqdm  # only where a bar is shown
+        from tqdm.contrib import DummyTqdmFile
+
+        limits = [limit for limit in (self.max_steps, self.lr_anneal_steps) if limit]
+        total = min(limits) if limits else None
+        with (
+            tqdm(total=total, initial=self.updates, unit="step", dynamic_ncols=True) as bar,
+            contextlib.redirect_stdout(DummyTqdmFile(sys.stdout)),
+        ):
+            yield bar
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint and the workbook; only rank 0 writes."""
+        ranks = self._gather_rank_states()
+        if dist_util.rank() == 0:
+            logger.log(f"Saving checkpoint {self.updates:06d}")
+            folder = get_blob_logdir()
+            checkpointing.save_checkpoint(folder, self.updates, self._checkpoint(ranks))
+            checkpointing.remove_older_checkpoints(folder, self.keep_checkpoints)
+            self._export_results()
+        self.last_saved = self.updates
+        if dist_util.world_size() > 1:
+            dist.barrier()
+
+    def _checkpoint(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        emas = zip(self.ema_rate, self.ema_params, strict=True)
+        return {
+            "model": self.model.state_dict(),
+            **{f"ema_{rate}_": self._as_state_dict(params) for rate, params in emas},
+            "opt": self.opt.state_dict(),
+            "state": {
+                "version": checkpointing.STATE_VERSION,
+                "updates": self.updates,
+                "last_row_step": self.last_row_step,
+                "skipped": [self.skipped, self.skipped_in_a_row],
+                "seconds": [self._seconds(), self._last_row_seconds],
+                "precision": self.precision.state_dict(),
+                "log_line": logger.get_current().state_dict(),
+                "flags": self.flags,
+                "ranks": ranks,
+            },
+        }
+
+    def _gather_rank_states(self) -> list[dict[str, Any]]:
+        mine = {
+            "random": checkpointing.random_state(),
+            "sampler": self.schedule_sampler.state_dict(),
+            "data": self.data.state_dict() if hasattr(self.data, "state_dict") else None,
+        }
+        if dist_util.world_size() == 1:
+            return [mine]
+        ranks: list[Any] = [None] * dist_util.world_size()
+        dist.all_gather_object(ranks, mine)
+        return ranks
+
+    def _as_state_dict(self, params: Iterable[th.Tensor]) -> dict[str, th.Tensor]:
+        """The model's ``state_dict`` with other values for its parameters."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return {**self.model.state_dict(), **dict(zip(names, params, strict=True))}
+
+    def _export_results(self) -> None:
+        folder = logger.get_dir()
+        progress = os.path.join(folder, "progress.csv") if folder else ""
+        if dist_util.rank() == 0 and os.path.exists(progress) and os.path.getsize(progress):
+            from .spreadsheet import export_workbook  # pandas is slow to import
+
+            try:
+                export_workbook(progress, os.path.join(folder, "results.xlsx"))
+            except InputError as error:  # a log that cannot be shown must not end the training
+                logger.warn(f"No workbook this time: {error}")
+
+    def _load_model(self) -> None:
+        if not self.resume_checkpoint:
+            dist_util.sync_params(self.model_params)
+            return
+        path = self.resume_checkpoint
+        self.resume_step = parse_resume_step_from_filename(path)
+        self.last_row_step = self.resume_step - 1
+        logger.log(f"Loading model from {path}")
+        checkpointing.load_into(self.model, path)
+
+    def _load_companions(self) -> None:
+        """Load what lies beside the model's file; say in one line what does not."""
+        if not self.resume_checkpoint:
+            return
+        missing = []
+        for i, rate in enumerate(self.ema_rate):
+            if not self._load_ema(i, rate):
+                missing.append(f"ema_{rate} (starts as a copy of the model)")
+        if not self._load_optimizer():
+            missing.append("opt (its moments start at zero)")
+        if not self._load_state():
+            missing.append("state (random numbers, sampler and data start anew)")
+        self._cut_log(self.last_row_step + 1)
+        if missing:
+            logger.warn(f"Not beside {self.resume_checkpoint}: {'; '.join(missing)}")
+        self.last_saved = self.updates if not missing else None
+
+    def _load_ema(self, i: int, rate: float) -> bool:
+        path = find_ema_checkpoint(self.resume_checkpoint, self.resume_step, rate)
+        if not path:
+            return False
+        state = checkpointing.load_model_file(path)
+        names = [name for name, _ in self.model.named_parameters()]
+        device = self.model_params[0].device
+        self.ema_params[i] = [state[name].to(device) for name in names]
+        return True
+
+    def _load_optimizer(self) -> bool:
+        path = checkpointing.companion(self.resume_checkpoint, "opt", self.resume_step)
+        if not path:
+            return False
+        fresh = self.opt.state_dict()["param_groups"]
+        state = dist_util.load_state_dict(path, map_location="cpu")
+        # The settings are this run's; parameters' numbers are the checkpoint's.
+        groups = zip(fresh, state["param_groups"], strict=True)
+        state["param_groups"] = [{**new, "params": old["params"]} for new, old in groups]
+        self.opt.load_state_dict(state)
+        return True
+
+    def _load_state(self) -> bool:
+        path = checkpointing.companion(self.resume_checkpoint, "state", self.resume_step)
+        if not path:
+            return False
+        state = dist_util.load_state_dict(path, map_location="cpu")
+        if len(state["ranks"]) != dist_util.world_size():
+            raise InputError(
+                f"{path} is of a run of {len(state['ranks'])} processes, this one has "
+                f"{dist_util.world_size()}; start as many, or move the state file away"
+            )
+        self.last_row_step = state["last_row_step"]
+        self.skipped, self.skipped_in_a_row = state["skipped"]
+        self._seconds_before, self._last_row_seconds = state["seconds"]
+        self.precision.load_state_dict(state["precision"])
+        logger.get_current().load_state_dict(state["log_line"])
+        mine = state["ranks"][dist_util.rank()]
+        self.schedule_sampler.load_state_dict(mine["sampler"])
+        if mine["data"] is not None and hasattr(self.data, "load_state_dict"):
+            self.data.load_state_dict(mine["data"])
+        checkpointing.restore_random_state(mine["random"])
+        return True
+
+    def _cut_log(self, step: int) -> None:
+        """Remove the log's rows of updates that this run is going to make again."""
+        folder = logger.get_dir()
+        if folder and dist_util.rank() == 0:
+            cut_csv(os.path.join(folder, "progress.csv"), step)
+            cut_json(os.path.join(folder, "progress.json"), step)
+
+    # -- several processes -----------------------------------------------------------------------
+
+    def _distributed(self, device: th.device) -> th.nn.Module:
+        ids = [device.index] if device.type == "cuda" else None
+        return th.nn.parallel.DistributedDataParallel(
+            self.model, device_ids=ids, broadcast_buffers=False, bucket_cap_mb=128
+        )
+
+    def _no_sync(self) -> contextlib.AbstractContextManager:
+        return self.ddp_model.no_sync() if self.use_ddp else contextlib.nullcontext()
+
+
+def check_training_numbers(
+    *, batch_size: int, microbatch: int, log_interval: int, save_interval: int, lr: float
+) -> None:
+    """:raises InputError: naming all numbers that no training can run with."""
+    problems = []
+    if batch_size < 1:
+        problems.append(f"batch_size must be at least 1, got {batch_size}")
+    if microbatch < 1 and microbatch != -1:
+        problems.append(f"microbatch must be at least 1, or -1 for the batch, got {microbatch}")
+    if log_interval < 1:
+        problems.append(f"log_interval must be at least 1, got {log_interval}")
+    if save_interval < 1:
+        problems.append(f"save_interval must be at least 1, got {save_interval}")
+    if not 0 <= lr < float("inf"):
+        problems.append(f"lr must be a number from 0 up, got {lr}")
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def parse_ema_rates(ema_rate: float | str) -> list[float]:
+    """The rates of ``"0.99,0.9999"``, or of one number.
+
+    :raises InputError: if one is no number in [0, 1).
+    """
+    try:
+        rates = [float(part) for part in str(ema_rate).split(",")]
+    except ValueError:
+        raise InputError(
+            f"ema_rate must be numbers such as 0.999,0.9999, got {ema_rate!r}"
+        ) from None
+    wrong = [rate for rate in rates if not 0 <= rate < 1]
+    if wrong:
+        raise InputError(f"ema_rate must lie in [0, 1), got {wrong[0]}")
+    return rates
+
+
+def get_blob_logdir() -> str:
+    """Where checkpoints go: ``$DIFFUSION_BLOB_LOGDIR``, else the log directory."""
+    return os.environ.get("DIFFUSION_BLOB_LOGDIR", "") or logger.get_dir() or "."
+
+
+def find_resume_checkpoint() -> str | None:
+    """A checkpoint to resume although none was asked for; a hook that finds none by itself."""
+    return None
+
+
+def find_ema_checkpoint(main_checkpoint: str, step: int, rate: float) -> str | None:
+    """Path of the EMA of that rate beside a model's file, if it is there."""
+    if not main_checkpoint:
+        return None
+    return checkpointing.companion(main_checkpoint, f"ema_{rate}_", step)
+
+
+def log_loss_dict(
+    diffusion: GaussianDiffusion, ts: th.Tensor, losses: dict[str, th.Tensor]
+) -> None:
+    """Log the mean of each loss, and its mean in each quarter of the timesteps.
+
+    :param ts: timesteps, int64 [N]; ``_q0`` is the quarter with the least noise.
+    :param losses: one value for each image, [N] each.
+    """
+    quarters = [int(4 * t / diffusion.num_timesteps) for t in ts.tolist()]
+    for key, values in losses.items():
+        values = values.detach()
+        logger.logkv_mean(key, values.mean().item())
+        for quarter, value in zip(quarters, values.tolist(), strict=True):
+            logger.logkv_mean(f"{key}_q{quarter}", value)

@@ -1,0 +1,191 @@
+"""What the training scripts share: flags, and the way from a data stream to a trained model."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch as th
+
+from . import checkpointing, dist_util, logger, runs
+from .cli import Parser
+from .errors import InputError
+from .gaussian_diffusion import GaussianDiffusion
+from .image_datasets import BatchStream, load_data
+from .precision import check_precision
+from .resample import create_named_schedule_sampler
+from .script_util import add_dict_to_argparser
+from .train_util import (
+    Batch,
+    TrainLoop,
+    check_training_numbers,
+    get_blob_logdir,
+    parse_ema_rates,
+)
+
+
+def training_defaults() -> dict[str, Any]:
+    """Defaults of the training flags: the reference's, and ours behind them."""
+    return {
+        "data_dir": "",
+        "schedule_sampler": "uniform",
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "lr_anneal_steps": 0,
+        "batch_size": 1,
+        "microbatch": -1,
+        "ema_rate": "0.9999",
+        "log_interval": 10,
+        "save_interval": 10000,
+        "resume_checkpoint": "",
+        "use_fp16": False,
+        "fp16_scale_growth": 1e-3,
+        "max_steps": 0,
+        "seed": 0,
+        "log_dir": "",
+        "precision": "fp32",
+        "keep_checkpoints": 0,
+        "max_skipped": 20,
+        "num_workers": 0,
+        "on_bad_image": "error",
+    }
+
+
+def parse_training_flags(description: str, model_defaults: dict[str, Any]) -> argparse.Namespace:
+    """Read and check the flags of a training script.
+
+    :raises InputError: for flags that cannot work, before anything slow begins.
+    """
+    parser = Parser(description)
+    add_dict_to_argparser(parser, training_defaults() | model_defaults)
+    args = parser.parse_args()
+    check_training_numbers(
+        batch_size=args.batch_size,
+        microbatch=args.microbatch,
+        log_interval=args.log_interval,
+        save_interval=args.save_interval,
+        lr=args.lr,
+    )
+    parse_ema_rates(args.ema_rate)
+    args.precision = chosen_precision(args)
+    args.data_dir = runs.find_data_dir(args.data_dir)
+    return args
+
+
+def chosen_precision(args: argparse.Namespace) -> str:
+    """The precision that ``--precision`` and ``--use_fp16`` ask for, if this machine has it."""
+    if args.use_fp16 and args.precision == "bf16":
+        raise InputError("--use_fp16 True contradicts --precision bf16; give one of them")
+    precision = "fp16" if args.use_fp16 else args.precision
+    check_precision(precision, dist_util.dev())
+    return precision
+
+
+def open_images(args: argparse.Namespace, image_size: int) -> BatchStream:
+    """The stream of training batches that the flags ask for, this rank's share of it."""
+    return load_data(
+        data_dir=args.data_dir,
+        batch_size=args.batch_size,
+        image_size=image_size,
+        class_cond=args.class_cond,
+        seed=args.seed,
+        num_workers=args.num_workers,
+        on_bad_image=args.on_bad_image,
+        shard=dist_util.rank(),
+        num_shards=dist_util.world_size(),
+    )
+
+
+def train(
+    script: str,
+    args: argparse.Namespace,
+    model: th.nn.Module,
+    diffusion: GaussianDiffusion,
+    images: BatchStream,
+    data: Iterator[Batch],
+) -> None:
+    """Train until the flags say stop, in the run's folder.
+
+    :param images: the stream of images, for what the run says about them.
+    :param data: what to train on: ``images``, or batches made from them.
+    """
+    summary = images.summary()
+    _check_classes(args, summary["classes"])
+    with runs.open_run(script, args.log_dir, table=True) as folder:
+        args.resume_checkpoint = _checkpoint_to_resume(args.resume_checkpoint)
+        _check_flags_of_checkpoint(args)
+        runs.write_config(folder, script, vars(args), data=summary)
+        _say_what_is_ahead(args, model, summary)
+        model.to(dist_util.dev())
+        loop = TrainLoop(
+            model=model,
+            diffusion=diffusion,
+            data=data,
+            batch_size=args.batch_size,
+            microbatch=args.microbatch,
+            lr=args.lr,
+            ema_rate=args.ema_rate,
+            log_interval=args.log_interval,
+            save_interval=args.save_interval,
+            resume_checkpoint=args.resume_checkpoint,
+            fp16_scale_growth=args.fp16_scale_growth,
+            schedule_sampler=create_named_schedule_sampler(args.schedule_sampler, diffusion),
+            weight_decay=args.weight_decay,
+            lr_anneal_steps=args.lr_anneal_steps,
+            max_steps=args.max_steps,
+            precision=args.precision,
+            keep_checkpoints=args.keep_checkpoints,
+            max_skipped=args.max_skipped,
+            flags=vars(args),
+        )
+        try:
+            loop.run_loop()
+        except SystemExit:
+            logger.log(f"Stopped after {loop.updates} updates, saved in {get_blob_logdir()}")
+            logger.log(f"Go on with: {runs.command_to_continue(folder)}")
+            raise
+
+
+def _check_classes(args: argparse.Namespace, classes: list[str] | None) -> None:
+    if args.class_cond and classes and len(classes) > args.num_classes:
+        raise InputError(
+            f"{args.data_dir} has {len(classes)} classes, the model {args.num_classes}; "
+            f"give --num_classes {len(classes)} or more"
+        )
+
+
+def _checkpoint_to_resume(resume_checkpoint: str) -> str:
+    if resume_checkpoint != "auto":
+        return resume_checkpoint
+    newest = checkpointing.newest_checkpoint(get_blob_logdir())
+    if newest is None:
+        logger.log("No complete checkpoint in the log directory: starting fresh")
+    return newest or ""
+
+
+def _check_flags_of_checkpoint(args: argparse.Namespace) -> None:
+    if not args.resume_checkpoint:
+        return
+    step = checkpointing.parse_resume_step_from_filename(args.resume_checkpoint)
+    path = checkpointing.companion(args.resume_checkpoint, "state", step)
+    if path:
+        state = dist_util.load_state_dict(path, map_location="cpu")
+        runs.check_resumed_flags(state["flags"], vars(args))
+
+
+def _say_what_is_ahead(
+    args: argparse.Namespace, model: th.nn.Module, summary: dict[str, Any]
+) -> None:
+    classes = summary["classes"]
+    named = f", {len(classes)} classes" if classes else ""
+    logger.log(f"Images: {summary['images']} in {os.path.abspath(args.data_dir)}{named}")
+    if args.max_steps:
+        seen = args.max_steps * args.batch_size * dist_util.world_size()
+        logger.log(f"Training: {args.max_steps} updates, {seen / summary['images']:.2f} epochs")
+    else:
+        logger.log("Training: without end; Ctrl-C saves and stops (or give --max_steps)")
+    parameters = sum(p.numel() for p in model.parameters())
+    logger.log(
+        f"Model: {parameters / 1e6:.2f} M parameters, {args.precision} on {dist_util.dev()}, "
+        f"{th.get_num_threads()} threads"
+    )

@@ -1,0 +1,98 @@
+"""Evaluate the variational bound of a trained model on images, in bits per dimension."""
+
+import os
+import sys
+from argparse import Namespace
+
+import numpy as np
+
+from improved_diffusion import cli, dist_util, logger, runs
+from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion.files import atomic_write
+from improved_diffusion.image_datasets import BatchStream, load_data
+from improved_diffusion.sampling_script import check_counts, in_precision, load_trained
+from improved_diffusion.script_util import (
+    add_dict_to_argparser,
+    args_to_dict,
+    create_model_and_diffusion,
+    model_and_diffusion_defaults,
+)
+
+TERMS = ("vb", "mse", "xstart_mse")
+
+
+def main() -> None:
+    args = create_parser().parse_args()
+    check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
+    data_dir = runs.find_data_dir(args.data_dir, "cifar_test")
+    dist_util.setup_dist()
+    seed_everything(args.seed)
+    flags = args_to_dict(args, model_and_diffusion_defaults())
+    model, diffusion = create_model_and_diffusion(**flags)
+    load_trained(model, args.model_path)
+    call = in_precision(model, args.precision)
+    images = load_data(
+        data_dir=data_dir,
+        batch_size=args.batch_size,
+        image_size=args.image_size,
+        class_cond=args.class_cond,
+        deterministic=True,
+        shard=dist_util.rank(),
+        num_shards=dist_util.world_size(),
+    )
+    with runs.open_run("image_nll", args.log_dir) as folder:
+        logger.log(f"Evaluating {args.num_samples} images of {os.path.abspath(data_dir)}")
+        save_terms(folder, evaluate(args, call, diffusion, images))
+
+
+def create_parser() -> cli.Parser:
+    defaults = {
+        "data_dir": "",
+        "clip_denoised": True,
+        "num_samples": 1000,
+        "batch_size": 1,
+        "model_path": "",
+        "seed": 0,
+        "log_dir": "",
+        "precision": "fp32",
+    }
+    parser = cli.Parser(description=__doc__)
+    add_dict_to_argparser(parser, defaults | model_and_diffusion_defaults())
+    return parser
+
+
+def evaluate(args: Namespace, model, diffusion, images: BatchStream) -> dict[str, np.ndarray]:
+    """Log the mean bits/dim as it goes; return each term's mean over the images, by timestep."""
+    bits: list[float] = []
+    terms: dict[str, list[np.ndarray]] = {name: [] for name in TERMS}
+    done = 0
+    while done < args.num_samples:
+        batch, cond = next(images)
+        metrics = diffusion.calc_bpd_loop(
+            model,
+            batch.to(dist_util.dev()),
+            clip_denoised=args.clip_denoised,
+            model_kwargs={k: v.to(dist_util.dev()) for k, v in cond.items()},
+            progress=dist_util.rank() == 0 and sys.stderr.isatty(),
+        )
+        for name in TERMS:
+            terms[name].append(dist_util.mean_over_ranks(metrics[name].mean(dim=0)).cpu().numpy())
+        bits.append(float(dist_util.mean_over_ranks(metrics["total_bpd"].mean())))
+        done += len(batch) * dist_util.world_size()
+        logger.log(f"done {done} samples: bpd={np.mean(bits):.5f}")
+    return {name: np.mean(np.stack(rows), axis=0) for name, rows in terms.items()}
+
+
+def save_terms(folder: str, terms: dict[str, np.ndarray]) -> None:
+    """Write each term as ``<name>_terms.npz``, from t = T - 1 down to 0."""
+    if dist_util.rank() > 0:
+        return
+    for name, values in terms.items():
+        path = os.path.join(folder, f"{name}_terms.npz")
+        with atomic_write(path) as file:
+            np.savez(file, values)
+        logger.log(f"Saved the {name} terms to {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,24 @@
+"""Train a diffusion model on a folder of images."""
+
+from improved_diffusion import cli, dist_util
+from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion.script_util import (
+    args_to_dict,
+    create_model_and_diffusion,
+    model_and_diffusion_defaults,
+)
+from improved_diffusion.training_script import open_images, parse_training_flags, train
+
+
+def main() -> None:
+    defaults = model_and_diffusion_defaults()
+    args = parse_training_flags(__doc__, defaults)
+    dist_util.setup_dist()
+    seed_everything(args.seed)
+    model, diffusion = create_model_and_diffusion(**args_to_dict(args, defaults))
+    images = open_images(args, args.image_size)
+    train("image_train", args, model, diffusion, images, data=images)
+
+
+if __name__ == "__main__":
+    cli.run(main)

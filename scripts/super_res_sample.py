@@ -1,0 +1,93 @@
+"""Enlarge a batch of images with a trained super-resolution model."""
+
+import io
+from argparse import Namespace
+from collections.abc import Iterator
+
+import numpy as np
+import torch as th
+
+from improved_diffusion import cli, dist_util, logger, runs
+from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion.errors import InputError
+from improved_diffusion.files import read_file
+from improved_diffusion.sampling_script import (
+    Labelled,
+    check_counts,
+    collect,
+    in_precision,
+    load_trained,
+    sample_batch,
+    sampling_defaults,
+    save_samples,
+)
+from improved_diffusion.script_util import (
+    add_dict_to_argparser,
+    args_to_dict,
+    sr_create_model_and_diffusion,
+    sr_model_and_diffusion_defaults,
+)
+
+
+def main() -> None:
+    args = create_parser().parse_args()
+    check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
+    small, classes = load_base_samples(args)
+    dist_util.setup_dist()
+    seed_everything(args.seed)
+    flags = args_to_dict(args, sr_model_and_diffusion_defaults())
+    model, diffusion = sr_create_model_and_diffusion(**flags)
+    load_trained(model, args.model_path)
+    call = in_precision(model, args.precision)
+    with runs.open_run("super_res_sample", args.log_dir) as folder:
+        logger.log(f"Enlarging {args.num_samples} images to {args.large_size} pixels")
+        enlarged = batches(args, call, diffusion, small, classes)
+        save_samples(folder, *collect(enlarged, args.num_samples))
+
+
+def create_parser() -> cli.Parser:
+    parser = cli.Parser(description=__doc__)
+    defaults = sampling_defaults() | {"base_samples": ""} | sr_model_and_diffusion_defaults()
+    add_dict_to_argparser(parser, defaults)
+    return parser
+
+
+def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
+    """The small images as float32 [N, 3, H, W] in [-1, 1], and their classes if they count."""
+    path = args.base_samples
+    if not path:
+        raise InputError("no --base_samples given; name the .npz file that image_sample.py wrote")
+    try:
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as arrays:
+            images = arrays["arr_0"]
+            classes = arrays["arr_1"] if args.class_cond else None
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path} is no .npz of samples to start from ({error})") from None
+    size = args.small_size
+    if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
+        raise InputError(
+            f"{path} holds {images.dtype} {images.shape}; --small_size {size} needs "
+            f"uint8 (N, {size}, {size}, 3)"
+        )
+    scaled = th.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return scaled, None if classes is None else th.from_numpy(classes)
+
+
+def batches(args: Namespace, model, diffusion, small, classes) -> Iterator[Labelled]:
+    """Endless batches; the ranks take turns with the small images, over and over."""
+    shape = (args.batch_size, 3, args.large_size, args.large_size)
+    settings = {"use_ddim": args.use_ddim, "clip_denoised": args.clip_denoised}
+    first = dist_util.rank() * args.batch_size
+    while True:
+        rows = th.arange(first, first + args.batch_size) % len(small)
+        first += args.batch_size * dist_util.world_size()
+        kwargs = {"low_res": small[rows].to(dist_util.dev())}
+        labels = None
+        if classes is not None:
+            kwargs["y"] = classes[rows].to(dist_util.dev())
+            labels = dist_util.all_gather_cat(kwargs["y"]).cpu().numpy()
+        yield sample_batch(diffusion, model, shape, kwargs, **settings), labels
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,51 @@
+"""Train a diffusion model that enlarges images, on a folder of large images."""
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from improved_diffusion import cli, dist_util
+from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion.image_datasets import BatchStream
+from improved_diffusion.script_util import (
+    args_to_dict,
+    sr_create_model_and_diffusion,
+    sr_model_and_diffusion_defaults,
+)
+from improved_diffusion.train_util import Batch
+from improved_diffusion.training_script import open_images, parse_training_flags, train
+
+
+class WithLowRes:
+    """Batches of large images that carry their small versions as the condition ``low_res``."""
+
+    def __init__(self, images: BatchStream, small_size: int):
+        self.images = images
+        self.small_size = small_size
+
+    def __iter__(self) -> "WithLowRes":
+        return self
+
+    def __next__(self) -> Batch:
+        large, cond = next(self.images)
+        return large, {**cond, "low_res": F.interpolate(large, self.small_size, mode="area")}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.images.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images.load_state_dict(state)
+
+
+def main() -> None:
+    defaults = sr_model_and_diffusion_defaults()
+    args = parse_training_flags(__doc__, defaults)
+    dist_util.setup_dist()
+    seed_everything(args.seed)
+    model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, defaults))
+    images = open_images(args, args.large_size)
+    train("super_res_train", args, model, diffusion, images, WithLowRes(images, args.small_size))
+
+
+if __name__ == "__main__":
+    cli.run(main)
