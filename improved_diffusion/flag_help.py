@@ -21,8 +21,8 @@ HELP = {
     "diffusion_steps": "timesteps of the diffusion",
     "noise_schedule": "linear, cosine or polynomial",
     "poly_power": "power of the polynomial schedule; 1 is the linear one, more holds noise back",
-    "timestep_respacing": "timesteps to use, such as 250, 10,15,20 (of equal parts) or ddim50; "
-    "empty for all",
+    "timestep_respacing": "timesteps to use, such as 250, 10,15,20 (of equal parts), ddim50 "
+    "(a whole stride apart) or logsnr20 (evenly in log SNR); empty for all",
     "learn_sigma": "let the model learn the variances",
     "sigma_small": "use the posterior's variance rather than beta, where it is not learned",
     "use_kl": "train on the variational bound",
@@ -57,6 +57,10 @@ HELP = {
     "model_path": "a model*.pt or ema_*.pt file",
     "num_samples": "how many images",
     "clip_denoised": "clip the predicted image to the range of pixels at each step",
-    "use_ddim": "sample with DDIM",
+    "use_ddim": "the same as --sampler ddim",
+    "sampler": "ddpm (ancestral), ddim, or dpmpp "
+    "(DPM-Solver++(2M), good from 20 steps); empty for ddpm",
+    "sampling_steps": "timesteps to sample in, spaced as suits the sampler; 0 for all, "
+    "or 20 with dpmpp",
     "base_samples": "the .npz file of small images to start from",
 }

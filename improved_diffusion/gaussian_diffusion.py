@@ -351,7 +351,7 @@ class GaussianDiffusion:
         :return: samples of ``shape``, about [-1, 1].
         """
         settings = (clip_denoised, denoised_fn, model_kwargs, device, progress, randn_like)
-        return _last(self.p_sample_loop_progressive(model, shape, noise, *settings))["sample"]
+        return last(self.p_sample_loop_progressive(model, shape, noise, *settings))["sample"]
 
     def p_sample_loop_progressive(
         self,
@@ -368,7 +368,7 @@ class GaussianDiffusion:
         """:meth:`p_sample_loop` that yields what :meth:`p_sample` returns after each step."""
         step = partial(self.p_sample, model, randn_like=randn_like)
         settings = (clip_denoised, denoised_fn, model_kwargs)
-        x = _starting_noise(model, shape, noise, device, randn_like)
+        x = starting_noise(model, shape, noise, device, randn_like)
         yield from self._walk(step, x, settings, progress)
 
     def ddim_sample_loop(
@@ -386,7 +386,7 @@ class GaussianDiffusion:
     ) -> th.Tensor:
         """:meth:`p_sample_loop` by DDIM's steps, with their ``eta``."""
         settings = (clip_denoised, denoised_fn, model_kwargs, device, progress, eta, randn_like)
-        return _last(self.ddim_sample_loop_progressive(model, shape, noise, *settings))["sample"]
+        return last(self.ddim_sample_loop_progressive(model, shape, noise, *settings))["sample"]
 
     def ddim_sample_loop_progressive(
         self,
@@ -404,7 +404,7 @@ class GaussianDiffusion:
         """:meth:`ddim_sample_loop` that yields what :meth:`ddim_sample` returns each step."""
         step = partial(self.ddim_sample, model, eta=eta, randn_like=randn_like)
         settings = (clip_denoised, denoised_fn, model_kwargs)
-        x = _starting_noise(model, shape, noise, device, randn_like)
+        x = starting_noise(model, shape, noise, device, randn_like)
         yield from self._walk(step, x, settings, progress)
 
     def _walk(
@@ -414,7 +414,7 @@ class GaussianDiffusion:
         settings: tuple,
         progress: bool,
     ) -> Iterator[dict[str, th.Tensor]]:
-        for i in _descending(self.num_timesteps, progress):
+        for i in descending(self.num_timesteps, progress):
             t = th.full((x.shape[0],), i, device=x.device, dtype=th.int64)
             with th.no_grad():
                 out = step(x, t, *settings)
@@ -516,7 +516,7 @@ class GaussianDiffusion:
             (of the noise) [N, T], whose columns run from t = T - 1 down to 0.
         """
         columns = []
-        for i in _descending(self.num_timesteps, progress):
+        for i in descending(self.num_timesteps, progress):
             t = th.full((x_start.shape[0],), i, device=x_start.device, dtype=th.int64)
             columns.append(self._bpd_terms(model, x_start, t, clip_denoised, model_kwargs))
         terms = {key: th.stack([c[key] for c in columns], dim=1) for key in columns[0]}
@@ -558,14 +558,16 @@ def _bits(nats: th.Tensor) -> th.Tensor:
     return mean_flat(nats) / math.log(2.0)
 
 
-def _last(items: Iterator[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
+def last(items: Iterator[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
+    """The final one of what a progressive sampler yields."""
     final: dict[str, th.Tensor] = {}
     for final in items:  # noqa: B007
         pass
     return final
 
 
-def _descending(count: int, progress: bool) -> Any:
+def descending(count: int, progress: bool) -> Any:
+    """Timesteps from the noisiest to the cleanest, with a tqdm bar if wanted."""
     indices = range(count)[::-1]
     if not progress:
         return indices
@@ -574,13 +576,14 @@ def _descending(count: int, progress: bool) -> Any:
     return tqdm(indices)
 
 
-def _starting_noise(
+def starting_noise(
     model: Model,
     shape: tuple[int, ...],
     noise: th.Tensor | None,
     device: th.device | str | None,
     randn_like: RandnLike,
 ) -> th.Tensor:
+    """x_T: what was given, or new noise where the model's parameters are."""
     if noise is not None:
         return noise
     if device is None:

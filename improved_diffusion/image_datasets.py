@@ -1,9 +1,11 @@
 """Folders of images as an endless, repeatable stream of training batches."""
 
+import atexit
 import hashlib
 import os
 import signal
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +25,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_PIXELS = 2**27
-STATE_KEYS = ("seed", "batch_size", "num_shards", "count", "names", "epoch", "position")
 
 
 class BadImageWarning(UserWarning):
@@ -244,25 +245,21 @@ class BatchStream:
         :raises InputError: if the folder, the seed, the batch size or the number of shards is not
             that stream's, or if ``state`` is not a stream's at all.
         """
-        if not isinstance(state, dict) or set(state) != set(STATE_KEYS):
-            raise InputError(f"not the state of a data stream: expected {', '.join(STATE_KEYS)}")
+        own = self.state_dict()
+        if not isinstance(state, dict) or state.keys() != own.keys():
+            raise InputError(f"not the state of a data stream: expected {', '.join(own)}")
         for key in ("seed", "batch_size", "num_shards"):
-            if state[key] != self._identity[key]:
+            if state[key] != own[key]:
                 raise InputError(
                     f"the data order to continue was made with {key} {state[key]}, "
-                    f"not {self._identity[key]}: use the same value"
+                    f"not {own[key]}: use the same value"
                 )
-        count = len(self.names)
-        if state["count"] != count:
-            raise InputError(
-                f"{self.folder} has {count} images, but had {state['count']} when the run was "
-                "saved: restore the folder or start a new run"
-            )
-        if state["names"] != self._identity["names"]:
-            raise InputError(
-                f"{self.folder} has {count} images as when the run was saved, but their names "
-                "differ: restore the folder or start a new run"
-            )
+        for key, change in (
+            ("count", f"had {state['count']} images when the run was saved and has {own['count']}"),
+            ("names", f"has {own['count']} images as when the run was saved, but other names"),
+        ):
+            if state[key] != own[key]:
+                raise InputError(f"{self.folder} {change}: restore it or start a new run")
         self.close()
         self.epoch, self.position = state["epoch"], state["position"]
 
@@ -295,6 +292,8 @@ class BatchStream:
             worker_init_fn=_leave_signals_to_the_parent,
             generator=th.Generator(),  # or it would draw from torch's global one
         )
+        # Python ends such processes with a signal that they ignore, and would wait for them.
+        atexit.register(_close_if_alive, weakref.ref(self))
         return iter(loader)
 
     def _plans(self, epoch: int, position: int) -> Iterator["_Plan"]:
@@ -484,6 +483,12 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     # Ctrl-C reaches the whole process group, but the parent still needs batches to end in order.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _close_if_alive(reference: "weakref.ref[BatchStream]") -> None:
+    stream = reference()
+    if stream is not None:
+        stream.close()
 
 
 def _as_is(result: _Result) -> _Result:

@@ -34,12 +34,46 @@ def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> 
     return chosen
 
 
+def respaced_timesteps(betas: np.ndarray, respacing: str) -> set[int]:
+    """Choose timesteps of the process with these ``betas`` as ``timestep_respacing`` says.
+
+    :param respacing: empty for all timesteps, ``"logsnrN"`` for :func:`log_snr_timesteps`, or
+        whatever :func:`space_timesteps` takes.
+    :raises InputError: if it cannot be had.
+    """
+    if respacing.startswith("logsnr"):
+        return log_snr_timesteps(betas, _whole(respacing[len("logsnr") :]))
+    return space_timesteps(len(betas), respacing or [len(betas)])
+
+
+def log_snr_timesteps(betas: np.ndarray, count: int) -> set[int]:
+    """Choose ``count`` timesteps that lie evenly in log(SNR), both ends included.
+
+    The spacing of Lu et al. 2022 (arXiv 2206.00927, section 3.4) for small images: an ODE solver's
+    error is then shared evenly by its steps.
+
+    :raises InputError: if the process has fewer timesteps.
+    """
+    if not 1 <= count <= len(betas):
+        raise InputError(f"cannot keep {count} of {len(betas)} timesteps; keep 1 to {len(betas)}")
+    alphas_cumprod = np.cumprod(1 - np.asarray(betas, dtype=np.float64))
+    log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
+    targets = np.linspace(log_snr[-1], log_snr[0], count)[::-1]
+    nearest = np.abs(log_snr[None] - targets[:, None]).argmin(axis=1)
+    # Where timesteps are sparser than targets, several targets want the same one: move those on,
+    # and those that are pushed over the end by that back.
+    rank = np.arange(count)
+    distinct = np.maximum.accumulate(nearest - rank) + rank
+    return set(np.minimum(distinct, len(betas) - count + rank).tolist())
+
+
 def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise InputError(
-            f"timestep_respacing takes counts such as 250 or 10,15,20, or ddimN, got {text!r}"
+            "timestep_respacing takes counts such as 250 or 10,15,20, or ddimN, or logsnrN, "
+            f"got {text!r}"
         ) from None
 
 

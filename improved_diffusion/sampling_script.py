@@ -1,8 +1,10 @@
 """What the sampling and evaluation scripts share: their flags, the model, batches, files."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,15 @@ import torch as th
 
 from . import dist_util, logger
 from .checkpointing import load_into
+from .dpm_solver import dpm_solver_sample_loop
 from .errors import InputError
 from .files import atomic_write
 from .gaussian_diffusion import GaussianDiffusion
 from .image_grid import save_grid, to_uint8
 from .precision import Precision
 
+SAMPLERS = ("ddpm", "ddim", "dpmpp")
+DPMPP_STEPS = 20  # where sampling_steps does not say
 GRID_IMAGES = 64  # of the picture beside the .npz
 
 
@@ -26,11 +31,33 @@ def sampling_defaults() -> dict[str, Any]:
         "num_samples": 10000,
         "batch_size": 16,
         "use_ddim": False,
+        "sampler": "",
+        "sampling_steps": 0,
         "model_path": "",
         "seed": 0,
         "log_dir": "",
         "precision": "fp32",
     }
+
+
+def choose_sampler(args: argparse.Namespace) -> None:
+    """Settle ``args.sampler``, and ``args.timestep_respacing`` from ``args.sampling_steps``.
+
+    :raises InputError: for an unknown sampler, or flags that contradict each other.
+    """
+    if args.sampler not in ("", *SAMPLERS):
+        raise InputError(f"unknown --sampler {args.sampler!r}; choose from {', '.join(SAMPLERS)}")
+    if args.use_ddim and args.sampler not in ("", "ddim"):
+        raise InputError(f"--use_ddim True contradicts --sampler {args.sampler}; give one of them")
+    args.sampler = args.sampler or ("ddim" if args.use_ddim else "ddpm")
+    if args.sampling_steps and args.timestep_respacing:
+        raise InputError("--sampling_steps and --timestep_respacing both given; give one of them")
+    if args.sampling_steps < 0:
+        raise InputError(f"--sampling_steps must not be negative, got {args.sampling_steps}")
+    if args.sampler == "dpmpp" and not args.timestep_respacing:
+        args.timestep_respacing = f"logsnr{args.sampling_steps or DPMPP_STEPS}"
+    elif args.sampling_steps:
+        args.timestep_respacing = str(args.sampling_steps)
 
 
 def check_counts(**counts: int) -> None:
@@ -71,7 +98,7 @@ def sample_batch(
     shape: tuple[int, ...],
     model_kwargs: dict[str, Any],
     *,
-    use_ddim: bool,
+    sampler: str,
     clip_denoised: bool,
 ) -> np.ndarray:
     """Sample one batch on each rank.
@@ -79,8 +106,12 @@ def sample_batch(
     :param shape: [N, C, H, W] of each rank's batch.
     :return: the ranks' images, uint8 [N x ranks, H, W, C].
     """
-    loop = diffusion.ddim_sample_loop if use_ddim else diffusion.p_sample_loop
-    sample = loop(
+    loops = {
+        "ddpm": diffusion.p_sample_loop,
+        "ddim": diffusion.ddim_sample_loop,
+        "dpmpp": partial(dpm_solver_sample_loop, diffusion),
+    }
+    sample = loops[sampler](
         model,
         shape,
         clip_denoised=clip_denoised,

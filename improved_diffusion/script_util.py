@@ -8,7 +8,7 @@ from . import gaussian_diffusion as gd
 from .cli import str2bool
 from .errors import InputError
 from .flag_help import HELP
-from .respace import SpacedDiffusion, space_timesteps
+from .respace import SpacedDiffusion, respaced_timesteps
 from .unet import SuperResModel, UNetModel
 
 __all__ = [
@@ -298,7 +298,7 @@ def create_gaussian_diffusion(
     mean_type = gd.ModelMeanType.START_X if predict_xstart else gd.ModelMeanType.EPSILON
     betas = gd.get_named_beta_schedule(noise_schedule, steps, poly_power)
     return SpacedDiffusion(
-        use_timesteps=space_timesteps(steps, timestep_respacing or [steps]),
+        use_timesteps=respaced_timesteps(betas, timestep_respacing),
         betas=betas,
         model_mean_type=mean_type,
         model_var_type=var_type,

@@ -10,6 +10,7 @@ from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.sampling_script import (
     Labelled,
     check_counts,
+    choose_sampler,
     collect,
     in_precision,
     load_trained,
@@ -27,6 +28,7 @@ from improved_diffusion.script_util import (
 
 def main() -> None:
     args = create_parser().parse_args()
+    choose_sampler(args)
     check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
     dist_util.setup_dist()
     seed_everything(args.seed)
@@ -48,7 +50,7 @@ def create_parser() -> cli.Parser:
 
 def batches(args: Namespace, model, diffusion) -> Iterator[Labelled]:
     shape = (args.batch_size, 3, args.image_size, args.image_size)
-    settings = {"use_ddim": args.use_ddim, "clip_denoised": args.clip_denoised}
+    settings = {"sampler": args.sampler, "clip_denoised": args.clip_denoised}
     while True:
         kwargs, labels = {}, None
         if args.class_cond:

@@ -14,6 +14,7 @@ from improved_diffusion.files import read_file
 from improved_diffusion.sampling_script import (
     Labelled,
     check_counts,
+    choose_sampler,
     collect,
     in_precision,
     load_trained,
@@ -31,6 +32,7 @@ from improved_diffusion.script_util import (
 
 def main() -> None:
     args = create_parser().parse_args()
+    choose_sampler(args)
     check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
     small, classes = load_base_samples(args)
     dist_util.setup_dist()
@@ -76,7 +78,7 @@ def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
 def batches(args: Namespace, model, diffusion, small, classes) -> Iterator[Labelled]:
     """Endless batches; the ranks take turns with the small images, over and over."""
     shape = (args.batch_size, 3, args.large_size, args.large_size)
-    settings = {"use_ddim": args.use_ddim, "clip_denoised": args.clip_denoised}
+    settings = {"sampler": args.sampler, "clip_denoised": args.clip_denoised}
     first = dist_util.rank() * args.batch_size
     while True:
         rows = th.arange(first, first + args.batch_size) % len(small)

@@ -1,0 +1,58 @@
+# make quickstart: data, a short training, samples, workbook.   make test: the test suite.
+# Both make their own virtual environment and may be repeated.
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes PyTorch's CPU wheels
+#   PYTHON=python3.12, VENV=some/folder, STEPS=2000    do what they say
+
+PYTHON ?= python3
+VENV ?= .venv
+STEPS ?= 400
+TORCH_INDEX ?=
+RUN := runs/quickstart
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --timeout 20 --retries 1
+MODEL := --image_size 32 --num_channels 64 --num_res_blocks 2
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.package
+	@if [ -d datasets/digits_train ] && [ ! -d datasets/cifar_train ]; then \
+	    echo "Using the handwritten digits of an earlier run (make clean forgets them)"; \
+	elif ! $(PY) datasets/cifar10.py; then \
+	    echo "CIFAR-10 could not be had: using scikit-learn's handwritten digits instead"; \
+	    $(PIP) install -q -c constraints.txt -e '.[digits]' && $(PY) datasets/digits.py; \
+	fi
+	@data=datasets/cifar_train; [ -d $$data ] || data=datasets/digits_train; \
+	$(PY) scripts/image_train.py --data_dir $$data $(MODEL) --batch_size 8 --microbatch 4 \
+	    --ema_rate 0.99,0.9999 --max_steps $(STEPS) --save_interval 200 \
+	    --log_dir $(RUN) --resume_checkpoint auto
+	@$(PY) scripts/image_sample.py $(MODEL) --num_samples 16 --use_ddim True \
+	    --timestep_respacing ddim50 --log_dir $(RUN)/samples \
+	    --model_path $(RUN)/ema_0.99_$$(printf %06d $(STEPS)).pt
+	@echo
+	@echo "What lies where:"
+	@echo "  $(RUN)/results.xlsx       loss, mse, grad_norm and their charts"
+	@echo "  $(RUN)/samples/*.png      16 samples (after so short a training: mostly colours)"
+	@echo "  $(RUN)/model*.pt ema*.pt  checkpoints; STEPS=20000 make quickstart goes on from them"
+
+test: $(VENV)/.test
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+lint: $(VENV)/.test
+	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) $(RUN) build dist *.egg-info datasets/digits_train datasets/digits_test
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.torch setup.py
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	$(PIP) install -q -c constraints.txt -e '.[test,digits,lsun,tensorboard]'
+	@touch $@
