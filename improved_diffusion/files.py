@@ -42,11 +42,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~_umask())  # a temporary file starts as 0600
             os.replace(file.name, path)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno and error.filename is None:
+                error.filename = os.fspath(path)  # "No space left on device" alone says too little
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file.name)
             raise
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Delete what :func:`atomic_write` was writing in ``folder`` when its process was killed."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: str | os.PathLike, text: str) -> None:

@@ -233,10 +233,7 @@ class BatchStream:
         }
 
     def state_dict(self) -> dict[str, int | str]:
-        """What a stream over the same folder needs to go on after the last batch that it yielded.
-
-        It is the same for all shards.
-        """
+        """What it takes to go on after the last batch that was yielded; equal for all shards."""
         return {**self._identity, "epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
@@ -311,8 +308,7 @@ class BatchStream:
         rng = np.random.default_rng([self.seed, epoch])
         indices = rng.permutation(count) if self.shuffle else np.arange(count)
         flips = rng.random(count) < (0.5 if self.random_flip else 0.0)
-        whole = count - count % self.num_shards
-        part = slice(self.shard, whole, self.num_shards)
+        part = slice(self.shard, count - count % self.num_shards, self.num_shards)
         return indices[part], flips[part]
 
 
@@ -368,8 +364,7 @@ def list_images(folder: str, *, allow_empty_files: bool = False) -> list[str]:
         raise InputError(f"image folder {folder} {reason}")
     names = list(_walk(scan, folder, "", ()))
     if not names:
-        kinds = " ".join(extension[1:] for extension in EXTENSIONS)
-        raise InputError(f"no images ({kinds}) in {folder}")
+        raise InputError(f"no images ({' '.join(EXTENSIONS)}) in {folder}")
     if is_local(folder) and not allow_empty_files:
         for name in names:
             if os.path.getsize(f"{folder}/{name}") == 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import __version__, dist_util, logger
 from .errors import InputError
-from .files import atomic_write_text
+from .files import atomic_write_text, remove_leftovers
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIG_NAME = "config.json"
@@ -85,6 +85,7 @@ def open_run(script: str, log_dir: str, *, table: bool = False) -> Iterator[str]
         if dist_util.rank() == 0:
             _make_folder(folder)
             stack.enter_context(_held(folder))
+            remove_leftovers(folder)
         logger.configure(folder, format_strs=_formats(table))
         try:
             yield folder

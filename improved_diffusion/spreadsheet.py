@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from openpyxl.worksheet.worksheet import Worksheet
 
 SUMMARY_METRICS = ("loss", "mse", "grad_norm")
+FIRST_COLUMNS = ("step", "samples", *SUMMARY_METRICS)  # the others follow by name
 TIME_COLUMNS = ("wall_time", "elapsed", "time")
 MOST_ROWS = 1_048_575  # of an Excel sheet, less the header
 LOG_AXIS_FROM = 20  # largest over smallest value from which a logarithmic axis reads better
@@ -126,8 +127,8 @@ def _read_log(path: str | os.PathLike) -> "pd.DataFrame":
     rows = [[_number(cell) for cell in row] for row in table.rows]
     if len(set(table.header)) < len(table.header) or not _has_numbers(rows):
         raise InputError(f"{path} is not a training log; give the progress.csv of a training run")
-    front = [name for name in ("step", "samples") if name in table.header]
-    rest = [name for name in table.header if name not in front]
+    front = [name for name in FIRST_COLUMNS if name in table.header]
+    rest = sorted(name for name in table.header if name not in front)
     return pd.DataFrame(rows, columns=table.header, dtype=object)[front + rest]
 
 
@@ -247,9 +248,10 @@ def _fill_summary(sheet: "Worksheet", numbers: "pd.DataFrame", csv_path: Path) -
 
 def _facts(numbers: "pd.DataFrame") -> list[tuple[str, Any, str]]:
     facts = [("log lines", len(numbers), "#,##0")]
-    for title, name in (("images", "samples"), ("steps", "step")):
+    # A row names its last step, counted from 0: the updates made by then are one more.
+    for title, name, extra in (("images", "samples", 0), ("steps", "step", 1)):
         if name in numbers and len(values := _finite(numbers[name])):
-            facts.insert(0, (title, int(values.max()), "#,##0"))
+            facts.insert(0, (title, int(values.max()) + extra, "#,##0"))
     duration = _duration(numbers)
     if duration is not None:
         facts.append(("duration (h:mm:ss)", duration, "[h]:mm:ss"))

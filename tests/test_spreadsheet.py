@@ -101,7 +101,7 @@ def test_cells_that_were_not_logged_stay_empty_without_a_note(tmp_path):
 def test_summary(tmp_path):
     last = {"loss": {7: 0.001, 20: math.nan, 28: math.inf, 29: 0.5}}
     summary = summary_of(export(write_log(tmp_path / "progress.csv", **last)))
-    assert summary["steps"] == [290]
+    assert summary["steps"] == [291]
     assert summary["images"] == [29 * 80 + 8]
     assert summary["log lines"] == [30]
     assert summary["duration (h:mm:ss)"] == [datetime.timedelta(seconds=44)]
