@@ -21,6 +21,7 @@ from .errors import InputError
 from .files import atomic_write, is_local
 
 STATE_VERSION = 1
+SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
 
 
 def join(folder: str, name: str) -> str:
@@ -80,6 +81,29 @@ def newest_checkpoint(folder: str) -> str | None:
     """Path of the model's file of the newest complete checkpoint in ``folder``."""
     steps = complete_steps(folder)
     return join(folder, f"model{steps[-1]:06d}.pt") if steps else None
+
+
+def choose_ema(folder: str) -> str:
+    """Path of the EMA to sample from: the newest, and of several rates the best settled one.
+
+    That is the highest rate which holds no more than :data:`SETTLED` of the initial weights, or
+    else the lowest rate.
+
+    :raises InputError: if the folder has no complete checkpoint with an EMA.
+    """
+    for step in reversed(complete_steps(folder)):
+        matches = (re.fullmatch(rf"ema_([\d.]+)_{step:06d}\.pt", n) for n in list_folder(folder))
+        rates = sorted((float(match.group(1)), match.string) for match in matches if match)
+        if rates:
+            settled = [name for rate, name in rates if rate**step <= SETTLED]
+            return join(folder, settled[-1] if settled else rates[0][1])
+    raise InputError(f"{folder} has no complete checkpoint with an ema_*.pt; name a file in it")
+
+
+def initial_share(path: str) -> float:
+    """The share of the initial weights in the EMA of that file name; 0 for any other file."""
+    match = re.search(r"ema_([\d.]+)_(\d+)\.pt$", path)
+    return float(match.group(1)) ** int(match.group(2)) if match else 0.0
 
 
 def remove_older_checkpoints(folder: str, keep: int) -> None:

@@ -16,6 +16,19 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(description=description, allow_abbrev=False, **kwargs)
 
+    def parse_args_and_given(self) -> tuple[argparse.Namespace, set[str]]:
+        """The flags, and the names of those that the command line gives."""
+        args = self.parse_args()
+        defaults = [(action, action.default) for action in self._actions]
+        try:
+            for action, _ in defaults:
+                action.default = argparse.SUPPRESS
+            given = set(vars(self.parse_args()))
+        finally:
+            for action, default in defaults:
+                action.default = default
+        return args, given
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
 

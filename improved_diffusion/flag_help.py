@@ -54,7 +54,8 @@ HELP = {
     "num_workers": "processes that read images ahead; 0 reads them between updates",
     "num_threads": "threads to compute with; 0 for one a processor",
     # sampling and evaluation
-    "model_path": "a model*.pt or ema_*.pt file",
+    "model_path": "a model*.pt or ema_*.pt file, or a run's folder for its newest ema_*.pt; the "
+    "model's flags come from config.json beside it, if there is one",
     "num_samples": "how many images",
     "clip_denoised": "clip the predicted image to the range of pixels at each step",
     "use_ddim": "the same as --sampler ddim",

@@ -1,5 +1,6 @@
 """A run's folder: where it lies, who holds it, what it says about itself first and last."""
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -7,14 +8,14 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from . import __version__, dist_util, logger
 from .errors import InputError
-from .files import atomic_write_text, remove_leftovers
+from .files import atomic_write_text, is_local, remove_leftovers
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIG_NAME = "config.json"
@@ -41,6 +42,19 @@ MAY_CHANGE = frozenset(
         "save_interval",
         "use_fp16",
         "weight_decay",
+    }
+)
+
+
+# What a trained model may be used with whatever it was trained with.
+FREE_AFTER_TRAINING = frozenset(
+    {
+        "dropout",
+        "rescale_learned_sigmas",
+        "sigma_small",
+        "timestep_respacing",
+        "use_checkpoint",
+        "use_kl",
     }
 )
 
@@ -159,6 +173,33 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def adopt_config(
+    args: argparse.Namespace, given: Set[str], model_path: str, keys: Set[str]
+) -> bool:
+    """Take the flags ``keys`` that were not given from ``config.json`` beside a model's file.
+
+    :param given: names of the flags that the command line gives.
+    :return: whether there is a ``config.json``.
+    :raises InputError: if a given flag contradicts it; names all such with both values.
+    """
+    path = os.path.join(os.path.dirname(model_path), CONFIG_NAME)
+    if not is_local(path) or not os.path.exists(path):
+        return False
+    try:
+        trained = json.loads(Path(path).read_text(encoding="utf-8"))["flags"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
+    contradicting = []
+    for key in sorted(keys & trained.keys()):
+        if key not in given:
+            setattr(args, key, trained[key])
+        elif getattr(args, key) != trained[key] and key not in FREE_AFTER_TRAINING:
+            contradicting.append(f"--{key} is {getattr(args, key)}, trained with {trained[key]}")
+    if contradicting:
+        raise InputError(f"{'; '.join(contradicting)} (see {path}); leave such flags out")
+    return True
 
 
 def check_resumed_flags(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from . import dist_util, logger
-from .checkpointing import load_into
+from . import checkpointing, dist_util, logger, runs
+from .cli import Parser
 from .dpm_solver import dpm_solver_sample_loop
 from .errors import InputError
-from .files import atomic_write
+from .files import atomic_write, is_local
 from .gaussian_diffusion import GaussianDiffusion
 from .image_grid import save_grid, to_uint8
 from .precision import Precision
+from .script_util import add_dict_to_argparser
 
 SAMPLERS = ("ddpm", "ddim", "dpmpp")
 DPMPP_STEPS = 20  # where sampling_steps does not say
@@ -38,6 +39,29 @@ def sampling_defaults() -> dict[str, Any]:
         "log_dir": "",
         "precision": "fp32",
     }
+
+
+def parse_flags_for_model(
+    description: str, defaults: dict[str, Any], model_defaults: dict[str, Any]
+) -> argparse.Namespace:
+    """Read the flags of a script that uses a trained model, the model's from its ``config.json``.
+
+    ``args.model_path`` may be a run's folder, and becomes the path of the EMA to take there.
+
+    :raises InputError: for flags that cannot work, or contradict the model's training.
+    """
+    parser = Parser(description)
+    add_dict_to_argparser(parser, defaults | model_defaults)
+    args, given = parser.parse_args_and_given()
+    check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
+    if not args.model_path:
+        raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
+    if is_local(args.model_path) and os.path.isdir(args.model_path):
+        args.model_path = checkpointing.choose_ema(args.model_path)
+    runs.adopt_config(args, given, args.model_path, model_defaults.keys())
+    if "timestep_respacing" not in given:
+        args.timestep_respacing = ""  # how a model was trained does not say how to sample
+    return args
 
 
 def choose_sampler(args: argparse.Namespace) -> None:
@@ -70,12 +94,21 @@ def check_counts(**counts: int) -> None:
 def load_trained(model: th.nn.Module, model_path: str) -> th.nn.Module:
     """Load a checkpoint into ``model`` and make it ready to evaluate.
 
-    :raises InputError: if no path was given, or its file does not fit.
+    :raises InputError: if its file is missing, unsafe or does not fit.
     """
-    if not model_path:
-        raise InputError("no --model_path given; name a model*.pt or ema_*.pt file of a training")
-    load_into(model, model_path)
+    checkpointing.load_into(model, model_path)
     return model.to(dist_util.dev()).eval()
+
+
+def describe_model(model_path: str) -> None:
+    """Log which model is used, and warn of an EMA that is too young."""
+    logger.log(f"Model: {model_path}")
+    share = checkpointing.initial_share(model_path)
+    if share > checkpointing.SETTLED:
+        logger.warn(
+            f"This EMA still holds {share:.0%} of its initial weights, so expect noise; "
+            "model*.pt, a lower --ema_rate or more training is better"
+        )
 
 
 def in_precision(model: th.nn.Module, name: str) -> Callable[..., th.Tensor]:

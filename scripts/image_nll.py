@@ -10,25 +10,38 @@ from improved_diffusion import cli, dist_util, logger, runs
 from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.files import atomic_write
 from improved_diffusion.image_datasets import BatchStream, load_data
-from improved_diffusion.sampling_script import check_counts, in_precision, load_trained
+from improved_diffusion.sampling_script import (
+    describe_model,
+    in_precision,
+    load_trained,
+    parse_flags_for_model,
+)
 from improved_diffusion.script_util import (
-    add_dict_to_argparser,
     args_to_dict,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
 
+DEFAULTS = {
+    "data_dir": "",
+    "clip_denoised": True,
+    "num_samples": 1000,
+    "batch_size": 1,
+    "model_path": "",
+    "seed": 0,
+    "log_dir": "",
+    "precision": "fp32",
+}
 TERMS = ("vb", "mse", "xstart_mse")
 
 
 def main() -> None:
-    args = create_parser().parse_args()
-    check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
+    model_defaults = model_and_diffusion_defaults()
+    args = parse_flags_for_model(__doc__, DEFAULTS, model_defaults)
     data_dir = runs.find_data_dir(args.data_dir, "cifar_test")
     dist_util.setup_dist()
     seed_everything(args.seed)
-    flags = args_to_dict(args, model_and_diffusion_defaults())
-    model, diffusion = create_model_and_diffusion(**flags)
+    model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
     call = in_precision(model, args.precision)
     images = load_data(
@@ -41,24 +54,9 @@ def main() -> None:
         num_shards=dist_util.world_size(),
     )
     with runs.open_run("image_nll", args.log_dir) as folder:
+        describe_model(args.model_path)
         logger.log(f"Evaluating {args.num_samples} images of {os.path.abspath(data_dir)}")
         save_terms(folder, evaluate(args, call, diffusion, images))
-
-
-def create_parser() -> cli.Parser:
-    defaults = {
-        "data_dir": "",
-        "clip_denoised": True,
-        "num_samples": 1000,
-        "batch_size": 1,
-        "model_path": "",
-        "seed": 0,
-        "log_dir": "",
-        "precision": "fp32",
-    }
-    parser = cli.Parser(description=__doc__)
-    add_dict_to_argparser(parser, defaults | model_and_diffusion_defaults())
-    return parser
 
 
 def evaluate(args: Namespace, model, diffusion, images: BatchStream) -> dict[str, np.ndarray]:

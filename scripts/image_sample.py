@@ -9,17 +9,17 @@ from improved_diffusion import cli, dist_util, logger, runs
 from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.sampling_script import (
     Labelled,
-    check_counts,
     choose_sampler,
     collect,
+    describe_model,
     in_precision,
     load_trained,
+    parse_flags_for_model,
     sample_batch,
     sampling_defaults,
     save_samples,
 )
 from improved_diffusion.script_util import (
-    add_dict_to_argparser,
     args_to_dict,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
@@ -27,25 +27,19 @@ from improved_diffusion.script_util import (
 
 
 def main() -> None:
-    args = create_parser().parse_args()
+    model_defaults = model_and_diffusion_defaults()
+    args = parse_flags_for_model(__doc__, sampling_defaults(), model_defaults)
     choose_sampler(args)
-    check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
     dist_util.setup_dist()
     seed_everything(args.seed)
-    flags = args_to_dict(args, model_and_diffusion_defaults())
-    model, diffusion = create_model_and_diffusion(**flags)
+    model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
     call = in_precision(model, args.precision)
     with runs.open_run("image_sample", args.log_dir) as folder:
+        describe_model(args.model_path)
         logger.log(f"Sampling {args.num_samples} images in {diffusion.num_timesteps} steps")
         images, labels = collect(batches(args, call, diffusion), args.num_samples)
         save_samples(folder, images, labels)
-
-
-def create_parser() -> cli.Parser:
-    parser = cli.Parser(description=__doc__)
-    add_dict_to_argparser(parser, sampling_defaults() | model_and_diffusion_defaults())
-    return parser
 
 
 def batches(args: Namespace, model, diffusion) -> Iterator[Labelled]:

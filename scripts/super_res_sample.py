@@ -13,17 +13,17 @@ from improved_diffusion.errors import InputError
 from improved_diffusion.files import read_file
 from improved_diffusion.sampling_script import (
     Labelled,
-    check_counts,
     choose_sampler,
     collect,
+    describe_model,
     in_precision,
     load_trained,
+    parse_flags_for_model,
     sample_batch,
     sampling_defaults,
     save_samples,
 )
 from improved_diffusion.script_util import (
-    add_dict_to_argparser,
     args_to_dict,
     sr_create_model_and_diffusion,
     sr_model_and_diffusion_defaults,
@@ -31,27 +31,22 @@ from improved_diffusion.script_util import (
 
 
 def main() -> None:
-    args = create_parser().parse_args()
+    model_defaults = sr_model_and_diffusion_defaults()
+    args = parse_flags_for_model(
+        __doc__, sampling_defaults() | {"base_samples": ""}, model_defaults
+    )
     choose_sampler(args)
-    check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
     small, classes = load_base_samples(args)
     dist_util.setup_dist()
     seed_everything(args.seed)
-    flags = args_to_dict(args, sr_model_and_diffusion_defaults())
-    model, diffusion = sr_create_model_and_diffusion(**flags)
+    model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
     call = in_precision(model, args.precision)
     with runs.open_run("super_res_sample", args.log_dir) as folder:
+        describe_model(args.model_path)
         logger.log(f"Enlarging {args.num_samples} images to {args.large_size} pixels")
         enlarged = batches(args, call, diffusion, small, classes)
         save_samples(folder, *collect(enlarged, args.num_samples))
-
-
-def create_parser() -> cli.Parser:
-    parser = cli.Parser(description=__doc__)
-    defaults = sampling_defaults() | {"base_samples": ""} | sr_model_and_diffusion_defaults()
-    add_dict_to_argparser(parser, defaults)
-    return parser
 
 
 def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
