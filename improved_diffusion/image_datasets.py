@@ -286,10 +286,10 @@ class BatchStream:
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_as_is,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_outlive_one_signal,
             generator=th.Generator(),  # or it would draw from torch's global one
         )
-        # Python ends such processes with a signal that they ignore, and would wait for them.
+        # Or Python's own end would send the one signal that they outlive, and wait for them.
         atexit.register(_close_if_alive, weakref.ref(self))
         return iter(loader)
 
@@ -474,10 +474,10 @@ def _to_floats(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    # Ctrl-C reaches the whole process group, but the parent still needs batches to end in order.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_one_signal(worker: int) -> None:
+    # A signal often reaches all processes, but the parent still needs batches to end in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _close_if_alive(reference: "weakref.ref[BatchStream]") -> None:

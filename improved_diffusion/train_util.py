@@ -126,6 +126,7 @@ class TrainLoop:
         self._load_model()
         self.ema_params = [copy.deepcopy(self.model_params) for _ in self.ema_rate]
         self._load_companions()
+        self._cut_log(self.last_row_step + 1)
         self.use_ddp = dist_util.world_size() > 1
         self.ddp_model = self._distributed(device) if self.use_ddp else model
 
@@ -374,7 +375,6 @@ class TrainLoop:
             missing.append("opt (its moments start at zero)")
         if not self._load_state():
             missing.append("state (random numbers, sampler and data start anew)")
-        self._cut_log(self.last_row_step + 1)
         if missing:
             logger.warn(f"Not beside {self.resume_checkpoint}: {'; '.join(missing)}")
         self.last_saved = self.updates if not missing else None
@@ -424,7 +424,7 @@ class TrainLoop:
         return True
 
     def _cut_log(self, step: int) -> None:
-        """Remove the log's rows of updates that this run is going to make again."""
+        """Remove the log's rows of updates that this run is going to make."""
         folder = logger.get_dir()
         if folder and dist_util.rank() == 0:
             cut_csv(os.path.join(folder, "progress.csv"), step)

@@ -155,9 +155,14 @@ def _check_classes(args: argparse.Namespace, classes: list[str] | None) -> None:
 
 
 def _checkpoint_to_resume(resume_checkpoint: str) -> str:
+    newest = checkpointing.newest_checkpoint(get_blob_logdir())
+    if not resume_checkpoint and newest:
+        raise InputError(
+            f"{os.path.dirname(newest)} holds the checkpoints of another run; give "
+            "--resume_checkpoint auto to continue it, or another --log_dir"
+        )
     if resume_checkpoint != "auto":
         return resume_checkpoint
-    newest = checkpointing.newest_checkpoint(get_blob_logdir())
     if newest is None:
         logger.log("No complete checkpoint in the log directory: starting fresh")
     return newest or ""
