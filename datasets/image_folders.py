@@ -1,0 +1,110 @@
+"""Splits of labelled images as folders of PNG files that appear whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from improved_diffusion.errors import InputError
+from improved_diffusion.files import sync_folder
+
+MARKER = ".dataset.json"
+OUR_FILES = re.compile(r"[a-z]+_\d{5,}\.png")
+
+
+class Split(NamedTuple):
+    """Images with their labels: one folder.
+
+    ``pixels`` is uint8 [N, H, W, 3]; ``labels`` are N indices into ``classes``.
+    """
+
+    name: str
+    pixels: np.ndarray
+    labels: Sequence[int]
+    classes: Sequence[str]
+
+    def first(self, limit: int | None) -> "Split":
+        """Keep the first ``limit`` images; None keeps all."""
+        return self._replace(pixels=self.pixels[:limit], labels=self.labels[:limit])
+
+
+def is_whole(folder: Path, images: int) -> bool:
+    """Whether an earlier run wrote ``images`` images into ``folder`` and all are still there."""
+    return _marked_count(folder) == images and len(os.listdir(folder)) == images + 1
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to touch what no earlier run of these scripts made, or what was added to it since.
+
+    :raises InputError: if ``folder`` is there with anything in it that is not ours.
+    """
+    if not os.path.lexists(folder):
+        return
+    if folder.is_dir() and not folder.is_symlink():
+        names = set(os.listdir(folder))
+        ours = MARKER in names and all(map(OUR_FILES.fullmatch, names - {MARKER}))
+        if ours or not names:
+            return
+    raise InputError(
+        f"{folder} holds something that this script did not make: move it away or choose another "
+        "--out_dir"
+    )
+
+
+def write_split(split: Split, out_dir: Path) -> Path:
+    """Write ``split`` as ``out_dir/<name>/<class>_<index>.png`` and return that folder.
+
+    The files are written into a hidden folder beside it, which takes its name when it is whole.
+    A folder of that name which an earlier run made is replaced; a whole one of the same size is
+    kept.
+
+    :raises InputError: if a folder of that name is not ours.
+    :raises OSError: if ``out_dir`` cannot be written or the disk is full.
+    """
+    folder = out_dir / split.name
+    if is_whole(folder, len(split.labels)):
+        print(f"{folder}: {len(split.labels)} images, there already")
+        return folder
+    check_replaceable(folder)
+    partial = out_dir / f".{split.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_images(split, partial)
+        (partial / MARKER).write_text(json.dumps({"images": len(split.labels)}))
+        _flush_to_disk()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(out_dir)
+    print(f"{folder}: {len(split.labels)} images")
+    return folder
+
+
+def _write_images(split: Split, folder: Path) -> None:
+    pairs = zip(split.pixels, split.labels, strict=True)
+    bar = tqdm(pairs, split.name, len(split.labels), unit="image", disable=None)
+    for index, (pixels, label) in enumerate(bar):
+        Image.fromarray(pixels).save(folder / f"{split.classes[label]}_{index:05d}.png")
+
+
+def _flush_to_disk() -> None:
+    # Or a power cut could leave the whole folder's name on files that are still empty.
+    if hasattr(os, "sync"):
+        os.sync()
+
+
+def _marked_count(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / MARKER).read_text())["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,79 @@
+"""Write the images of an LSUN lmdb as square PNG files, <prefix>_<index>.png."""
+
+import io
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from improved_diffusion.cli import Parser, run
+from improved_diffusion.errors import InputError
+
+
+def main() -> None:
+    args = create_parser().parse_args()
+    if args.image_size < 1:
+        raise InputError(f"--image-size must be at least 1, got {args.image_size}")
+    if not args.prefix or not set(args.prefix).isdisjoint("_/"):
+        raise InputError(f"--prefix must be a word without _ and /, got {args.prefix!r}")
+    images = read_images(args.lmdb_path, args.image_size)
+    images = chain([next(images)], images)  # before anything is made, the first one must be right
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        image.save(args.out_dir / f"{args.prefix}_{index:07d}.png")
+    print(f"{args.out_dir}: {index + 1} images")
+
+
+def create_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--image-size", type=int, default=256, help="height and width in pixels")
+    parser.add_argument("--prefix", default="bedroom", help="class label in the file names")
+    parser.add_argument("lmdb_path", type=Path, help="folder of the LSUN database")
+    parser.add_argument("out_dir", type=Path, help="folder for the PNG files")
+    return parser
+
+
+def read_images(lmdb_path: Path, image_size: int) -> Iterator[Image.Image]:
+    """Yield the images of an LSUN database in the order of their keys, cut to squares.
+
+    :raises InputError: if lmdb is not installed, or if the database or one of its images cannot
+        be read.
+    """
+    try:
+        import lmdb
+    except ImportError as error:
+        raise InputError("lmdb is missing: pip install -e '.[lsun]'") from error
+    try:
+        with (
+            lmdb.open(str(lmdb_path), readonly=True, create=False, lock=False) as database,
+            database.begin() as transaction,
+        ):
+            count = transaction.stat()["entries"]
+            if not count:
+                raise InputError(f"the LSUN database {lmdb_path} is empty")
+            for key, value in tqdm(transaction.cursor(), total=count, unit="image", disable=None):
+                yield decode(value, image_size, f"{key!r} in {lmdb_path}")
+    except lmdb.Error as error:
+        raise InputError(f"cannot read the LSUN database {lmdb_path}: {error}") from error
+
+
+def decode(value: bytes, image_size: int, where: str) -> Image.Image:
+    """Decode one WebP or JPEG image, scale its shorter side and cut a square out of its middle.
+
+    :raises InputError: if ``value`` is no such image; ``where`` names it.
+    """
+    try:
+        with Image.open(io.BytesIO(value), formats=("WEBP", "JPEG", "PNG")) as image:
+            scale = image_size / min(image.size)
+            size = tuple(round(side * scale) for side in image.size)
+            image = image.convert("RGB").resize(size, resample=Image.Resampling.BOX)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"cannot read image {where}: {error}") from error
+    left, top = ((side - image_size) // 2 for side in size)
+    return image.crop((left, top, left + image_size, top + image_size))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,348 @@
+import random
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch as th
+from PIL import Image
+
+from improved_diffusion import image_datasets
+from improved_diffusion.errors import InputError
+from improved_diffusion.image_datasets import BadImageWarning, ImageDataset, load_data, read_image
+
+SIZE = 8
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images whose one colour is their number, in two classes and a folder inside."""
+    for number in range(10):
+        place = tmp_path / "more" if number >= 8 else tmp_path
+        place.mkdir(exist_ok=True)
+        colour = Image.new("RGB", (SIZE, SIZE), (number, 0, 255))
+        colour.save(place / f"{'cat' if number % 2 else 'ant'}_{number:02d}.png")
+    return tmp_path
+
+
+def stream(folder, batch_size=3, **options):
+    return load_data(data_dir=folder, batch_size=batch_size, image_size=SIZE, **options)
+
+
+def numbers(batch):
+    """The number of each image in a batch, from its colour."""
+    return [round(value) for value in ((batch[:, 0, 0, 0] + 1) * 127.5).tolist()]
+
+
+def take(data, count):
+    return [(batch.clone(), cond.get("y")) for batch, cond in islice(data, count)]
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for (batch, label), (other, other_label) in zip(left, right, strict=True):
+        assert th.equal(batch, other)
+        assert (label is None) == (other_label is None)
+        assert label is None or th.equal(label, other_label)
+
+
+def gradient(width, height, mode="RGB"):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, channels))
+    return Image.fromarray(pixels.astype(np.uint8).squeeze(), mode)
+
+
+def test_batches_are_float_images_in_reading_order_with_labels(folder):
+    batch, cond = next(stream(folder, 10, deterministic=True, class_cond=True))
+    assert batch.dtype == th.float32
+    assert batch.shape == (10, 3, SIZE, SIZE)
+    assert numbers(batch) == [0, 2, 4, 6, 1, 3, 5, 7, 8, 9]  # by name, folders in their place
+    assert batch[:, 1].eq(-1).all()
+    assert batch[:, 2].eq(1).all()
+    assert cond["y"].dtype == th.int64
+    assert cond["y"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0, 1]
+    assert next(stream(folder))[1] == {}
+
+
+def test_summary(folder):
+    data = stream(folder)
+    summary = {"folder": str(folder), "images": 10, "classes": ["ant", "cat"], "image_size": SIZE}
+    assert data.summary() == summary
+    assert data.batches_per_epoch == 3
+    (folder / "ant_00.png").rename(folder / "ant.png")
+    assert stream(folder).summary()["classes"] is None
+
+
+def test_every_epoch_is_another_order_of_all_images(folder):
+    data = stream(folder, 5)
+    epochs = [numbers(th.cat([next(data)[0], next(data)[0]])) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert_same(take(stream(folder, seed=1), 4), take(stream(folder, seed=1), 4))
+    assert numbers(next(stream(folder, 10, seed=1))[0]) != numbers(next(stream(folder, 10))[0])
+
+
+def test_incomplete_batches_are_dropped_or_kept(folder):
+    sizes = [len(batch) for batch, _ in islice(stream(folder, 4), 4)]
+    assert sizes == [4, 4, 4, 4]
+    sizes = [len(batch) for batch, _ in islice(stream(folder, 4, drop_last=False), 4)]
+    assert sizes == [4, 4, 2, 4]
+
+
+def test_shards_are_disjoint_and_equally_long(folder):
+    ranks = [stream(folder, 2, shard=rank, num_shards=3, seed=5) for rank in range(3)]
+    assert [rank.batches_per_epoch for rank in ranks] == [1, 1, 1]
+    first = [numbers(next(rank)[0]) for rank in ranks]
+    assert len({*first[0], *first[1], *first[2]}) == 6
+    whole = numbers(next(stream(folder, 10, seed=5))[0])
+    assert first == [whole[rank::3][:2] for rank in range(3)]
+    assert ranks[0].state_dict() == ranks[1].state_dict()
+    for rank in range(3):
+        data = stream(folder, 2, shard=rank, num_shards=3, drop_last=False)
+        assert [len(batch) for batch, _ in islice(data, 2)] == [2, 1]
+
+
+def test_random_flip_mirrors_about_half_the_images(tmp_path):
+    gradient(SIZE, SIZE).save(tmp_path / "a.png")
+    plain = next(stream(tmp_path, 1))[0]
+    batches = [batch for batch, _ in islice(stream(tmp_path, 1, random_flip=True), 40)]
+    flipped = [th.equal(batch, plain.flip(3)) for batch in batches]
+    assert all(flip or th.equal(batch, plain) for flip, batch in zip(flipped, batches, strict=True))
+    assert 8 < sum(flipped) < 32
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_goes_on_bit_for_bit_over_the_end_of_an_epoch(folder, num_workers):
+    options = {"class_cond": True, "random_flip": True, "seed": 4}
+    expected = take(stream(folder, **options), 11)
+    for stop in (0, 2, 3, 7):
+        data = stream(folder, num_workers=num_workers, **options)
+        assert_same(take(data, stop), expected[:stop])
+        state = data.state_dict()
+        data.close()
+        assert (state["epoch"], state["position"]) == divmod(stop, 3)
+        resumed = stream(folder, num_workers=num_workers, **options)
+        next(resumed)
+        resumed.load_state_dict(state)
+        assert_same(take(resumed, 11 - stop), expected[stop:])
+        resumed.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_global_random_states_are_left_alone(folder, num_workers):
+    states = th.get_rng_state(), str(np.random.get_state()), random.getstate()
+    data = stream(folder, random_flip=True, num_workers=num_workers)
+    take(data, 4)
+    data.close()
+    assert th.equal(th.get_rng_state(), states[0])
+    assert (str(np.random.get_state()), random.getstate()) == states[1:]
+
+
+def test_resume_says_how_the_data_differ(folder):
+    state = stream(folder).state_dict()
+    for options, name in (
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"batch_size": 2}, "batch_size 3, not 2"),
+        ({"num_shards": 2}, "num_shards 1, not 2"),
+    ):
+        with pytest.raises(InputError, match=name):
+            stream(folder, **options).load_state_dict(state)
+    with pytest.raises(InputError, match="not the state of a data stream"):
+        stream(folder).load_state_dict({"epoch": 1})
+    (folder / "ant_00.png").rename(folder / "ant_77.png")
+    with pytest.raises(InputError, match="10 images as when the run was saved, but other names"):
+        stream(folder).load_state_dict(state)
+    (folder / "ant_77.png").unlink()
+    with pytest.raises(InputError, match="had 10 images when the run was saved and has 9"):
+        stream(folder).load_state_dict(state)
+
+
+def test_folders_are_searched_without_hidden_or_endless_ones(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    for name in ("deep/er/b.JPG", "a.webp", "c.Bmp", "d.gif", "z.jpeg", ".hidden/e.png", ".f.png"):
+        gradient(SIZE, SIZE).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    names = ["a.webp", "c.Bmp", "d.gif", "deep/er/b.JPG", "z.jpeg"]
+    assert image_datasets.list_images(str(tmp_path)) == names
+    assert next(stream(tmp_path, 5))[0].shape == (5, 3, SIZE, SIZE)
+
+
+def test_folders_behind_urls_are_read_through_blobfile(folder, monkeypatch):
+    pytest.importorskip("blobfile")
+    expected = take(stream(folder), 4)
+    monkeypatch.setattr(image_datasets, "is_local", lambda path: False)
+    monkeypatch.setattr("builtins.open", None)
+    assert_same(take(stream(folder), 4), expected)
+
+
+def test_images_are_halved_scaled_and_cropped(tmp_path):
+    image = gradient(75, 41)
+    image.save(tmp_path / "a.png")
+    halved = image.resize((37, 20), Image.Resampling.BOX).resize((18, 10), Image.Resampling.BOX)
+    scaled = halved.resize((14, 8), Image.Resampling.BICUBIC)  # 18 * 8 / 10 = 14.4
+    expected = np.asarray(scaled)[:, 3:11]
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), 8), expected)
+
+
+def test_small_images_are_enlarged_and_right_ones_left_alone(tmp_path):
+    image = gradient(SIZE, SIZE)
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), SIZE), np.asarray(image))
+    bigger = image.resize((20, 20), Image.Resampling.BICUBIC)
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), 20), np.asarray(bigger))
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+@pytest.mark.parametrize("source", ["L", "RGB", "RGBA"])
+def test_channels(tmp_path, channels, mode, source):
+    image = gradient(SIZE, SIZE, source)
+    image.save(tmp_path / "a.png")
+    batch, _ = next(stream(tmp_path, 1, in_channels=channels))
+    expected = np.asarray(image.convert(mode)).reshape(1, SIZE, SIZE, channels)
+    expected = expected.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    assert np.array_equal(batch.numpy(), expected)
+
+
+def test_image_dataset_items_and_shards(folder):
+    paths = sorted(str(path) for path in folder.glob("*.png"))
+    data = ImageDataset(SIZE, paths, classes=list(range(8)), shard=1, num_shards=3)
+    assert len(data) == 3
+    image, cond = data[2]
+    assert image.dtype == np.float32
+    assert image.shape == (3, SIZE, SIZE)
+    assert cond["y"] == 7
+    assert cond["y"].dtype == np.int64
+    assert ImageDataset(SIZE, paths)[0][1] == {}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_are_named_or_replaced(folder, num_workers):
+    whole = (folder / "ant_02.png").read_bytes()
+    (folder / "ant_02.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("ant_04.png", "cat_07.png"):
+        (folder / name).write_text("this is no image")
+    options = {"batch_size": 10, "deterministic": True, "num_workers": num_workers}
+    data = stream(folder, **options)
+    with pytest.raises(InputError, match=r"^cannot read image .*ant_02\.png: [^\n]+$"):
+        next(data)
+    assert data.state_dict()["position"] == 0
+    data = stream(folder, on_bad_image="skip", class_cond=True, **options)
+    with pytest.warns(BadImageWarning) as caught:
+        batch, cond = next(data)
+    assert numbers(batch) == [0, 6, 6, 6, 1, 3, 5, 8, 8, 9]
+    assert cond["y"].tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 1]
+    assert ["ant_02.png" in str(caught[0].message), len(caught)] == [True, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take(data, 5)
+    data.close()
+
+
+def test_a_dataset_by_itself_replaces_unreadable_images_too(folder):
+    (folder / "ant_00.png").write_text("this is no image")
+    paths = [str(folder / name) for name in ("cat_01.png", "ant_00.png")]
+    data = ImageDataset(SIZE, paths, on_bad_image="skip")
+    with pytest.warns(BadImageWarning, match="ant_00"):
+        image, _ = data[1]
+    assert np.array_equal(image, data[0][0])
+    data = ImageDataset(SIZE, paths[1:], on_bad_image="skip")
+    with pytest.raises(InputError, match=r"none of the 1 images is readable: .*ant_00\.png"):
+        data[0]
+
+
+@pytest.mark.parametrize("signals", ["", "SIGTERM", "SIGINT"])
+def test_workers_outlive_a_signal_but_not_their_parent(folder, signals):
+    program = (
+        "import os, signal, sys\n"
+        "from improved_diffusion.image_datasets import load_data\n"
+        "if __name__ == '__main__':\n"
+        f"    folder = {str(folder)!r}\n"
+        "    data = load_data(data_dir=folder, batch_size=2, image_size=8, num_workers=2)\n"
+        "    next(data), next(data)\n"
+        f"    for name in {signals.split()}:\n"
+        "        signal.signal(signal.Signals[name], lambda *_: None)\n"
+        "        os.killpg(0, signal.Signals[name])\n"
+        "    for _ in range(20):\n"
+        "        next(data)\n"
+        "    print('went on')\n"
+        "    raise RuntimeError('with the stream still alive')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        start_new_session=True,
+        check=False,
+    )
+    assert done.stdout == "went on\n", done.stderr
+    assert "with the stream still alive" in done.stderr
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    for side in (100_000, 12_000):  # beyond Pillow's own limit, and below it
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        path = tmp_path / f"{side}.png"
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(bytes(100)))
+            + chunk(b"IEND", b"")
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with pytest.raises(InputError, match=rf"{side}\.png.*pixels"):
+                read_image(str(path), 8)
+
+
+def test_only_known_formats_are_decoded_whatever_the_file_is_called(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(InputError, match="cannot identify"):
+        read_image(str(tmp_path / "a.png"), 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 11}, r"10 images, fewer than a batch \(11\)"),
+        ({"batch_size": 6, "num_shards": 2}, r"10 images, fewer than a batch \(12\)"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"num_workers": -1}, "num_workers must not be negative"),
+        ({"in_channels": 2}, "in_channels must be 1, 3 or 4, got 2"),
+        ({"on_bad_image": "ignore"}, "on_bad_image must be error or skip, got 'ignore'"),
+        ({"shard": 2, "num_shards": 2}, "shard must lie in"),
+    ],
+)
+def test_impossible_arguments(folder, options, message):
+    with pytest.raises(InputError, match=message):
+        stream(folder, **options)
+
+
+def test_folders_that_cannot_work_are_named(folder):
+    with pytest.raises(InputError, match=r"missing does not exist"):
+        stream(folder / "missing")
+    with pytest.raises(InputError, match=r"ant_00\.png is not a folder"):
+        stream(folder / "ant_00.png")
+    (folder / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no images .* in .*empty"):
+        stream(folder / "empty")
+    (folder / "more" / "nolabel.png").write_bytes((folder / "ant_00.png").read_bytes())
+    with pytest.raises(InputError, match=r"more/nolabel\.png carries no class label"):
+        stream(folder, class_cond=True)
+    stream(folder)
+    (folder / "more" / "nolabel.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"more/nolabel\.png: it has no bytes"):
+        stream(folder)
+    stream(folder, on_bad_image="skip")
