@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --timeout 20 --retries 1
 MODEL := --image_size 32 --num_channels 64 --num_res_blocks 2
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test soak lint clean
 
 quickstart: $(VENV)/.package
 	@if [ -d datasets/digits_train ] && [ ! -d datasets/cifar_train ]; then \
@@ -33,6 +33,9 @@ quickstart: $(VENV)/.package
 	@echo "  $(RUN)/results.xlsx       loss, mse, grad_norm and their charts"
 	@echo "  $(RUN)/samples/*.png      16 samples (after so short a training: mostly colours)"
 	@echo "  $(RUN)/model*.pt ema*.pt  checkpoints; STEPS=20000 make quickstart goes on from them"
+
+soak: $(VENV)/.test
+	$(PY) tests/soak.py
 
 test: $(VENV)/.test
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

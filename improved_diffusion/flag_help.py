@@ -44,6 +44,7 @@ HELP = {
     "use_fp16": "the same as --precision fp16",
     "fp16_scale_growth": "growth of the base-2 logarithm of fp16's loss scale with each update",
     "precision": "arithmetic of the model: fp32, bf16 or fp16 (GPU only)",
+    "compile": "run the model through torch.compile: minutes of compiling, then faster steps",
     "max_steps": "updates to make in all; 0 for no end",
     "max_skipped": "updates in a row that may be skipped as not finite before the run gives up",
     "keep_checkpoints": "checkpoints to keep, newest first; 0 for all",
@@ -53,6 +54,10 @@ HELP = {
     "on_bad_image": "what to do with a file that cannot be read: error, or skip it",
     "num_workers": "processes that read images ahead; 0 reads them between updates",
     "num_threads": "threads to compute with; 0 for one a processor",
+    # the benchmark
+    "sample_batch": "images of a sampling step",
+    "rounds": "steps of each variant",
+    "json": "file to write the table to as JSON; empty for none",
     # sampling and evaluation
     "model_path": "a model*.pt or ema_*.pt file, or a run's folder for its newest ema_*.pt; the "
     "model's flags come from config.json beside it, if there is one",

@@ -13,17 +13,52 @@ from .errors import InputError
 
 NORM_GROUPS = 32
 
-SiLU = nn.SiLU
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class GroupNorm32(nn.GroupNorm):
-    """Group norm that computes in float32 and returns the dtype of its input."""
+class SiLU(nn.Module):
+    """x sigmoid(x), in float32 rounded as the reference rounds it."""
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).type(x.dtype)
+        return x * th.sigmoid(x) if x.dtype == th.float32 else F.silu(x)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group norm that computes in float32 (or wider) and returns the dtype of its input."""
+
+    def forward(
+        self,
+        x: th.Tensor,
+        scale: th.Tensor | None = None,
+        shift: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """Compute norm(x), or norm(x) (1 + scale) + shift.
+
+        :param x: [N, C, ...].
+        :param scale: [N, C], given together with ``shift`` or not at all.
+        """
+        if scale is None:
+            return self._normalise(x, self.num_groups, self.weight, self.bias)
+        if x.dtype == th.float32:  # rounded as the reference rounds it
+            shape = (*scale.shape, *[1] * (x.ndim - 2))
+            h = self._normalise(x, self.num_groups, self.weight, self.bias)
+            return h * (1 + scale.view(shape)) + shift.view(shape)
+        # Groups of different images never mix, so a batch is one image of N C channels, each with
+        # a weight of its own: the whole modulation costs no pass over the activations.
+        dtype = th.promote_types(x.dtype, th.float32)
+        gain = 1 + scale.to(dtype)
+        weight = (gain * self.weight).flatten()
+        bias = (gain * self.bias + shift.to(dtype)).flatten()
+        one_image = x.reshape(1, -1, *x.shape[2:])
+        return self._normalise(one_image, self.num_groups * len(x), weight, bias).view_as(x)
+
+    def _normalise(
+        self, x: th.Tensor, groups: int, weight: th.Tensor, bias: th.Tensor
+    ) -> th.Tensor:
+        dtype = th.promote_types(x.dtype, th.float32)
+        # Only the CPU's kernel takes half input with float32 weights, and computes in float32.
+        rows = x if x.device.type == "cpu" else x.to(dtype)
+        return F.group_norm(rows, groups, weight.to(dtype), bias.to(dtype), self.eps).to(x.dtype)
 
 
 def normalization(channels: int) -> GroupNorm32:
@@ -44,6 +79,38 @@ def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     return _by_dimension(dims, nn.Conv1d, nn.Conv2d, nn.Conv3d)(*args, **kwargs)
 
 
+class _Pointwise:
+    """A convolution of kernel size 1 that is a batched matrix product in half precision.
+
+    In bfloat16 a product took half the time of the convolution (8 images, 128 to 64 channels,
+    32x32, forward and backward: 0.7 against 1.35 ms); in float32 a quarter more.
+    """
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        device = x.device.type
+        autocast = th.is_autocast_enabled(device)
+        dtype = th.get_autocast_dtype(device) if autocast else x.dtype
+        if dtype not in (th.bfloat16, th.float16):
+            return super().forward(x)
+        weight = self.weight.to(dtype).flatten(1).expand(len(x), -1, -1)  # [N, C_out, C_in]
+        h = th.baddbmm(self.bias.to(dtype)[:, None], weight, x.to(dtype).flatten(2))
+        return h.view(*h.shape[:2], *x.shape[2:])
+
+
+class _Pointwise1d(_Pointwise, nn.Conv1d): ...
+
+
+class _Pointwise2d(_Pointwise, nn.Conv2d): ...
+
+
+class _Pointwise3d(_Pointwise, nn.Conv3d): ...
+
+
+def pointwise_nd(dims: int, channels: int, out_channels: int) -> nn.Module:
+    """Make a convolution of kernel size 1 over ``dims`` (1, 2 or 3) spatial dimensions."""
+    return _by_dimension(dims, _Pointwise1d, _Pointwise2d, _Pointwise3d)(channels, out_channels, 1)
+
+
 def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """Make an average pooling over ``dims`` (1, 2 or 3) spatial dimensions."""
     return _by_dimension(dims, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)(*args, **kwargs)
@@ -62,7 +129,9 @@ def linear(*args: Any, **kwargs: Any) -> nn.Linear:
 
 @th.no_grad()
 def update_ema(
-    target_params: Iterable[th.Tensor], source_params: Iterable[th.Tensor], rate: float = 0.99
+    target_params: Iterable[th.Tensor],
+    source_params: Iterable[th.Tensor],
+    rate: float = 0.99,
 ) -> None:
     """Move ``target_params`` towards ``source_params`` in place: t <- rate t + (1 - rate) s."""
     th._foreach_lerp_(list(target_params), list(source_params), 1 - rate)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import __version__, dist_util, logger
+from . import __version__, cpu, dist_util, logger
 from .errors import InputError
 from .files import atomic_write_text, is_local, remove_leftovers
 
@@ -24,6 +24,7 @@ VERSIONED = ("torch", "numpy", "pandas", "openpyxl", "pillow", "blobfile")
 # What a run may change when it goes on; everything else shapes its numbers.
 MAY_CHANGE = frozenset(
     {
+        "compile",
         "data_dir",
         "ema_rate",
         "fp16_scale_growth",
@@ -135,6 +136,17 @@ def _held(folder: str) -> Iterator[None]:
         yield
 
 
+def say_what_computes(precision: str) -> None:
+    """Log the device, and what there is to know about it in that precision."""
+    if dist_util.dev().type != "cpu":
+        logger.log(f"Device: {dist_util.dev()}")
+        return
+    if cpu.configured is not None:
+        logger.log(f"Processor: {cpu.configured}")
+    if advice := cpu.precision_advice(precision):
+        logger.log(advice)
+
+
 def _formats(table: bool) -> list[str] | None:
     """One plain line a log line rather than the reference's table, unless asked for otherwise."""
     if "OPENAI_LOG_FORMAT" in os.environ or dist_util.rank() > 0:
@@ -149,7 +161,7 @@ def write_config(folder: str, script: str, flags: Mapping[str, Any], **about: An
         "flags": dict(flags),
         **about,
         "versions": versions(),
-        "processor": processor_name(),
+        "processor": str(cpu.configured or cpu.processor_name()),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     if dist_util.rank() == 0:
@@ -164,15 +176,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)
     return {"improved_diffusion": __version__, "python": platform.python_version(), **installed}
-
-
-def processor_name() -> str:
-    """The processor's name as the system gives it."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def adopt_config(

@@ -1,6 +1,7 @@
 """What the sampling and evaluation scripts share: their flags, the model, batches, files."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from . import checkpointing, dist_util, logger, runs
+from . import checkpointing, cpu, dist_util, logger, runs
 from .cli import Parser
+from .compiling import Compiled
 from .dpm_solver import dpm_solver_sample_loop
 from .errors import InputError
 from .files import atomic_write, is_local
@@ -38,6 +40,8 @@ def sampling_defaults() -> dict[str, Any]:
         "seed": 0,
         "log_dir": "",
         "precision": "fp32",
+        "compile": False,
+        "num_threads": 0,
     }
 
 
@@ -53,6 +57,7 @@ def parse_flags_for_model(
     parser = Parser(description)
     add_dict_to_argparser(parser, defaults | model_defaults)
     args, given = parser.parse_args_and_given()
+    cpu.configure_cpu(args.num_threads)
     check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
     if not args.model_path:
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
@@ -100,8 +105,9 @@ def load_trained(model: th.nn.Module, model_path: str) -> th.nn.Module:
     return model.to(dist_util.dev()).eval()
 
 
-def describe_model(model_path: str) -> None:
-    """Log which model is used, and warn of an EMA that is too young."""
+def describe(model_path: str, precision: str) -> None:
+    """Log which model is used, and warn of an EMA that is too young; log what computes."""
+    runs.say_what_computes(precision)
     logger.log(f"Model: {model_path}")
     share = checkpointing.initial_share(model_path)
     if share > checkpointing.SETTLED:
@@ -111,18 +117,17 @@ def describe_model(model_path: str) -> None:
         )
 
 
-def in_precision(model: th.nn.Module, name: str) -> Callable[..., th.Tensor]:
-    """``model`` as a function that computes in the precision of that name.
+@contextlib.contextmanager
+def evaluating(model: th.nn.Module, precision: str, compile: bool = False) -> Iterator[Any]:
+    """Yield ``model`` to be called without gradients, in the precision of that name.
+
+    One context for a whole sampling: its weights are cast once.
 
     :raises InputError: for an unknown precision, or one that this machine does not have.
     """
-    precision = Precision(name, dist_util.dev())
-
-    def call(*args: Any, **kwargs: Any) -> th.Tensor:
-        with precision.autocast():
-            return model(*args, **kwargs)
-
-    return call
+    cast = Precision(precision, dist_util.dev()).autocast()
+    with th.inference_mode(), cast:
+        yield Compiled(model) if compile else model
 
 
 def sample_batch(

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from . import checkpointing, dist_util, logger
 from .checkpointing import parse_resume_step_from_filename
+from .compiling import Compiled
 from .errors import DivergedError, InputError
 from .gaussian_diffusion import GaussianDiffusion
 from .log_formats import cut_csv, cut_json
@@ -52,6 +53,7 @@ class TrainLoop:
     :param precision: fp32, bf16 or fp16; ``use_fp16`` is short for the last.
     :param keep_checkpoints: how many of the newest checkpoints to keep; 0 keeps all.
     :param max_skipped: stop after so many updates in a row that were not finite.
+    :param compile: run the model through ``torch.compile``.
     :param flags: plain values to keep in the checkpoint, for whoever resumes it.
     :raises InputError: for numbers out of range, or a checkpoint that does not fit.
     """
@@ -78,6 +80,7 @@ class TrainLoop:
         precision: str = "fp32",
         keep_checkpoints: int = 0,
         max_skipped: int = 20,
+        compile: bool = False,
         flags: dict[str, Any] | None = None,
     ):
         check_training_numbers(
@@ -129,6 +132,8 @@ class TrainLoop:
         self._cut_log(self.last_row_step + 1)
         self.use_ddp = dist_util.world_size() > 1
         self.ddp_model = self._distributed(device) if self.use_ddp else model
+        if compile:
+            self.ddp_model = Compiled(self.ddp_model)
 
     @property
     def updates(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch as th
 
-from . import checkpointing, dist_util, logger, runs
+from . import checkpointing, cpu, dist_util, logger, runs
 from .cli import Parser
 from .errors import InputError
 from .gaussian_diffusion import GaussianDiffusion
@@ -46,6 +46,8 @@ def training_defaults() -> dict[str, Any]:
         "precision": "fp32",
         "keep_checkpoints": 0,
         "max_skipped": 20,
+        "compile": False,
+        "num_threads": 0,
         "num_workers": 0,
         "on_bad_image": "error",
     }
@@ -59,6 +61,7 @@ def parse_training_flags(description: str, model_defaults: dict[str, Any]) -> ar
     parser = Parser(description)
     add_dict_to_argparser(parser, training_defaults() | model_defaults)
     args = parser.parse_args()
+    cpu.configure_cpu(args.num_threads)
     check_training_numbers(
         batch_size=args.batch_size,
         microbatch=args.microbatch,
@@ -136,6 +139,7 @@ def train(
             precision=args.precision,
             keep_checkpoints=args.keep_checkpoints,
             max_skipped=args.max_skipped,
+            compile=args.compile,
             flags=vars(args),
         )
         try:
@@ -190,7 +194,5 @@ def _say_what_is_ahead(
     else:
         logger.log("Training: without end; Ctrl-C saves and stops (or give --max_steps)")
     parameters = sum(p.numel() for p in model.parameters())
-    logger.log(
-        f"Model: {parameters / 1e6:.2f} M parameters, {args.precision} on {dist_util.dev()}, "
-        f"{th.get_num_threads()} threads"
-    )
+    logger.log(f"Model: {parameters / 1e6:.2f} M parameters, {args.precision}")
+    runs.say_what_computes(args.precision)

@@ -1,7 +1,7 @@
 """The UNet of improved-diffusion, and its variant for super-resolution."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch as th
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from .nn import (
     conv_nd,
     linear,
     normalization,
+    pointwise_nd,
     timestep_embedding,
     zero_module,
 )
@@ -125,7 +126,9 @@ class ResBlock(TimestepBlock):
 
         width = self.out_channels
         self.in_layers = nn.Sequential(
-            normalization(channels), SiLU(), conv_nd(dims, channels, width, 3, padding=1)
+            normalization(channels),
+            SiLU(),
+            conv_nd(dims, channels, width, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(
             SiLU(), linear(emb_channels, 2 * width if use_scale_shift_norm else width)
@@ -141,7 +144,7 @@ class ResBlock(TimestepBlock):
         elif use_conv:
             self.skip_connection = conv_nd(dims, channels, width, 3, padding=1)
         else:
-            self.skip_connection = conv_nd(dims, channels, width, 1)
+            self.skip_connection = pointwise_nd(dims, channels, width)
 
     def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         """Map ``x`` [N, channels, ...] and ``emb`` [N, emb_channels] to [N, out_channels, ...]."""
@@ -149,14 +152,13 @@ class ResBlock(TimestepBlock):
 
     def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         h = self.in_layers(x)
-        emb_out = self.emb_layers(emb).type(h.dtype)
-        emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
+        emb_out = self.emb_layers(emb)
         if self.use_scale_shift_norm:
             norm, rest = self.out_layers[0], self.out_layers[1:]
-            scale, shift = emb_out.chunk(2, dim=1)
-            h = rest(norm(h) * (1 + scale) + shift)
+            h = rest(norm(h, *emb_out.chunk(2, dim=1)))
         else:
-            h = self.out_layers(h + emb_out)
+            emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
+            h = self.out_layers(h + emb_out.type(h.dtype))
         return self.skip_connection(x) + h
 
 
@@ -180,9 +182,9 @@ class AttentionBlock(nn.Module):
         self.num_heads = num_heads
         self.use_checkpoint = use_checkpoint
         self.norm = normalization(channels)
-        self.qkv = conv_nd(1, channels, channels * 3, 1)
+        self.qkv = pointwise_nd(1, channels, channels * 3)
         self.attention = QKVAttention()
-        self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
+        self.proj_out = zero_module(pointwise_nd(1, channels, channels))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Map [N, C, ...] to the same shape."""
@@ -198,15 +200,15 @@ class AttentionBlock(nn.Module):
 
 
 class QKVAttention(nn.Module):
-    """Dot-product attention (Vaswani et al. 2017, 3.2.1) with its softmax in float32."""
+    """Dot-product attention (Vaswani et al. 2017, 3.2.1)."""
 
     def forward(self, qkv: th.Tensor) -> th.Tensor:
         """Map queries, keys and values [B, 3C, T] to [B, C, T]."""
         q, k, v = qkv.chunk(3, dim=1)
-        scale = q.shape[1] ** -0.25  # on q and on k: in float16 their product could overflow
-        logits = (q * scale).transpose(1, 2) @ (k * scale)  # [B, T, T]
-        weight = th.softmax(logits.float(), dim=-1).type(logits.dtype)
-        return v @ weight.transpose(1, 2)
+        logits = (q * q.shape[1] ** -0.5).mT @ k  # [B, T, T], scaled first: float16 overflows
+        # Written as it is, and not as v @ weight.mT, so that the gradient of the softmax arrives
+        # in its own layout: transposing it took as long as everything else here.
+        return (th.softmax(logits, dim=-1) @ v.mT).mT
 
 
 class UNetModel(nn.Module):
@@ -263,7 +265,9 @@ class UNetModel(nn.Module):
 
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
-            linear(model_channels, emb_channels), SiLU(), linear(emb_channels, emb_channels)
+            linear(model_channels, emb_channels),
+            SiLU(),
+            linear(emb_channels, emb_channels),
         )
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, emb_channels)
@@ -350,11 +354,11 @@ class UNetModel(nn.Module):
         :raises InputError: if the size does not fit, or labels are missing or not wanted.
         """
         emb = self._embed(x, timesteps, y)
-        skips = list(self._encode(x, emb))
+        skips = self._encode(x, emb)
         h = self.middle_block(skips[-1], emb)
-        for h in self._decode(h, skips, emb):  # noqa: B007
-            pass
-        return self.out(h.type(x.dtype))
+        for block in self.output_blocks:
+            h = block(th.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h.type(x.dtype)).type(x.dtype)
 
     def get_feature_vectors(
         self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None = None
@@ -364,30 +368,29 @@ class UNetModel(nn.Module):
         :return: "down" and "up", a tensor [N, C, ...] per block, and "middle", one tensor.
         """
         emb = self._embed(x, timesteps, y)
-        down = list(self._encode(x, emb))
+        down = self._encode(x, emb)
         middle = self.middle_block(down[-1], emb)
-        up = list(self._decode(middle, list(down), emb))
+        up, skips = [middle], list(down)
+        for block in self.output_blocks:
+            up.append(block(th.cat([up[-1], skips.pop()], dim=1), emb))
         return {
             "down": [h.type(x.dtype) for h in down],
             "middle": middle.type(x.dtype),
-            "up": [h.type(x.dtype) for h in up],
+            "up": [h.type(x.dtype) for h in up[1:]],
         }
 
     def _embed(self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None) -> th.Tensor:
         self._check_input(x, y)
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+        emb = timestep_embedding(timesteps, self.model_channels)
+        emb = self.time_embed(emb.type(self.time_embed[0].weight.dtype))
         return emb if y is None else emb + self.label_emb(y)
 
-    def _encode(self, x: th.Tensor, emb: th.Tensor) -> Iterator[th.Tensor]:
-        h = x.type(self.inner_dtype)
+    def _encode(self, x: th.Tensor, emb: th.Tensor) -> list[th.Tensor]:
+        h, skips = x.type(self.inner_dtype), []
         for block in self.input_blocks:
             h = block(h, emb)
-            yield h
-
-    def _decode(self, h: th.Tensor, skips: list[th.Tensor], emb: th.Tensor) -> Iterator[th.Tensor]:
-        for block in self.output_blocks:
-            h = block(th.cat([h, skips.pop()], dim=1), emb)
-            yield h
+            skips.append(h)
+        return skips
 
     def _check_input(self, x: th.Tensor, y: th.Tensor | None) -> None:
         if (y is None) != (self.num_classes is None):

@@ -11,8 +11,8 @@ from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.files import atomic_write
 from improved_diffusion.image_datasets import BatchStream, load_data
 from improved_diffusion.sampling_script import (
-    describe_model,
-    in_precision,
+    describe,
+    evaluating,
     load_trained,
     parse_flags_for_model,
 )
@@ -31,6 +31,8 @@ DEFAULTS = {
     "seed": 0,
     "log_dir": "",
     "precision": "fp32",
+    "compile": False,
+    "num_threads": 0,
 }
 TERMS = ("vb", "mse", "xstart_mse")
 
@@ -43,7 +45,6 @@ def main() -> None:
     seed_everything(args.seed)
     model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
-    call = in_precision(model, args.precision)
     images = load_data(
         data_dir=data_dir,
         batch_size=args.batch_size,
@@ -54,9 +55,11 @@ def main() -> None:
         num_shards=dist_util.world_size(),
     )
     with runs.open_run("image_nll", args.log_dir) as folder:
-        describe_model(args.model_path)
+        describe(args.model_path, args.precision)
         logger.log(f"Evaluating {args.num_samples} images of {os.path.abspath(data_dir)}")
-        save_terms(folder, evaluate(args, call, diffusion, images))
+        with evaluating(model, args.precision, args.compile) as call:
+            terms = evaluate(args, call, diffusion, images)
+        save_terms(folder, terms)
 
 
 def evaluate(args: Namespace, model, diffusion, images: BatchStream) -> dict[str, np.ndarray]:

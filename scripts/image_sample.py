@@ -11,8 +11,8 @@ from improved_diffusion.sampling_script import (
     Labelled,
     choose_sampler,
     collect,
-    describe_model,
-    in_precision,
+    describe,
+    evaluating,
     load_trained,
     parse_flags_for_model,
     sample_batch,
@@ -34,11 +34,11 @@ def main() -> None:
     seed_everything(args.seed)
     model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
-    call = in_precision(model, args.precision)
     with runs.open_run("image_sample", args.log_dir) as folder:
-        describe_model(args.model_path)
+        describe(args.model_path, args.precision)
         logger.log(f"Sampling {args.num_samples} images in {diffusion.num_timesteps} steps")
-        images, labels = collect(batches(args, call, diffusion), args.num_samples)
+        with evaluating(model, args.precision, args.compile) as call:
+            images, labels = collect(batches(args, call, diffusion), args.num_samples)
         save_samples(folder, images, labels)
 
 

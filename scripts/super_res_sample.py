@@ -15,8 +15,8 @@ from improved_diffusion.sampling_script import (
     Labelled,
     choose_sampler,
     collect,
-    describe_model,
-    in_precision,
+    describe,
+    evaluating,
     load_trained,
     parse_flags_for_model,
     sample_batch,
@@ -41,12 +41,13 @@ def main() -> None:
     seed_everything(args.seed)
     model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
-    call = in_precision(model, args.precision)
     with runs.open_run("super_res_sample", args.log_dir) as folder:
-        describe_model(args.model_path)
+        describe(args.model_path, args.precision)
         logger.log(f"Enlarging {args.num_samples} images to {args.large_size} pixels")
-        enlarged = batches(args, call, diffusion, small, classes)
-        save_samples(folder, *collect(enlarged, args.num_samples))
+        with evaluating(model, args.precision, args.compile) as call:
+            enlarged = batches(args, call, diffusion, small, classes)
+            images, labels = collect(enlarged, args.num_samples)
+        save_samples(folder, images, labels)
 
 
 def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
