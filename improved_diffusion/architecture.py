@@ -18,8 +18,13 @@ def infer_flags(weights: Weights) -> dict[str, object]:
 
     :return: flags by name; empty for weights of anything but a ``UNetModel``.
     """
-    if "input_blocks.0.0.weight" not in weights or "out.2.weight" not in weights:
+    try:
+        return _read_flags(weights)
+    except (KeyError, IndexError, ValueError):  # an entry that every UNet has is not there
         return {}
+
+
+def _read_flags(weights: Weights) -> dict[str, object]:
     channels, in_channels = weights["input_blocks.0.0.weight"].shape[:2]
     images, outputs = _image_channels(in_channels, weights["out.2.weight"].shape[0])
     levels = _levels(weights)

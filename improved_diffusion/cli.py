@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .errors import InputError
+from .errors import DivergedError, InputError
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +49,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and leave the process with the status that its outcome calls for.
 
     0 or what ``main`` returns; 2 and one line on stderr for input that cannot work; 1 and one
-    line when the system fails (a full disk, a lost connection); 130 for Ctrl-C.
+    line when the system fails (a full disk, a lost connection) or a training diverges; 130 for
+    Ctrl-C.
     """
     try:
         status = main() or 0
@@ -59,7 +60,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of a pipe went away: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except OSError as error:
+    except (OSError, DivergedError) as error:
         status = _complain(error, 1)
     except KeyboardInterrupt:
         status = _complain("interrupted", 130)

@@ -45,7 +45,7 @@ configured: Processor | None = None  # by the last call of configure_cpu in this
 def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
     """Set this process up to compute on its processors; call it before the first tensor.
 
-    :param num_threads: threads to compute with; 0 for one a processor.
+    :param num_threads: threads to compute with; 0 for ``$OMP_NUM_THREADS``, else one a processor.
     :param tune_memory: keep freed memory, see :func:`tune_allocator`.
     :raises InputError: for a negative number of threads.
     """
@@ -54,7 +54,8 @@ def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
     tuned = tune_memory and tune_allocator()
     import torch as th  # only now: what it allocates is to find the allocator tuned
 
-    th.set_num_threads(num_threads or available_processors())
+    wanted = num_threads or _threads_of_environment() or available_processors()
+    th.set_num_threads(wanted)
     global configured
     configured = Processor(
         name=processor_name(),
@@ -64,6 +65,11 @@ def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
         allocator_tuned=tuned,
     )
     return configured
+
+
+def _threads_of_environment() -> int:
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() else 0  # it may be a list, for nested parallelism
 
 
 def tune_allocator() -> bool:

@@ -53,7 +53,7 @@ HELP = {
     "or else runs/<script>-<date-time> of the project",
     "on_bad_image": "what to do with a file that cannot be read: error, or skip it",
     "num_workers": "processes that read images ahead; 0 reads them between updates",
-    "num_threads": "threads to compute with; 0 for one a processor",
+    "num_threads": "threads to compute with; 0 for OMP_NUM_THREADS, or else one a processor",
     # the benchmark
     "sample_batch": "images of a sampling step",
     "rounds": "steps of each variant",

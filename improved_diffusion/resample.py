@@ -18,13 +18,17 @@ def create_named_schedule_sampler(name: str, diffusion: GaussianDiffusion) -> "S
 
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
     """
-    if name == "uniform":
-        return UniformSampler(diffusion)
-    if name == "loss-second-moment":
-        return LossSecondMomentResampler(diffusion)
-    raise UnknownSamplerError(
-        f"unknown schedule_sampler {name!r}; choose from {', '.join(SAMPLERS)}"
-    )
+    check_sampler_name(name)
+    kinds = {"uniform": UniformSampler, "loss-second-moment": LossSecondMomentResampler}
+    return kinds[name](diffusion)
+
+
+def check_sampler_name(name: str) -> None:
+    """:raises NotImplementedError: if no sampler has that name."""
+    if name not in SAMPLERS:
+        raise UnknownSamplerError(
+            f"unknown schedule_sampler {name!r}; choose from {', '.join(SAMPLERS)}"
+        )
 
 
 class UnknownSamplerError(InputError, NotImplementedError):

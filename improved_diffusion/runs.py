@@ -192,7 +192,10 @@ def adopt_config(
         return False
     try:
         trained = json.loads(Path(path).read_text(encoding="utf-8"))["flags"]
-    except (ValueError, KeyError, TypeError) as error:
+        wrong = [k for k in keys & trained.keys() if type(trained[k]) is not type(getattr(args, k))]
+        if wrong:
+            raise TypeError(f"its {wrong[0]} is {trained[wrong[0]]!r}")
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
     contradicting = []
     for key in sorted(keys & trained.keys()):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import os
 import sys
 import time
@@ -89,6 +90,11 @@ class TrainLoop:
             log_interval=log_interval,
             save_interval=save_interval,
             lr=lr,
+            weight_decay=weight_decay,
+            lr_anneal_steps=lr_anneal_steps,
+            max_steps=max_steps,
+            keep_checkpoints=keep_checkpoints,
+            max_skipped=max_skipped,
         )
         self.model = model
         self.diffusion = diffusion
@@ -448,20 +454,39 @@ class TrainLoop:
 
 
 def check_training_numbers(
-    *, batch_size: int, microbatch: int, log_interval: int, save_interval: int, lr: float
+    *,
+    batch_size: int,
+    microbatch: int,
+    log_interval: int,
+    save_interval: int,
+    lr: float,
+    weight_decay: float = 0.0,
+    lr_anneal_steps: int = 0,
+    max_steps: int = 0,
+    keep_checkpoints: int = 0,
+    max_skipped: int = 1,
 ) -> None:
     """:raises InputError: naming all numbers that no training can run with."""
     problems = []
-    if batch_size < 1:
-        problems.append(f"batch_size must be at least 1, got {batch_size}")
-    if microbatch < 1 and microbatch != -1:
-        problems.append(f"microbatch must be at least 1, or -1 for the batch, got {microbatch}")
-    if log_interval < 1:
-        problems.append(f"log_interval must be at least 1, got {log_interval}")
-    if save_interval < 1:
-        problems.append(f"save_interval must be at least 1, got {save_interval}")
-    if not 0 <= lr < float("inf"):
-        problems.append(f"lr must be a number from 0 up, got {lr}")
+
+    def require(condition: bool, rule: str, value: float) -> None:
+        if not condition:
+            problems.append(f"{rule}, got {value}")
+
+    require(batch_size >= 1, "batch_size must be at least 1", batch_size)
+    require(
+        microbatch >= 1 or microbatch == -1,
+        "microbatch must be at least 1, or -1 for the batch",
+        microbatch,
+    )
+    require(log_interval >= 1, "log_interval must be at least 1", log_interval)
+    require(save_interval >= 1, "save_interval must be at least 1", save_interval)
+    require(0 <= lr < math.inf, "lr must be a number from 0 up", lr)
+    require(0 <= weight_decay < math.inf, "weight_decay must be a number from 0 up", weight_decay)
+    require(lr_anneal_steps >= 0, "lr_anneal_steps must be 0 or more", lr_anneal_steps)
+    require(max_steps >= 0, "max_steps must be 0 (no end) or more", max_steps)
+    require(keep_checkpoints >= 0, "keep_checkpoints must be 0 (all) or more", keep_checkpoints)
+    require(max_skipped >= 1, "max_skipped must be at least 1", max_skipped)
     if problems:
         raise InputError("; ".join(problems))
 

@@ -1,6 +1,7 @@
 """What the training scripts share: flags, and the way from a data stream to a trained model."""
 
 import argparse
+import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +14,8 @@ from .errors import InputError
 from .gaussian_diffusion import GaussianDiffusion
 from .image_datasets import BatchStream, load_data
 from .precision import check_precision
-from .resample import create_named_schedule_sampler
-from .script_util import add_dict_to_argparser
+from .resample import check_sampler_name, create_named_schedule_sampler
+from .script_util import add_dict_to_argparser, args_to_dict
 from .train_util import (
     Batch,
     TrainLoop,
@@ -62,13 +63,9 @@ def parse_training_flags(description: str, model_defaults: dict[str, Any]) -> ar
     add_dict_to_argparser(parser, training_defaults() | model_defaults)
     args = parser.parse_args()
     cpu.configure_cpu(args.num_threads)
-    check_training_numbers(
-        batch_size=args.batch_size,
-        microbatch=args.microbatch,
-        log_interval=args.log_interval,
-        save_interval=args.save_interval,
-        lr=args.lr,
-    )
+    names = inspect.signature(check_training_numbers).parameters
+    check_training_numbers(**args_to_dict(args, names))
+    check_sampler_name(args.schedule_sampler)
     parse_ema_rates(args.ema_rate)
     args.precision = chosen_precision(args)
     args.data_dir = runs.find_data_dir(args.data_dir)

@@ -3,6 +3,7 @@
 import io
 from argparse import Namespace
 from collections.abc import Iterator
+from zipfile import BadZipFile
 
 import numpy as np
 import torch as th
@@ -56,13 +57,15 @@ def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
     if not path:
         raise InputError("no --base_samples given; name the .npz file that image_sample.py wrote")
     try:
-        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as arrays:
-            images = arrays["arr_0"]
-            classes = arrays["arr_1"] if args.class_cond else None
-    except (ValueError, KeyError, OSError) as error:
+        arrays = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
+        images = arrays["arr_0"]
+        classes = arrays["arr_1"] if args.class_cond else None
+    except InputError:
+        raise
+    except (ValueError, LookupError, OSError, BadZipFile) as error:
         raise InputError(f"{path} is no .npz of samples to start from ({error})") from None
     size = args.small_size
-    if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
+    if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8 or not len(images):
         raise InputError(
             f"{path} holds {images.dtype} {images.shape}; --small_size {size} needs "
             f"uint8 (N, {size}, {size}, 3)"

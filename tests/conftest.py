@@ -1,0 +1,135 @@
+"""What the tests share: a clean environment, tiny models, image folders, scripts as processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+# Models this small are computed fastest by one thread, above all where others compute beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from improved_diffusion import logger
+
+PROJECT = Path(__file__).resolve().parent.parent
+VARIABLES = (
+    "DIFFUSION_BLOB_LOGDIR",
+    "DIFFUSION_TRAINING_TEST",
+    "OPENAI_LOGDIR",
+    "OPENAI_LOG_FORMAT",
+    "OPENAI_LOG_FORMAT_MPI",
+    "RANK",
+    "WORLD_SIZE",
+)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def silent_log(tmp_path):
+    """A log directory whose logger writes a CSV file and nothing else."""
+    folder = tmp_path / "log"
+    with logger.scoped_configure(dir=folder, format_strs=["csv"]):
+        yield folder
+
+
+def write_images(folder, count=10, size=32, names=("cat", "dog"), seed=0):
+    """Write ``count`` images of noise, called ``<name>_<number>.png`` with the names in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{names[i % len(names)]}_{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Ten images of 32 x 32 in two classes."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def make_images():
+    return write_images
+
+
+TINY = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1"}
+TINY |= {"attention_resolutions": "", "diffusion_steps": 4, "noise_schedule": "cosine"}
+TINY_SR = {key: value for key, value in TINY.items() if key != "image_size"}
+TINY_SR |= {"large_size": 16, "small_size": 8}
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Flags of the smallest image model that makes sense."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_sr():
+    """Flags of the smallest super-resolution model that makes sense."""
+    return dict(TINY_SR)
+
+
+def as_words(flags):
+    """Flags as they stand on a command line."""
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def to_words():
+    return as_words
+
+
+class Scripts:
+    """Starts scripts in processes of their own, from a folder that is not the project's."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def start(self, script, *words, env=None, **flags):
+        """Start ``scripts/<script>``, or the program at that path."""
+        return subprocess.Popen(
+            [sys.executable, str(PROJECT / "scripts" / script), *map(str, words), *as_words(flags)],
+            cwd=self.folder,
+            env=self.environment() | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script, *words, status=0, env=None, **flags):
+        """Run a script to its end, expect that status, and return (stdout, stderr)."""
+        process = self.start(script, *words, env=env, **flags)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == status, f"{script} ended with {process.returncode}:\n{err}"
+        return out, err
+
+    def stop(self, process, line_start, number=signal.SIGINT):
+        """Send a signal once a line of output begins so; return (stdout, stderr)."""
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(line_start):
+                process.send_signal(number)
+                break
+        out, err = process.communicate(timeout=120)
+        return "".join(lines) + out, err
+
+    @staticmethod
+    def environment():
+        return {key: value for key, value in os.environ.items() if key not in VARIABLES}
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory):
+    return Scripts(tmp_path_factory.mktemp("elsewhere"))

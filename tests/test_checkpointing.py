@@ -1,0 +1,169 @@
+import errno
+import os
+import random
+
+import numpy as np
+import pytest
+import torch as th
+
+from improved_diffusion import checkpointing
+from improved_diffusion.errors import InputError
+
+PARTS = ("model", "ema_0.9_", "ema_0.999_", "opt", "state")
+
+
+def save(folder, step, value=0.0):
+    content = {name: {"value": th.tensor(value)} for name in PARTS}
+    return checkpointing.save_checkpoint(str(folder), step, content)
+
+
+def files_of(folder, step):
+    return sorted(name for name in os.listdir(folder) if f"{step:06d}" in name)
+
+
+def test_a_checkpoint_has_its_files(tmp_path):
+    path = save(tmp_path, 20000)
+    assert path == str(tmp_path / "model020000.pt")
+    assert files_of(tmp_path, 20000) == [
+        "ema_0.999_020000.pt",
+        "ema_0.9_020000.pt",
+        "model020000.pt",
+        "opt020000.pt",
+        "state020000.pt",
+    ]
+
+
+def test_the_newest_is_the_one_with_most_updates(tmp_path):
+    assert checkpointing.newest_checkpoint(str(tmp_path)) is None
+    assert checkpointing.newest_checkpoint(str(tmp_path / "none")) is None
+    for step in (5, 1000000, 40):
+        save(tmp_path, step)
+    assert checkpointing.complete_steps(str(tmp_path)) == [5, 40, 1000000]
+    assert checkpointing.newest_checkpoint(str(tmp_path)) == str(tmp_path / "model1000000.pt")
+
+
+@pytest.mark.parametrize("missing", ["state", "model"])
+def test_without_its_state_or_model_it_does_not_count(tmp_path, missing):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / f"{missing}000002.pt").unlink()
+    assert checkpointing.newest_checkpoint(str(tmp_path)) == str(tmp_path / "model000001.pt")
+
+
+@pytest.mark.parametrize("failing_write", range(len(PARTS)))
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path, monkeypatch, failing_write):
+    save(tmp_path, 1, value=1.0)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    replace, calls = os.replace, []
+
+    def fill_up(source, destination):
+        calls.append(destination)
+        if len(calls) > failing_write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fill_up)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        save(tmp_path, 2)
+    assert checkpointing.complete_steps(str(tmp_path)) == [1]
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3]), (1, [3]), (2, [2, 3]), (9, [1, 2, 3])])
+def test_older_checkpoints_are_removed_whole(tmp_path, keep, left):
+    (tmp_path / "results000001.pt").touch()
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    checkpointing.remove_older_checkpoints(str(tmp_path), keep)
+    assert checkpointing.complete_steps(str(tmp_path)) == left
+    files = {step: len(files_of(tmp_path, step)) for step in (2, 3)}
+    assert files == {step: 5 if step in left else 0 for step in (2, 3)}
+    assert (tmp_path / "results000001.pt").exists()
+
+
+def test_an_incomplete_checkpoint_is_not_counted_among_those_to_keep(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step)
+    (tmp_path / "state000002.pt").unlink()
+    checkpointing.remove_older_checkpoints(str(tmp_path), 1)
+    assert checkpointing.complete_steps(str(tmp_path)) == [1]
+
+
+def test_companions_lie_beside_the_model(tmp_path, monkeypatch):
+    path = save(tmp_path, 7)
+    found = checkpointing.companion(path, "ema_0.9_", 7)
+    assert found == str(tmp_path / "ema_0.9_000007.pt")
+    assert checkpointing.companion(path, "ema_0.5_", 7) is None
+    assert checkpointing.companion(path, "opt", 8) is None
+    monkeypatch.chdir(tmp_path)
+    assert os.path.samefile(checkpointing.companion("model000007.pt", "opt", 7), "opt000007.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("model000123.pt", 123),
+        ("/a/model000001/model1234567.pt", 1234567),
+        ("gs://bucket/run/model020000.pt", 20000),
+        ("ema_0.9999_020000.pt", 0),
+        ("weights.pt", 0),
+        ("model.pt", 0),
+    ],
+)
+def test_the_step_stands_in_the_name(name, step):
+    assert checkpointing.parse_resume_step_from_filename(name) == step
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"state": {}, "param_groups": []}, "is an optimizer's file"),
+        ({"version": 1, "updates": 5}, "is a run's state"),
+        ({"a": 1}, "holds no model weights"),
+        ([th.ones(1)], "holds no model weights"),
+        (th.ones(1), "holds no model weights"),
+    ],
+)
+def test_other_files_are_not_taken_for_a_model(tmp_path, content, said):
+    th.save(content, tmp_path / "file.pt")
+    with pytest.raises(InputError, match=said):
+        checkpointing.load_model_file(str(tmp_path / "file.pt"))
+
+
+def draws():
+    return random.random(), float(np.random.rand()), np.random.randn(), th.rand(2).tolist()
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path):
+    checkpointing.seed_everything(3)
+    np.random.randn()  # half of a pair: numpy keeps the other half
+    draws()
+    th.save(checkpointing.random_state(), tmp_path / "state.pt")
+    wanted = draws()
+    checkpointing.seed_everything(99)
+    state = th.load(tmp_path / "state.pt", weights_only=True)
+    checkpointing.restore_random_state(state)
+    assert draws() == wanted
+
+
+def test_a_seed_decides_all_random_numbers():
+    seen = []
+    for seed in (3, 3, 4):
+        checkpointing.seed_everything(seed)
+        seen.append(draws())
+    assert seen[0] == seen[1]
+    assert all(a != b for a, b in zip(seen[0], seen[2], strict=True))
+
+
+def test_load_into_fills_a_model(tmp_path):
+    source, target = th.nn.Linear(2, 3), th.nn.Linear(2, 3)
+    th.save(source.state_dict(), tmp_path / "model000001.pt")
+    checkpointing.load_into(target, str(tmp_path / "model000001.pt"))
+    assert th.equal(source.weight, target.weight)
+
+
+def test_load_into_says_what_does_not_fit(tmp_path):
+    th.save(th.nn.Linear(2, 4).state_dict(), tmp_path / "model000001.pt")
+    with pytest.raises(InputError, match=r"2 entries differ, first bias.*\[4\] there, \[3\] here"):
+        checkpointing.load_into(th.nn.Linear(2, 3), str(tmp_path / "model000001.pt"))

@@ -1,0 +1,411 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch as th
+
+from improved_diffusion import gaussian_diffusion as gd
+from improved_diffusion.errors import InputError
+from improved_diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+)
+
+SHAPE = (4, 3, 8, 8)
+LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+EVERY_KIND = list(itertools.product(ModelMeanType, ModelVarType, LossType))
+
+
+def make(
+    steps=50,
+    mean_type=ModelMeanType.EPSILON,
+    var_type=ModelVarType.FIXED_SMALL,
+    loss_type=LossType.MSE,
+    **settings,
+):
+    schedule = "linear" if steps >= 50 else "cosine"  # the linear one needs more than 20 steps
+    betas = gd.get_named_beta_schedule(schedule, steps)
+    kinds = {"model_mean_type": mean_type, "model_var_type": var_type, "loss_type": loss_type}
+    return GaussianDiffusion(betas=betas, **kinds, **settings)
+
+
+def some_images(seed=0, shape=SHAPE):
+    return th.rand(shape, generator=th.Generator().manual_seed(seed)) * 2 - 1
+
+
+def some_noise(seed=1, shape=SHAPE):
+    return th.randn(shape, generator=th.Generator().manual_seed(seed))
+
+
+def steps_of(diffusion, count=4):
+    return th.linspace(0, diffusion.num_timesteps - 1, count).long()
+
+
+class ToyModel(th.nn.Module):
+    """One weight that scales its input, and as a learned variance a second one."""
+
+    def __init__(self, learns_variance=False):
+        super().__init__()
+        self.scale = th.nn.Parameter(th.tensor(0.5))
+        self.spread = th.nn.Parameter(th.tensor(0.1)) if learns_variance else None
+        self.seen = []
+
+    def forward(self, x, t):
+        self.seen.append(t)
+        out = self.scale * x
+        if self.spread is None:
+            return out
+        return th.cat([out, self.spread * x], dim=1)
+
+
+# --- every kind of model, variance and loss
+
+
+@pytest.mark.parametrize(("mean_type", "var_type", "loss_type"), EVERY_KIND)
+def test_every_kind_of_training_loss(mean_type, var_type, loss_type):
+    diffusion = make(mean_type=mean_type, var_type=var_type, loss_type=loss_type)
+    model = ToyModel(var_type in LEARNED)
+    terms = diffusion.training_losses(model, some_images(), steps_of(diffusion), noise=some_noise())
+    wanted = {"loss"}
+    if not loss_type.is_vb():
+        wanted |= {"mse", "vb"} if var_type in LEARNED else {"mse"}
+    assert terms.keys() == wanted
+    for value in terms.values():
+        assert value.shape == (4,)
+        assert value.isfinite().all()
+    terms["loss"].mean().backward()
+    assert model.scale.grad.isfinite()
+    assert model.scale.grad != 0
+
+
+@pytest.mark.parametrize("mean_type", ModelMeanType)
+@pytest.mark.parametrize("var_type", ModelVarType)
+def test_every_kind_of_model_samples(mean_type, var_type):
+    diffusion = make(steps=5, mean_type=mean_type, var_type=var_type)
+    model = ToyModel(var_type in LEARNED)
+    out = diffusion.p_mean_variance(model, some_noise(), th.tensor([0, 1, 3, 4]))
+    assert out.keys() == {"mean", "variance", "log_variance", "pred_xstart"}
+    assert all(value.shape == SHAPE for value in out.values())
+    assert out["pred_xstart"].abs().max() <= 1
+    for loop in (diffusion.p_sample_loop, diffusion.ddim_sample_loop):
+        sample = loop(model, SHAPE)
+        assert sample.shape == SHAPE
+        assert sample.isfinite().all()
+        assert not sample.requires_grad
+    terms = diffusion.calc_bpd_loop(model, some_images())
+    assert terms["vb"].shape == (4, 5)
+    assert all(value.isfinite().all() for value in terms.values())
+
+
+def test_the_mean_learns_nothing_from_the_bound_of_the_hybrid_loss():
+    diffusion = make(var_type=ModelVarType.LEARNED_RANGE, loss_type=LossType.RESCALED_MSE)
+    model = ToyModel(learns_variance=True)
+    terms = diffusion.training_losses(model, some_images(), steps_of(diffusion), noise=some_noise())
+    mean_gradient = th.autograd.grad(terms["vb"].sum(), model.scale, allow_unused=True)[0]
+    assert mean_gradient is None or mean_gradient == 0
+
+
+@pytest.mark.parametrize(
+    ("rescaled", "plain", "term", "factor"),
+    [
+        (LossType.RESCALED_MSE, LossType.MSE, "vb", 50 / 1000),
+        (LossType.RESCALED_KL, LossType.KL, "loss", 50),
+    ],
+)
+def test_rescaled_losses(rescaled, plain, term, factor):
+    values = []
+    for loss_type in (rescaled, plain):
+        diffusion = make(var_type=ModelVarType.LEARNED_RANGE, loss_type=loss_type)
+        arguments = (ToyModel(True), some_images(), steps_of(diffusion))
+        values.append(diffusion.training_losses(*arguments, noise=some_noise())[term])
+    th.testing.assert_close(values[0], values[1] * factor)
+
+
+@pytest.mark.parametrize("mean_type", ModelMeanType)
+def test_mse_is_zero_for_the_right_answer(mean_type):
+    diffusion = make(mean_type=mean_type)
+    x_start, noise, t = some_images(), some_noise(), steps_of(diffusion)
+    x_t = diffusion.q_sample(x_start, t, noise=noise)
+    answers = {
+        ModelMeanType.EPSILON: noise,
+        ModelMeanType.START_X: x_start,
+        ModelMeanType.PREVIOUS_X: diffusion.q_posterior_mean_variance(x_start, x_t, t)[0],
+    }
+    model = lambda x, t: answers[mean_type]  # noqa: E731
+    assert diffusion.training_losses(model, x_start, t, noise=noise)["mse"].max() < 1e-10
+    pred_xstart = diffusion.p_mean_variance(model, x_t, t)["pred_xstart"]
+    th.testing.assert_close(pred_xstart, x_start, atol=1e-3, rtol=0)
+
+
+# --- q
+
+
+def test_moments_of_q_sample():
+    diffusion = make()
+    x_start = th.full((20000, 1), 0.7)
+    for step in (0, 7, 49):
+        t = th.full((20000,), step)
+        th.manual_seed(step)
+        x_t = diffusion.q_sample(x_start, t)
+        mean, variance, log_variance = diffusion.q_mean_variance(x_start, t)
+        assert x_t.mean() == pytest.approx(mean[0].item(), abs=0.03)
+        assert x_t.var() == pytest.approx(variance[0].item(), rel=0.04)
+        th.testing.assert_close(log_variance.exp(), variance)
+        alpha_bar = np.prod(1 - diffusion.betas[: step + 1])
+        assert mean[0].item() == pytest.approx(0.7 * math.sqrt(alpha_bar), rel=1e-5)
+        assert variance[0].item() == pytest.approx(1 - alpha_bar, rel=1e-5)
+
+
+def test_posterior_in_float64_by_hand():
+    """The product of q(x_t | x_{t-1}) and q(x_{t-1} | x_0), as two Gaussians in x_{t-1}."""
+    diffusion = make()
+    x_start, x_t = some_images(), some_noise()
+    betas = diffusion.betas
+    for step in (1, 10, 49):
+        mean, variance, log_variance = diffusion.q_posterior_mean_variance(
+            x_start, x_t, th.full((4,), step)
+        )
+        before = np.prod(1 - betas[:step])
+        precision = (1 - betas[step]) / betas[step] + 1 / (1 - before)
+        from_x_t = math.sqrt(1 - betas[step]) / betas[step] * x_t.double()
+        from_x_start = math.sqrt(before) / (1 - before) * x_start.double()
+        by_hand = (from_x_t + from_x_start) / precision
+        th.testing.assert_close(mean.double(), by_hand, atol=1e-5, rtol=1e-5)
+        assert variance[0, 0, 0, 0].item() == pytest.approx(1 / precision, rel=1e-5)
+        assert log_variance[0, 0, 0, 0].item() == pytest.approx(-math.log(precision), rel=1e-5)
+
+
+def test_the_first_posterior_variance_is_clipped_in_the_logarithm_only():
+    diffusion = make()
+    _, variance, log_variance = diffusion.q_posterior_mean_variance(
+        some_images(), some_noise(), th.tensor([0, 0, 1, 1])
+    )
+    assert variance[0].max() == 0
+    th.testing.assert_close(log_variance[0], log_variance[2])
+
+
+# --- p
+
+
+def test_learned_range_spans_from_the_posterior_variance_to_beta():
+    diffusion = make(var_type=ModelVarType.LEARNED_RANGE)
+    t = th.tensor([1, 5, 20, 49])
+    for value, wanted in ((-1.0, diffusion.posterior_variance), (1.0, diffusion.betas)):
+        model = lambda x, t, v=value: th.cat([x, th.full_like(x, v)], dim=1)  # noqa: E731
+        variance = diffusion.p_mean_variance(model, some_noise(), t)["variance"]
+        th.testing.assert_close(
+            variance[:, 0, 0, 0].double(), th.from_numpy(wanted)[t], rtol=1e-5, atol=0
+        )
+
+
+def test_denoised_fn_acts_before_the_clipping():
+    diffusion = make(mean_type=ModelMeanType.START_X)
+    arguments = (lambda x, t: th.zeros_like(x), some_noise(), steps_of(diffusion))
+    add_5 = {"denoised_fn": lambda x: x + 5}
+    assert (diffusion.p_mean_variance(*arguments, **add_5)["pred_xstart"] == 1).all()
+    unclipped = diffusion.p_mean_variance(*arguments, clip_denoised=False, **add_5)
+    assert (unclipped["pred_xstart"] == 5).all()
+
+
+def test_model_kwargs_reach_the_model():
+    diffusion = make(steps=3)
+    model = lambda x, t, y: x * y  # noqa: E731
+    out = diffusion.p_sample(model, some_noise(), steps_of(diffusion), model_kwargs={"y": 0.0})
+    assert out["sample"].isfinite().all()
+    x_start = some_images()
+    terms = diffusion.calc_bpd_loop(model, x_start, model_kwargs={"y": 0.0})
+    assert terms["total_bpd"].shape == (4,)
+
+
+@pytest.mark.parametrize(("rescale", "shown"), [(True, 980.0), (False, 49)])
+def test_timesteps_that_the_model_sees(rescale, shown):
+    diffusion = make(rescale_timesteps=rescale)
+    model = ToyModel()
+    diffusion.p_mean_variance(model, some_noise(), th.full((4,), 49))
+    assert (model.seen[0] == shown).all()
+    assert model.seen[0].is_floating_point() == rescale
+
+
+# --- samplers
+
+
+def constant(noise):
+    return lambda x, t: noise
+
+
+def test_the_last_step_adds_no_noise():
+    diffusion = make()
+    x = some_noise()
+    t = th.zeros(4, dtype=th.int64)
+    for step in (diffusion.p_sample, diffusion.ddim_sample):
+        settings = {"eta": 1.0} if step == diffusion.ddim_sample else {}
+        first, second = (step(constant(x), x, t, **settings)["sample"] for _ in range(2))
+        assert th.equal(first, second)
+
+
+def test_loops_repeat_with_the_same_seed_and_start_from_given_noise():
+    diffusion = make(steps=5)
+    samples = []
+    for _ in range(2):
+        th.manual_seed(3)
+        samples.append(diffusion.p_sample_loop(ToyModel(), SHAPE))
+    assert th.equal(*samples)
+    noise = some_noise()
+    samples = [diffusion.ddim_sample_loop(ToyModel(), SHAPE, noise=noise) for _ in range(2)]
+    assert th.equal(*samples)
+
+
+def test_progressive_loops_go_from_the_last_timestep_to_the_first():
+    diffusion = make(steps=5)
+    for progressive in (
+        diffusion.p_sample_loop_progressive,
+        diffusion.ddim_sample_loop_progressive,
+    ):
+        model = ToyModel()
+        outs = list(progressive(model, SHAPE))
+        assert [int(t[0]) for t in model.seen] == [4, 3, 2, 1, 0]
+        assert [out.keys() for out in outs] == [{"sample", "pred_xstart"}] * 5
+
+
+def test_all_noise_comes_from_the_source_given():
+    diffusion = make(steps=5)
+    for loop in (diffusion.p_sample_loop, diffusion.ddim_sample_loop):
+        before = th.get_rng_state()
+        shapes = []
+
+        def source(x, shapes=shapes):
+            shapes.append(tuple(x.shape))
+            return th.zeros_like(x)
+
+        loop(ToyModel(), SHAPE, randn_like=source)
+        assert set(shapes) == {SHAPE}
+        assert th.equal(before, th.get_rng_state())
+
+
+def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance():
+    diffusion = make(steps=50, var_type=ModelVarType.FIXED_SMALL)
+    x = some_noise()
+    for step in (1, 2, 25, 49):
+        t = th.full((4,), step)
+        samples = []
+        for sample in (diffusion.p_sample, diffusion.ddim_sample):
+            settings = {"eta": 1.0} if sample == diffusion.ddim_sample else {}
+            noise = {"randn_like": lambda x: some_noise(seed=2)}
+            samples.append(sample(ToyModel(), x, t, **settings, **noise)["sample"])
+        th.testing.assert_close(*samples, atol=2e-5, rtol=1e-4)
+
+
+def ddim_there_and_back(diffusion, model, x):
+    """From the first timestep to the last along the reversed ODE, and back."""
+    settings = {"clip_denoised": False}
+    last = diffusion.num_timesteps - 1
+    for step in range(last):
+        t = th.full((len(x),), step)
+        x = diffusion.ddim_reverse_sample(model, x, t, **settings)["sample"]
+    for step in range(last, 0, -1):
+        t = th.full((len(x),), step)
+        x = diffusion.ddim_sample(model, x, t, **settings)["sample"]
+    return x
+
+
+def gaussian_data_model(diffusion, std=0.5):
+    """E[eps | x_t] for data from N(0, std^2): linear in x_t."""
+    alpha_bar = th.from_numpy(diffusion.alphas_cumprod)
+
+    def model(x, t):
+        a = alpha_bar[t].view(-1, 1, 1, 1)
+        return ((1 - a).sqrt() / (a * std**2 + 1 - a)).to(x.dtype) * x
+
+    return model
+
+
+def test_ddim_is_reversed_exactly_where_the_noise_is_known():
+    diffusion = make(steps=50)
+    model = constant(some_noise(seed=5).double())
+    x = some_images().double()
+    th.testing.assert_close(ddim_there_and_back(diffusion, model, x), x, atol=1e-4, rtol=0)
+
+
+def test_ddim_round_trip_errs_less_with_more_steps():
+    x = some_images(shape=(1, 3, 4, 4))
+    errors = []
+    for steps in (100, 200, 400):
+        diffusion = make(steps=steps)
+        back = ddim_there_and_back(diffusion, gaussian_data_model(diffusion), x)
+        errors.append((back - x).abs().max().item())
+    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
+    assert errors[2] < 0.05
+
+
+def test_only_the_deterministic_path_is_reversed():
+    diffusion = make()
+    with pytest.raises(ValueError, match="eta must be 0"):
+        diffusion.ddim_reverse_sample(ToyModel(), some_noise(), steps_of(diffusion), eta=0.5)
+
+
+@pytest.mark.parametrize("loop", ["p_sample_loop", "ddim_sample_loop"])
+def test_the_right_model_of_gaussian_data_samples_it(loop):
+    diffusion = make(steps=100)
+    th.manual_seed(0)
+    model = gaussian_data_model(diffusion)
+    settings = {"clip_denoised": False, "device": "cpu"}
+    samples = getattr(diffusion, loop)(model, (4000, 1, 1, 1), **settings)
+    assert samples.mean().item() == pytest.approx(0.0, abs=0.05)
+    assert samples.std().item() == pytest.approx(0.5, rel=0.1)
+
+
+# --- bits per dimension
+
+
+def test_bits_per_dimension_add_up():
+    diffusion = make(steps=6)
+    terms = diffusion.calc_bpd_loop(ToyModel(), some_images())
+    assert terms.keys() == {"total_bpd", "prior_bpd", "vb", "xstart_mse", "mse"}
+    assert terms["vb"].shape == terms["mse"].shape == terms["xstart_mse"].shape == (4, 6)
+    th.testing.assert_close(terms["total_bpd"], terms["vb"].sum(dim=1) + terms["prior_bpd"])
+
+
+def test_a_model_that_knows_the_image_pays_for_the_pixels_only():
+    diffusion = make(steps=6, mean_type=ModelMeanType.START_X)
+    x_start = ((some_images() + 1) * 127.5).round() / 127.5 - 1
+    terms = diffusion.calc_bpd_loop(lambda x, t: x_start, x_start)
+    assert terms["vb"][:, :-1].abs().max() < 1e-5  # t = T - 1 ... 1, where the KL is 0
+    assert (terms["vb"][:, -1] > 0).all()  # t = 0
+    assert terms["xstart_mse"].max() == 0
+    assert terms["mse"].max() < 1e-6
+
+
+def test_prior_bits_are_the_divergence_of_what_the_schedule_leaves():
+    diffusion = make()
+    x_start = some_images()
+    alpha_bar = np.prod(1 - diffusion.betas)
+    squares = (x_start.double() ** 2).mean(dim=(1, 2, 3))
+    nats = 0.5 * (-alpha_bar - np.log1p(-alpha_bar) + alpha_bar * squares)
+    prior = diffusion.calc_bpd_loop(ToyModel(), x_start)["prior_bpd"]
+    # The divergence is some 1e-5: a difference of ones in float32.
+    th.testing.assert_close(prior.double(), nats / math.log(2), rtol=0.01, atol=1e-7)
+
+
+# --- construction
+
+
+@pytest.mark.parametrize("value", [0.0, 1.1])
+def test_an_impossible_beta_is_named(value):
+    with pytest.raises(InputError, match=r"beta\[1\] of 3"):
+        GaussianDiffusion(
+            betas=np.array([0.1, value, 0.2]),
+            model_mean_type=ModelMeanType.EPSILON,
+            model_var_type=ModelVarType.FIXED_LARGE,
+            loss_type=LossType.MSE,
+        )
+
+
+@pytest.mark.parametrize("var_type", ModelVarType)
+def test_a_diffusion_of_one_step(var_type):
+    diffusion = make(steps=1, var_type=var_type)
+    assert diffusion.num_timesteps == 1
+    sample = diffusion.p_sample_loop(ToyModel(var_type in LEARNED), SHAPE)
+    assert sample.isfinite().all()

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch as th
+
+from improved_diffusion import gaussian_diffusion as gd
+from improved_diffusion.errors import InputError
+from improved_diffusion.gaussian_diffusion import GaussianDiffusion
+from improved_diffusion.respace import SpacedDiffusion, respaced_timesteps, space_timesteps
+
+STEPS = 40
+SHAPE = (2, 3, 4, 4)
+
+
+def settings(**changes):
+    return {
+        "betas": gd.get_named_beta_schedule("linear", STEPS),
+        "model_mean_type": gd.ModelMeanType.EPSILON,
+        "model_var_type": gd.ModelVarType.FIXED_LARGE,
+        "loss_type": gd.LossType.MSE,
+        "rescale_timesteps": True,
+        **changes,
+    }
+
+
+class Recorder(th.nn.Module):
+    """Half its input; remembers the timesteps that it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = th.nn.Parameter(th.tensor(0.5))
+        self.shown = []
+
+    def forward(self, x, t):
+        self.shown.append(t)
+        return self.weight * x
+
+
+@pytest.mark.parametrize("spec", ["1", "7", "40", "3,4", "ddim8", "ddim40"])
+def test_the_kept_steps_keep_their_noise(spec):
+    original = GaussianDiffusion(**settings())
+    kept = sorted(space_timesteps(STEPS, spec))
+    spaced = SpacedDiffusion(kept, **settings())
+    assert spaced.num_timesteps == len(kept)
+    assert spaced.timestep_map == kept
+    np.testing.assert_allclose(spaced.alphas_cumprod, original.alphas_cumprod[kept], rtol=1e-9)
+
+
+def test_all_timesteps_kept_is_the_original_process():
+    original = GaussianDiffusion(**settings())
+    spaced = SpacedDiffusion(range(STEPS), **settings())
+    x, t = th.randn(SHAPE), th.tensor([3, 39])
+    for name in ("training_losses", "p_mean_variance"):
+        extra = {"noise": th.ones(SHAPE)} if name == "training_losses" else {}
+        mine, theirs = (getattr(d, name)(Recorder(), x, t, **extra) for d in (spaced, original))
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            th.testing.assert_close(mine[key], theirs[key], rtol=1e-4, atol=1e-5)
+    samples = []
+    for diffusion in (spaced, original):
+        th.manual_seed(0)
+        samples.append(diffusion.p_sample_loop(Recorder(), SHAPE))
+    th.testing.assert_close(*samples, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rescale", "factor"), [(True, 1000 / STEPS), (False, 1)])
+def test_models_see_the_original_timesteps(rescale, factor):
+    spaced = SpacedDiffusion([2, 10, 39], **settings(rescale_timesteps=rescale))
+    model = Recorder()
+    spaced.p_sample_loop(model, SHAPE)
+    spaced.training_losses(model, th.zeros(SHAPE), th.tensor([0, 2]))
+    spaced.calc_bpd_loop(model, th.zeros(SHAPE))
+    shown = [t.tolist() for t in model.shown]
+    descending = [[step * factor] * 2 for step in (39, 10, 2)]
+    assert shown == [*descending, [2 * factor, 39 * factor], *descending]
+
+
+def test_learned_sigmas_of_a_respaced_diffusion():
+    kind = gd.ModelVarType.LEARNED_RANGE
+    spaced = SpacedDiffusion([0, 20, 39], **settings(model_var_type=kind))
+    model = lambda x, t: th.cat([x, x], dim=1)  # noqa: E731
+    terms = spaced.training_losses(model, th.zeros(SHAPE), th.tensor([0, 2]))
+    assert terms.keys() == {"loss", "mse", "vb"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ([1, 1], {0, 5}),
+        ("2,3", {0, 4, 5, 7, 9}),
+        ("ddim5", {0, 2, 4, 6, 8}),
+        ([10], set(range(10))),
+        ("", set(range(10))),
+    ],
+)
+def test_timesteps_by_hand(spec, wanted):
+    betas = gd.get_named_beta_schedule("linear", 10)
+    assert (respaced_timesteps(betas, spec) if spec == "" else space_timesteps(10, spec)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("11", "cannot keep 11 of 10"),
+        ("6,5", "cannot keep 6 of 5"),
+        ("0", "at least 1"),
+        ("-3", "at least 1"),
+        ("3,x", "got 'x'"),
+        ("ddim", "got ''"),
+        ("ddim7", "exactly 7 of 10"),
+        ([], "at least 1"),
+    ],
+)
+def test_what_cannot_be_had_is_said(spec, said):
+    with pytest.raises(InputError, match=said):
+        space_timesteps(10, spec)

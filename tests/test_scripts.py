@@ -1,0 +1,267 @@
+"""The scripts as their users run them: processes of their own, tiny models, real image files."""
+
+import csv
+import json
+import re
+import shlex
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from openpyxl import load_workbook
+from PIL import Image
+
+REFERENCE = json.loads((Path(__file__).parent / "reference" / "flag_defaults.json").read_text())
+TRAINING_FLAGS = {
+    "data_dir": "",
+    "schedule_sampler": "uniform",
+    "lr": 1e-4,
+    "weight_decay": 0.0,
+    "lr_anneal_steps": 0,
+    "batch_size": 1,
+    "microbatch": -1,
+    "ema_rate": "0.9999",
+    "log_interval": 10,
+    "save_interval": 10000,
+    "resume_checkpoint": "",
+    "use_fp16": False,
+    "fp16_scale_growth": 1e-3,
+}
+SAMPLING_FLAGS = {
+    "clip_denoised": True,
+    "num_samples": 10000,
+    "batch_size": 16,
+    "use_ddim": False,
+    "model_path": "",
+}
+NLL_FLAGS = {
+    "data_dir": "",
+    "clip_denoised": True,
+    "num_samples": 1000,
+    "batch_size": 1,
+    "model_path": "",
+}
+SR_SAMPLING_FLAGS = {
+    "clip_denoised": True,
+    "num_samples": 10000,
+    "batch_size": 16,
+    "use_ddim": False,
+    "base_samples": "",
+    "model_path": "",
+}
+NEW_TRAINING_FLAGS = {
+    "max_steps": 0,
+    "seed": 0,
+    "log_dir": "",
+    "poly_power": 2.0,
+    "channel_mult": "",
+    "num_classes": 1000,
+}
+FLAGS = {
+    "image_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["model"],
+    "image_sample.py": SAMPLING_FLAGS | REFERENCE["model"],
+    "image_nll.py": NLL_FLAGS | REFERENCE["model"],
+    "super_res_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["super_resolution"],
+    "super_res_sample.py": SR_SAMPLING_FLAGS | REFERENCE["super_resolution"],
+    "export_results.py": {"log_dir": "", "csv": "", "out": ""},
+}
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_help_explains_every_flag_with_its_default(script, scripts):
+    out, _ = scripts.run(script, "--help")
+    entries = {}
+    for entry in re.split(r"\n  (?=--)", out.partition("options:")[2])[1:]:
+        flag, _, *explanation = entry.split()
+        entries[flag] = " ".join(explanation)
+    for name, default in FLAGS[script].items():
+        explanation, _, shown = entries[f"--{name}"].partition("(default: ")
+        assert explanation, f"{name} is not explained"
+        assert default == "" or shown == f"{default})"
+
+
+# --- images: training, going on, sampling, bits/dim, the workbook
+
+
+@pytest.fixture(scope="module")
+def flags(tiny, images):
+    """Flags of a class-conditional training."""
+    return tiny | {
+        "class_cond": True,
+        "num_classes": 2,
+        "learn_sigma": True,
+        "data_dir": images,
+        "batch_size": 4,
+        "microbatch": 2,
+        "log_interval": 1,
+        "save_interval": 2,
+        "ema_rate": "0.5,0.9",
+        "lr": 1e-3,
+        "num_threads": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(flags, scripts, tmp_path_factory):
+    """A run of three updates, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    out, err = scripts.run("image_train.py", **flags, max_steps=3, log_dir=folder)
+    assert err == ""
+    return folder, out
+
+
+def test_a_training_leaves_its_files(trained):
+    folder, _ = trained
+    kinds = ("model", "ema_0.5_", "ema_0.9_", "opt", "state")
+    checkpoints = {f"{kind}{step:06d}.pt" for kind in kinds for step in (2, 3)}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == checkpoints | {"config.json", "log.txt", "progress.csv", "results.xlsx"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["flags"]["num_channels"] == 32
+    assert config["data"]["images"] == 10
+    assert config["data"]["classes"] == ["cat", "dog"]
+    assert load_workbook(folder / "results.xlsx").sheetnames
+
+
+def test_a_training_says_what_it_does(trained):
+    folder, out = trained
+    lines = out.splitlines()
+    assert str(folder) in lines[0]
+    assert str(folder) in lines[-1]
+    assert "Images: 10" in out
+    assert "2 classes" in out
+    assert "3 updates, 1.20 epochs" in out
+    assert "M parameters" in out
+    assert len([line for line in lines if line.startswith("step ")]) == 3
+    assert "Saving checkpoint 000002" in (folder / "log.txt").read_text()
+
+
+def rows(folder):
+    with open(folder / "progress.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_goes_on_with_auto(trained, flags, scripts, tmp_path):
+    folder, _ = trained
+    other = tmp_path / "other"
+    settings = flags | {"log_dir": other, "resume_checkpoint": "auto"}
+    out, _ = scripts.run("image_train.py", **settings, max_steps=1)
+    assert "starting fresh" in out
+    out, _ = scripts.run("image_train.py", **settings, max_steps=3)
+    assert f"Loading model from {other / 'model000001.pt'}" in out
+    for name in ("model000003.pt", "ema_0.9_000003.pt"):
+        mine, theirs = (th.load(f / name, weights_only=True) for f in (other, folder))
+        assert all(th.equal(mine[key], theirs[key]) for key in theirs)
+    time_columns = {"wall_time", "steps_per_second"}
+    mine, theirs = (
+        [{k: v for k, v in row.items() if k not in time_columns} for row in rows(f)]
+        for f in (other, folder)
+    )
+    assert mine == theirs
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(number, status, flags, scripts, tmp_path):
+    folder = tmp_path / "stopped run"
+    settings = flags | {"save_interval": 10**6, "log_dir": folder}
+    process = scripts.start("image_train.py", **settings)
+    out, err = scripts.stop(process, "step 3 ", number)
+    assert process.returncode == status
+    assert "Traceback" not in err
+    (state,) = folder.glob("state*.pt")
+    updates = int(state.stem[-6:])
+    assert updates >= 4
+    assert (folder / "results.xlsx").exists()
+    (command,) = (line for line in out.splitlines() if line.startswith("Go on with: "))
+    words = shlex.split(command.removeprefix("Go on with: "))
+    assert words[1].endswith("image_train.py")
+    goes_on, _ = scripts.run("image_train.py", *words[2:], max_steps=updates + 1)
+    assert f"Loading model from {folder}/model{updates:06d}.pt" in goes_on
+    steps = [int(row["step"]) for row in rows(folder)]
+    assert steps == list(range(updates + 1))
+
+
+def arrays(folder):
+    (path,) = folder.glob("*.npz")
+    with np.load(path) as file:
+        return path, {name: file[name] for name in file.files}
+
+
+def test_sampling_needs_the_model_alone(trained, scripts, tmp_path):
+    run, _ = trained
+    common = {"num_samples": 5, "batch_size": 2, "num_threads": 1}
+    out, _ = scripts.run("image_sample.py", model_path=run, log_dir=tmp_path / "a", **common)
+    path, content = arrays(tmp_path / "a")
+    assert path.name == "samples_5x16x16x3.npz"
+    assert content["arr_0"].shape == (5, 16, 16, 3)
+    assert content["arr_0"].dtype == np.uint8
+    assert content["arr_1"].shape == (5,)
+    assert set(content["arr_1"]) <= {0, 1}
+    assert str(tmp_path / "a") in out.splitlines()[-1]
+    with Image.open(path.with_suffix(".png")) as picture:
+        assert min(picture.size) >= 32
+
+    by_flags = {"model_path": run / "ema_0.5_000003.pt", "use_ddim": True, "seed": 7}
+    by_flags |= {"timestep_respacing": "ddim2", "precision": "bf16"}
+    out, _ = scripts.run("image_sample.py", log_dir=tmp_path / "b", **by_flags, **common)
+    assert "in 2 steps" in out
+    assert (arrays(tmp_path / "b")[1]["arr_0"] != content["arr_0"]).any()
+
+
+def test_bits_per_dimension_of_a_folder(trained, images, scripts, tmp_path):
+    run, _ = trained
+    settings = {"num_samples": 6, "batch_size": 4, "data_dir": images, "log_dir": tmp_path}
+    settings |= {"num_threads": 1}
+    out, _ = scripts.run("image_nll.py", model_path=run / "model000003.pt", **settings)
+    values = [float(value) for value in re.findall(r"bpd=([\d.]+)", out)]
+    assert len(values) == 2
+    assert all(0 < value < 100 for value in values)
+    for name in ("vb", "mse", "xstart_mse"):
+        with np.load(tmp_path / f"{name}_terms.npz") as file:
+            assert file["arr_0"].shape == (4,)
+            assert np.isfinite(file["arr_0"]).all()
+
+
+def test_a_workbook_is_exported_again(trained, scripts, tmp_path):
+    run, _ = trained
+    out, _ = scripts.run("export_results.py", csv=run / "progress.csv", out=tmp_path / "x.xlsx")
+    assert out.strip() == str(tmp_path / "x.xlsx")
+    book = load_workbook(tmp_path / "x.xlsx")
+    sizes = {sheet.title: (sheet.max_row, sheet.max_column) for sheet in book}
+    columns = len(rows(run)[0])
+    assert any(height == 4 and width >= columns for height, width in sizes.values())
+
+
+# --- super-resolution
+
+
+def test_super_resolution(tiny_sr, make_images, scripts, tmp_path):
+    tiny_sr = tiny_sr | {"num_threads": 1}
+    settings = {"data_dir": make_images(tmp_path / "large", count=4, size=20)}
+    settings |= {"batch_size": 2, "max_steps": 2, "log_interval": 1, "log_dir": tmp_path / "run"}
+    scripts.run("super_res_train.py", **tiny_sr, **settings)
+    assert len(rows(tmp_path / "run")) == 2
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["script"] == "super_res_train"
+
+    small = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "small.npz", small)
+    settings = {"num_samples": 4, "batch_size": 2, "base_samples": tmp_path / "small.npz"}
+    settings |= {"model_path": tmp_path / "run" / "model000002.pt", "log_dir": tmp_path / "out"}
+    scripts.run("super_res_sample.py", num_threads=1, **settings)
+    _, content = arrays(tmp_path / "out")
+    assert content["arr_0"].shape == (4, 16, 16, 3)
+    assert list(content) == ["arr_0"]
+
+
+def test_a_run_that_diverges_ends_with_one_line(tiny, images, scripts, tmp_path):
+    """A learning rate that makes the weights overflow at once."""
+    settings = {"data_dir": images, "batch_size": 2, "lr": 1e38, "max_skipped": 2}
+    settings |= {"num_threads": 1}
+    process = scripts.start("image_train.py", **tiny, **settings, log_dir=tmp_path / "run")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert len(err.splitlines()) == 1
+    assert "training diverged" in err

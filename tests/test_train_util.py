@@ -1,0 +1,489 @@
+import csv
+import itertools
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch as th
+
+from improved_diffusion import logger, script_util
+from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion.errors import DivergedError, InputError
+from improved_diffusion.image_datasets import load_data
+from improved_diffusion.resample import LossSecondMomentResampler, UniformSampler
+from improved_diffusion.stopping import StopSignals
+from improved_diffusion.train_util import (
+    TrainLoop,
+    find_ema_checkpoint,
+    get_blob_logdir,
+    log_loss_dict,
+    parse_ema_rates,
+)
+
+TIME_COLUMNS = {"wall_time", "steps_per_second"}
+
+
+class ToyModel(th.nn.Module):
+    """Two weights: eps = scale x + shift."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = th.nn.Parameter(th.tensor(0.5))
+        self.shift = th.nn.Parameter(th.zeros(3, 1, 1))
+
+    def forward(self, x, t):
+        return self.scale * x + self.shift
+
+
+def toy_data(batch_size=4, bad=()):
+    """Endless batches of one image; those whose numbers are ``bad`` are not finite."""
+    for number in itertools.count():
+        batch = th.full((batch_size, 3, 4, 4), 0.25)
+        yield (batch * float("nan") if number in bad else batch), {}
+
+
+def make_diffusion(**changes):
+    settings = {"steps": 8, "noise_schedule": "cosine", "rescale_timesteps": True}
+    return script_util.create_gaussian_diffusion(**settings | changes)
+
+
+def toy_loop(data=None, model=None, **changes):
+    seed_everything(0)
+    settings = {
+        "model": model or ToyModel(),
+        "diffusion": make_diffusion(),
+        "data": data or toy_data(),
+        "batch_size": 4,
+        "microbatch": -1,
+        "lr": 1e-2,
+        "ema_rate": "0.9",
+        "log_interval": 1,
+        "save_interval": 10**6,
+        "resume_checkpoint": "",
+    }
+    return TrainLoop(**settings | changes)
+
+
+def rows(folder):
+    with open(folder / "progress.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def timeless(folder):
+    return [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in rows(folder)]
+
+
+# --- one update
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 4])
+def test_gradients_of_microbatches_are_summed(microbatch, silent_log):
+    loop = toy_loop(microbatch=microbatch)
+    batch, cond = next(loop.data)
+    seed_everything(5)
+    loop.forward_backward(batch, cond)
+    got = [p.grad.clone() for p in loop.model_params]
+
+    seed_everything(5)
+    total = 0.0
+    for part in batch.split(microbatch):
+        t, weights = loop.schedule_sampler.sample(len(part), "cpu")
+        losses = loop.diffusion.training_losses(loop.model, part, t)
+        total = total + (losses["loss"] * weights).mean()
+    for mine, wanted in zip(got, th.autograd.grad(total, loop.model_params), strict=True):
+        th.testing.assert_close(mine, wanted)
+
+
+def test_labels_go_with_their_microbatch(silent_log):
+    seen = []
+
+    class Conditional(ToyModel):
+        def forward(self, x, t, y):
+            seen.append(y.tolist())
+            return super().forward(x, t)
+
+    loop = toy_loop(model=Conditional(), microbatch=3)
+    loop.run_step(th.zeros(4, 3, 4, 4), {"y": th.tensor([3, 1, 4, 1])})
+    assert seen == [[3, 1, 4], [1]]
+
+
+def test_several_emas_follow_their_rates(silent_log):
+    loop = toy_loop(ema_rate="0,0.5,0.9")
+    averages = [[p.detach().clone() for p in loop.model_params] for _ in loop.ema_rate]
+    for _ in range(3):
+        loop.run_step(*next(loop.data))
+        for rate, average in zip((0, 0.5, 0.9), averages, strict=True):
+            for a, p in zip(average, loop.model_params, strict=True):
+                a.copy_(rate * a + (1 - rate) * p.detach())
+    for got, wanted in zip(loop.ema_params, averages, strict=True):
+        th.testing.assert_close([p.data for p in got], wanted)
+
+
+def test_the_learning_rate_falls_to_0(silent_log):
+    loop = toy_loop(lr=0.4, lr_anneal_steps=4)
+    used = []
+    step = loop.opt.step
+    loop.opt.step = lambda: (used.append(loop.opt.param_groups[0]["lr"]), step())
+    loop.run_loop()
+    assert used == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert loop.updates == 4
+
+
+def test_weight_decay_shrinks_weights(silent_log):
+    norms = []
+    for decay in (0.0, 10.0):
+        loop = toy_loop(weight_decay=decay, max_steps=5)
+        loop.run_loop()
+        norms.append(abs(loop.model.scale.item()))
+    assert norms[1] < 0.8 * norms[0]
+
+
+def test_training_lowers_the_loss(silent_log):
+    loop = toy_loop(lr=0.05, max_steps=100, log_interval=20)
+    loop.run_loop()
+    losses = [float(row["loss"]) for row in rows(silent_log)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# --- the log
+
+
+def test_a_line_holds_the_means_since_the_last(silent_log):
+    loop = toy_loop(max_steps=7, log_interval=3)
+    loop.run_loop()
+    log = rows(silent_log)
+    assert [row["step"] for row in log] == ["0", "3", "6"]
+    assert [row["samples"] for row in log] == ["4", "16", "28"]
+    assert all(float(row["grad_norm"]) > 0 for row in log)
+    assert log[0].keys() >= TIME_COLUMNS
+
+
+def test_losses_are_logged_by_quarter_of_the_timesteps(silent_log):
+    t = th.tensor([0, 1, 3, 7])
+    log_loss_dict(make_diffusion(), t, {"mse": th.tensor([1.0, 2.0, 3.0, 4.0])})
+    line = logger.dumpkvs()
+    assert line == {"mse": 2.5, "mse_q0": 1.5, "mse_q1": 3.0, "mse_q3": 4.0}
+
+
+def test_the_importance_sampler_hears_of_unweighted_losses(silent_log):
+    heard = []
+
+    class Sampler(LossSecondMomentResampler):
+        def weights(self):
+            return np.arange(1.0, 9.0)
+
+        def update_with_all_losses(self, ts, losses):
+            heard.extend(zip(ts, losses, strict=True))
+
+    loop = toy_loop(schedule_sampler=Sampler(make_diffusion()))
+    loop.run_step(*next(loop.data))
+    line = logger.getkvs()
+    assert len(heard) == 4
+    p = np.arange(1.0, 9.0) / 36
+    weighted = [loss / (8 * p[t]) for t, loss in heard]
+    assert line["loss"] == pytest.approx(np.mean(weighted), rel=1e-5)
+
+
+# --- updates that are not finite
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(silent_log):
+    loop = toy_loop(data=toy_data(bad={1, 2}))
+    for number in range(4):
+        before = loop.model.scale.item()
+        loop.run_step(*next(loop.data))
+        loop.step += 1
+        changed = loop.model.scale.item() != before
+        assert changed == (number not in {1, 2})
+        assert logger.dumpkvs().get("skipped_updates") == (min(number, 2) or None)
+    assert all(th.isfinite(p).all() for ema in loop.ema_params for p in ema)
+
+
+def test_too_many_in_a_row_end_the_run(silent_log):
+    loop = toy_loop(data=toy_data(bad=range(2, 100)), max_skipped=3, save_interval=2)
+    with pytest.raises(DivergedError) as raised:
+        loop.run_loop()
+    said = str(raised.value)
+    assert "3 updates in a row" in said
+    assert "step 4" in said
+    assert "learning rate 0.01" in said
+    assert str(silent_log / "model000004.pt") in said
+    weights = th.load(silent_log / "model000004.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_good_update_between_makes_the_count_begin_anew(silent_log):
+    loop = toy_loop(data=toy_data(bad={0, 1, 3, 4, 6}), max_skipped=3, max_steps=8)
+    loop.run_loop()
+    assert loop.skipped == 5
+
+
+def test_losses_that_are_not_finite_do_not_reach_the_sampler(silent_log):
+    sampler = LossSecondMomentResampler(make_diffusion(), history_per_term=1)
+    loop = toy_loop(data=toy_data(bad={0}), schedule_sampler=sampler)
+    loop.run_step(*next(loop.data))
+    assert np.isfinite(sampler.weights()).all()
+    assert sampler.state_dict()["loss_counts"].sum() == 0
+
+
+# --- files
+
+
+def test_files_of_a_checkpoint(silent_log):
+    loop = toy_loop(ema_rate="0.9,0.99", max_steps=5, save_interval=2)
+    loop.run_loop()
+    saved = sorted(path.name for path in silent_log.glob("*.pt"))
+    kinds = ("ema_0.99_", "ema_0.9_", "model", "opt", "state")
+    assert saved == sorted(f"{kind}{step:06d}.pt" for kind in kinds for step in (2, 4, 5))
+    assert (silent_log / "results.xlsx").exists()
+    written = {"model": loop.model_params, "ema_0.9_": loop.ema_params[0]}
+    for kind, params in written.items():
+        weights = th.load(silent_log / f"{kind}000005.pt", weights_only=True)
+        assert list(weights) == list(loop.model.state_dict())
+        assert all(th.equal(a, b) for a, b in zip(weights.values(), params, strict=True))
+
+
+def test_older_checkpoints_go_if_asked(silent_log):
+    toy_loop(max_steps=6, save_interval=2, keep_checkpoints=1).run_loop()
+    assert [path.name for path in silent_log.glob("model*.pt")] == ["model000006.pt"]
+
+
+def test_checkpoints_go_where_the_environment_says(silent_log, tmp_path, monkeypatch):
+    (tmp_path / "blobs").mkdir()
+    monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "blobs"))
+    assert get_blob_logdir() == str(tmp_path / "blobs")
+    toy_loop(max_steps=1).run_loop()
+    assert (tmp_path / "blobs" / "state000001.pt").exists()
+    assert not list(silent_log.glob("*.pt"))
+
+
+def test_the_environment_ends_a_test_run_after_the_first_save(silent_log, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_TRAINING_TEST", "1")
+    loop = toy_loop(save_interval=3)
+    loop.run_loop()
+    assert loop.updates == 3
+
+
+def test_find_ema_checkpoint(silent_log):
+    toy_loop(max_steps=2, ema_rate="0.99").run_loop()
+    main = str(silent_log / "model000002.pt")
+    assert find_ema_checkpoint(main, 2, 0.99) == str(silent_log / "ema_0.99_000002.pt")
+    assert find_ema_checkpoint(main, 2, 0.5) is None
+    assert find_ema_checkpoint("", 2, 0.99) is None
+
+
+# --- going on
+
+RESUMED = {
+    "uniform-fp32": {},
+    "uniform-bf16": {"precision": "bf16", "microbatch": 1},
+    "moments-fp32-classes": {"sampler": LossSecondMomentResampler, "class_cond": True},
+    "moments-bf16-classes": {
+        "sampler": LossSecondMomentResampler,
+        "class_cond": True,
+        "precision": "bf16",
+        "lr_anneal_steps": 20,
+    },
+}
+
+
+def unet_loop(images, tiny, sampler=UniformSampler, class_cond=False, **changes):
+    """A loop over a real UNet and real files: ten images, so an epoch is two batches of four."""
+    seed_everything(0)
+    flags = script_util.model_and_diffusion_defaults() | tiny
+    flags |= {"class_cond": class_cond, "dropout": 0.1, "num_classes": 2}
+    model, diffusion = script_util.create_model_and_diffusion(**flags)
+    history = {"history_per_term": 1} if sampler is LossSecondMomentResampler else {}
+    settings = {
+        "microbatch": 2,
+        "lr": 1e-3,
+        "ema_rate": "0.9,0.999",
+        "log_interval": 2,
+        "save_interval": 3,
+        "resume_checkpoint": "",
+        "max_steps": 9,
+    }
+    data = {"data_dir": images, "batch_size": 4, "image_size": 16, "class_cond": class_cond}
+    return TrainLoop(
+        model=model,
+        diffusion=diffusion,
+        data=load_data(**data, seed=1),
+        batch_size=4,
+        schedule_sampler=sampler(diffusion, **history),
+        **settings | changes,
+    )
+
+
+def assert_same_training(loop, other):
+    weights = zip(loop.model_params, other.model_params, strict=True)
+    assert all(th.equal(a, b) for a, b in weights)
+    for ema, other_ema in zip(loop.ema_params, other.ema_params, strict=True):
+        assert all(th.equal(a, b) for a, b in zip(ema, other_ema, strict=True))
+    mine, others = loop.opt.state_dict(), other.opt.state_dict()
+    assert mine["param_groups"] == others["param_groups"]
+    assert mine["state"].keys() == others["state"].keys()
+    for number, moments in mine["state"].items():
+        assert all(th.equal(v, others["state"][number][k]) for k, v in moments.items())
+    for key, value in loop.schedule_sampler.state_dict().items():
+        assert th.equal(value, other.schedule_sampler.state_dict()[key])
+
+
+@pytest.fixture
+def run_in(tmp_path):
+    """Run a loop with a log of its own, as a process would."""
+
+    def run(name, make):
+        with logger.scoped_configure(dir=tmp_path / name, format_strs=["csv"]):
+            loop = make(tmp_path / name)
+            loop.run_loop()
+        return loop
+
+    return run
+
+
+@pytest.mark.parametrize("variant", RESUMED)
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(variant, run_in, images, tiny, tmp_path):
+    settings = RESUMED[variant]
+    whole = run_in("whole", lambda _: unet_loop(images, tiny, **settings))
+    run_in("parts", lambda _: unet_loop(images, tiny, max_steps=4, **settings))
+    for stop, start in ((7, 4), (9, 7)):
+        resumed = run_in(
+            "parts",
+            lambda folder, stop=stop, start=start: unet_loop(
+                images,
+                tiny,
+                max_steps=stop,
+                resume_checkpoint=str(folder / f"model{start:06d}.pt"),
+                **settings,
+            ),
+        )
+    assert_same_training(whole, resumed)
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "whole")] == ["0", "2", "4", "6", "8"]
+
+
+def test_rows_past_the_checkpoint_are_cut_off_and_kept_beside(run_in, images, tiny, tmp_path):
+    whole = run_in("whole", lambda _: unet_loop(images, tiny, log_interval=1))
+
+    class Killed(BaseException):
+        pass
+
+    def killed(folder):
+        loop = unet_loop(images, tiny, log_interval=1)
+        data = loop.data
+
+        def until_killed():
+            for _ in range(5):
+                yield next(data)
+            raise Killed
+
+        stream = until_killed()
+        loop.data = type("Stream", (), {"__next__": lambda _: next(stream)})()
+        loop.data.state_dict, loop.data.load_state_dict = data.state_dict, data.load_state_dict
+        return loop
+
+    with pytest.raises(Killed):
+        run_in("killed", killed)
+    assert len(rows(tmp_path / "killed")) == 5
+    resumed = run_in(
+        "killed",
+        lambda folder: unet_loop(
+            images, tiny, log_interval=1, resume_checkpoint=str(folder / "model000003.pt")
+        ),
+    )
+    assert_same_training(whole, resumed)
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+    with open(tmp_path / "killed" / "progress.csv.bak", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("missing", ["ema_0.9_", "opt", "state"])
+def test_what_is_not_beside_a_checkpoint_is_said(missing, run_in, tmp_path, capsys):
+    run_in("run", lambda _: toy_loop(max_steps=2))
+    path = tmp_path / "run" / f"{missing}000002.pt"
+    path.unlink()
+    with logger.scoped_configure(dir=tmp_path / "other", format_strs=["line"]):
+        loop = toy_loop(resume_checkpoint=str(tmp_path / "run" / "model000002.pt"), max_steps=3)
+        said = [line for line in capsys.readouterr().out.splitlines() if "Not beside" in line]
+        assert len(said) == 1
+        assert missing.rstrip("_") in said[0]
+        loop.run_loop()
+    assert loop.updates == 3
+
+
+def test_a_model_alone_is_enough_to_go_on(run_in, tmp_path, silent_log):
+    first = run_in("run", lambda _: toy_loop(max_steps=2))
+    path = tmp_path / "model000100.pt"
+    th.save(first.model.state_dict(), path)
+    loop = toy_loop(resume_checkpoint=str(path))
+    assert loop.updates == 100
+    assert loop.model.scale.item() == first.model.scale.item()
+    assert all(th.equal(a, b) for a, b in zip(loop.ema_params[0], loop.model_params, strict=True))
+
+
+def test_changed_settings_hold_after_going_on(run_in, tmp_path, silent_log):
+    run_in("run", lambda _: toy_loop(max_steps=2, lr=0.5))
+    path = str(tmp_path / "run" / "model000002.pt")
+    loop = toy_loop(resume_checkpoint=path, lr=0.25, weight_decay=0.125)
+    group = loop.opt.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.25, 0.125)
+
+
+def test_a_run_that_is_at_its_end_changes_nothing(run_in, tmp_path):
+    run_in("run", lambda _: toy_loop(max_steps=2))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
+    path = str(tmp_path / "run" / "model000002.pt")
+    run_in("run", lambda _: toy_loop(resume_checkpoint=path, max_steps=2))
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
+    assert before == after
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"microbatch": 0}, "microbatch must be at least 1, or -1"),
+        ({"microbatch": -2}, "microbatch must be at least 1, or -1"),
+        ({"log_interval": 0}, "log_interval"),
+        ({"save_interval": 0}, "save_interval"),
+        ({"lr": -1.0}, "lr must be"),
+        ({"lr": float("nan")}, "lr must be"),
+        ({"ema_rate": "0.9,x"}, "ema_rate must be numbers"),
+        ({"ema_rate": "1.5"}, r"ema_rate must lie in \[0, 1\)"),
+        ({"precision": "fp8"}, "unknown precision"),
+        ({"batch_size": 0, "lr": -1.0}, "batch_size.*; lr"),
+    ],
+)
+def test_settings_that_cannot_work(changes, said, silent_log):
+    with pytest.raises(InputError, match=said):
+        toy_loop(**changes)
+
+
+def test_ema_rates():
+    assert parse_ema_rates("0.9,0.999") == [0.9, 0.999]
+    assert parse_ema_rates(0.5) == [0.5]
+
+
+# --- signals
+
+
+@pytest.mark.parametrize("number", StopSignals.NUMBERS)
+def test_a_signal_ends_the_run_after_the_step_and_saves(number, silent_log, capsys):
+    def data():
+        for i, item in enumerate(toy_data()):
+            if i == 2:
+                os.kill(os.getpid(), number)
+            yield item
+
+    loop = toy_loop(data=data())
+    with pytest.raises(SystemExit) as raised:
+        loop.run_loop()
+    assert raised.value.code == 128 + number
+    assert loop.updates == 3
+    assert (silent_log / "state000003.pt").exists()
+    assert (silent_log / "results.xlsx").exists()
+    assert signal.Signals(number).name in capsys.readouterr().err
