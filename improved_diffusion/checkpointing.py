@@ -5,7 +5,6 @@ A checkpoint after NNNNNN updates is ``modelNNNNNN.pt``, one ``ema_RATE_NNNNNN.p
 it is there.
 """
 
-import io
 import os
 import random
 import re
@@ -50,10 +49,8 @@ def remove_file(path: str) -> None:
 
 def save_file(path: str, value: Any) -> None:
     """``torch.save`` that leaves the old file or the whole new one."""
-    buffer = io.BytesIO()  # torch.save seeks, which a cloud's files cannot
-    th.save(value, buffer)
     with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+        th.save(value, file)
 
 
 def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:

@@ -86,6 +86,12 @@ def tune_allocator() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, GIB) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
 
 
+def give_back_memory() -> None:
+    """Return freed memory to the system, once: before something else needs room for a while."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def available_processors(root: Path = Path("/")) -> int:
     """Processors that this process may use: by affinity, and by the quota of its control group.
 

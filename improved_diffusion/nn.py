@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch as th
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint as recompute
 
 from .errors import InputError
@@ -26,39 +27,93 @@ class SiLU(nn.Module):
 class GroupNorm32(nn.GroupNorm):
     """Group norm that computes in float32 (or wider) and returns the dtype of its input."""
 
-    def forward(
-        self,
-        x: th.Tensor,
-        scale: th.Tensor | None = None,
-        shift: th.Tensor | None = None,
-    ) -> th.Tensor:
-        """Compute norm(x), or norm(x) (1 + scale) + shift.
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        rows, weight, bias = _widened(x, self.weight, self.bias)
+        return F.group_norm(rows, self.num_groups, weight, bias, self.eps).to(x.dtype)
 
-        :param x: [N, C, ...].
-        :param scale: [N, C], given together with ``shift`` or not at all.
-        """
-        if scale is None:
-            return self._normalise(x, self.num_groups, self.weight, self.bias)
-        if x.dtype == th.float32:  # rounded as the reference rounds it
-            shape = (*scale.shape, *[1] * (x.ndim - 2))
-            h = self._normalise(x, self.num_groups, self.weight, self.bias)
-            return h * (1 + scale.view(shape)) + shift.view(shape)
-        # Groups of different images never mix, so a batch is one image of N C channels, each with
-        # a weight of its own: the whole modulation costs no pass over the activations.
-        dtype = th.promote_types(x.dtype, th.float32)
-        gain = 1 + scale.to(dtype)
-        weight = (gain * self.weight).flatten()
-        bias = (gain * self.bias + shift.to(dtype)).flatten()
-        one_image = x.reshape(1, -1, *x.shape[2:])
-        return self._normalise(one_image, self.num_groups * len(x), weight, bias).view_as(x)
 
-    def _normalise(
-        self, x: th.Tensor, groups: int, weight: th.Tensor, bias: th.Tensor
-    ) -> th.Tensor:
-        dtype = th.promote_types(x.dtype, th.float32)
-        # Only the CPU's kernel takes half input with float32 weights, and computes in float32.
-        rows = x if x.device.type == "cpu" else x.to(dtype)
-        return F.group_norm(rows, groups, weight.to(dtype), bias.to(dtype), self.eps).to(x.dtype)
+def norm_silu(
+    norm: GroupNorm32,
+    x: th.Tensor,
+    scale: th.Tensor | None = None,
+    shift: th.Tensor | None = None,
+) -> th.Tensor:
+    """Compute silu(norm(x)), or silu(norm(x) (1 + scale) + shift), in one differentiable step.
+
+    :param x: [N, C, ...].
+    :param scale: [N, C], given together with ``shift`` or not at all.
+    """
+    return _NormSiLU.apply(x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
+
+
+def _widened(
+    x: th.Tensor, weight: th.Tensor, bias: th.Tensor
+) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """What a group norm is given so that it computes in float32 (or wider)."""
+    dtype = th.promote_types(x.dtype, th.float32)
+    # The CPU's kernel takes half input with float32 weights, and computes in float32.
+    return x if x.device.type == "cpu" else x.to(dtype), weight.to(dtype), bias.to(dtype)
+
+
+class _NormSiLU(th.autograd.Function):
+    """Group norm, modulation and SiLU: three kernels backward, where autograd would take ten.
+
+    Groups of different images never mix, so a batch is one image of N C channels, each with a
+    weight and a bias of its own: with the modulation in these, it costs no pass over x. Only
+    float32's forward pass goes step by step, to be rounded as the reference rounds it.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, scale, shift, groups, eps):
+        rows, weight, bias = _widened(x.contiguous(), weight, bias)
+        gain = None if scale is None else 1 + scale.to(weight.dtype)
+        by_steps = gain is None or x.dtype == weight.dtype
+        if by_steps:
+            h, mean, rstd = _group_norm(rows, weight, bias, len(x), groups, eps)
+        else:
+            folded = (gain * weight, gain * bias + shift.to(weight.dtype))
+            h, mean, rstd = _group_norm(rows, *folded, 1, groups * len(x), eps)
+        if by_steps and gain is not None:
+            each = (*gain.shape, *[1] * (x.ndim - 2))
+            h = h.mul_(gain.view(each)).add_(shift.view(each))
+        ctx.save_for_backward(rows, h, mean, rstd, weight, bias, gain)
+        ctx.groups, ctx.dtypes = groups, (x.dtype, None if scale is None else scale.dtype)
+        return (h * th.sigmoid(h) if x.dtype == th.float32 else F.silu(h)).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, h, mean, rstd, weight, bias, gain = ctx.saved_tensors
+        dtype, scale_dtype = ctx.dtypes
+        dh = th.ops.aten.silu_backward(grad.to(h.dtype), h)
+        if gain is None:
+            dx, dweight, dbias = _group_norm_backward(
+                dh, rows, mean, rstd, weight, len(rows), ctx.groups
+            )
+            return dx.to(dtype), dweight, dbias, None, None, None, None
+        dx, dfolded, dshift = _group_norm_backward(
+            dh, rows, mean, rstd, gain * weight, 1, ctx.groups * len(rows)
+        )
+        dfolded, dshift = dfolded.view_as(gain), dshift.view_as(gain)
+        dscale = (dfolded * weight + dshift * bias).to(scale_dtype)
+        dweight, dbias = (dfolded * gain).sum(0), (dshift * gain).sum(0)
+        return dx.to(dtype), dweight, dbias, dscale, dshift.to(scale_dtype), None, None
+
+
+def _group_norm(x, weight, bias, images, groups, eps):
+    channels, positions = weight.numel(), x.numel() // weight.numel() // images
+    return th.native_group_norm(
+        x, weight.flatten(), bias.flatten(), images, channels, positions, groups, eps
+    )
+
+
+def _group_norm_backward(grad, x, mean, rstd, weight, images, groups):
+    channels, positions = weight.numel(), x.numel() // weight.numel() // images
+    mean, rstd = mean.view(images, groups), rstd.view(images, groups)
+    return th.ops.aten.native_group_norm_backward(
+        grad.contiguous(), x, mean, rstd, weight.flatten(), images, channels, positions, groups,
+        [True, True, True],
+    )  # fmt: skip
 
 
 def normalization(channels: int) -> GroupNorm32:

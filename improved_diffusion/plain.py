@@ -3,31 +3,25 @@
 from collections.abc import Iterable
 
 import torch as th
-import torch.nn.functional as F
 
 from . import train_util
-from .nn import GroupNorm32, SiLU
-from .unet import QKVAttention, UNetModel
+from .unet import QKVAttention, ResBlock, UNetModel
 
 
-class PlainSiLU(th.nn.Module):
-    """x sigmoid(x), as two operations."""
+class PlainResBlock(ResBlock):
+    """A residual block whose operations follow one another."""
 
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        return x * th.sigmoid(x)
-
-
-class PlainGroupNorm(GroupNorm32):
-    """Normalise, then scale and shift."""
-
-    def forward(
-        self, x: th.Tensor, scale: th.Tensor | None = None, shift: th.Tensor | None = None
-    ) -> th.Tensor:
-        h = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
-        if scale is not None:
-            shape = (*scale.shape, *[1] * (x.ndim - 2))
-            h = h * (1 + scale.view(shape)) + shift.view(shape)
-        return h.type(x.dtype)
+    def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+        h = self.in_layers(x)
+        emb_out = self.emb_layers(emb)
+        emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
+        norm, rest = self.out_layers[0], self.out_layers[1:]
+        if self.use_scale_shift_norm:
+            scale, shift = emb_out.chunk(2, dim=1)
+            h = rest(norm(h) * (1 + scale) + shift)
+        else:
+            h = rest(norm(h + emb_out))
+        return self.skip_connection(x) + h
 
 
 class PlainAttention(QKVAttention):
@@ -42,14 +36,9 @@ class PlainAttention(QKVAttention):
 
 def make_plain(model: UNetModel) -> None:
     """Replace the tuned layers of ``model``, in place; its weights and numbers stay."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, SiLU):
-                setattr(module, name, PlainSiLU())
-            elif isinstance(child, GroupNorm32):
-                child.__class__ = PlainGroupNorm
-            elif isinstance(child, QKVAttention):
-                child.__class__ = PlainAttention
+    textbook = {ResBlock: PlainResBlock, QKVAttention: PlainAttention}
+    for module in model.modules():
+        module.__class__ = textbook.get(type(module), type(module))
 
 
 def make_loop_plain(loop: train_util.TrainLoop) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
-from . import checkpointing, dist_util, logger
+from . import checkpointing, cpu, dist_util, logger
 from .checkpointing import parse_resume_step_from_filename
 from .compiling import Compiled
 from .errors import DivergedError, InputError
@@ -22,6 +21,7 @@ from .nn import update_ema
 from .precision import Precision
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .stopping import StopSignals
+from .train_options import check_training_numbers, parse_ema_rates
 
 __all__ = [
     "TrainLoop",
@@ -171,6 +171,10 @@ class TrainLoop:
                 self.save()
             self._dump_unfinished_line()
             self._export_results()
+        logger.log(
+            f"Made {self.step} updates in {self._seconds() - self._seconds_before:.0f} s; "
+            f"peak memory {cpu.peak_memory() / 1e6:.0f} MB"
+        )
         if signal_number := dist_util.any_rank(stop.received):
             raise SystemExit(128 + signal_number)
 
@@ -307,6 +311,8 @@ class TrainLoop:
     def save(self) -> None:
         """Write a checkpoint and the workbook; only rank 0 writes."""
         ranks = self._gather_rank_states()
+        self.opt.zero_grad(set_to_none=True)
+        cpu.give_back_memory()  # pandas comes in for the workbook, while no activations are held
         if dist_util.rank() == 0:
             logger.log(f"Saving checkpoint {self.updates:06d}")
             folder = get_blob_logdir()
@@ -451,61 +457,6 @@ class TrainLoop:
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
         return self.ddp_model.no_sync() if self.use_ddp else contextlib.nullcontext()
-
-
-def check_training_numbers(
-    *,
-    batch_size: int,
-    microbatch: int,
-    log_interval: int,
-    save_interval: int,
-    lr: float,
-    weight_decay: float = 0.0,
-    lr_anneal_steps: int = 0,
-    max_steps: int = 0,
-    keep_checkpoints: int = 0,
-    max_skipped: int = 1,
-) -> None:
-    """:raises InputError: naming all numbers that no training can run with."""
-    problems = []
-
-    def require(condition: bool, rule: str, value: float) -> None:
-        if not condition:
-            problems.append(f"{rule}, got {value}")
-
-    require(batch_size >= 1, "batch_size must be at least 1", batch_size)
-    require(
-        microbatch >= 1 or microbatch == -1,
-        "microbatch must be at least 1, or -1 for the batch",
-        microbatch,
-    )
-    require(log_interval >= 1, "log_interval must be at least 1", log_interval)
-    require(save_interval >= 1, "save_interval must be at least 1", save_interval)
-    require(0 <= lr < math.inf, "lr must be a number from 0 up", lr)
-    require(0 <= weight_decay < math.inf, "weight_decay must be a number from 0 up", weight_decay)
-    require(lr_anneal_steps >= 0, "lr_anneal_steps must be 0 or more", lr_anneal_steps)
-    require(max_steps >= 0, "max_steps must be 0 (no end) or more", max_steps)
-    require(keep_checkpoints >= 0, "keep_checkpoints must be 0 (all) or more", keep_checkpoints)
-    require(max_skipped >= 1, "max_skipped must be at least 1", max_skipped)
-    if problems:
-        raise InputError("; ".join(problems))
-
-
-def parse_ema_rates(ema_rate: float | str) -> list[float]:
-    """The rates of ``"0.99,0.9999"``, or of one number.
-
-    :raises InputError: if one is no number in [0, 1).
-    """
-    try:
-        rates = [float(part) for part in str(ema_rate).split(",")]
-    except ValueError:
-        raise InputError(
-            f"ema_rate must be numbers such as 0.999,0.9999, got {ema_rate!r}"
-        ) from None
-    wrong = [rate for rate in rates if not 0 <= rate < 1]
-    if wrong:
-        raise InputError(f"ema_rate must lie in [0, 1), got {wrong[0]}")
-    return rates
 
 
 def get_blob_logdir() -> str:

@@ -16,13 +16,8 @@ from .image_datasets import BatchStream, load_data
 from .precision import check_precision
 from .resample import check_sampler_name, create_named_schedule_sampler
 from .script_util import add_dict_to_argparser, args_to_dict
-from .train_util import (
-    Batch,
-    TrainLoop,
-    check_training_numbers,
-    get_blob_logdir,
-    parse_ema_rates,
-)
+from .train_options import check_training_numbers, parse_ema_rates
+from .train_util import Batch, TrainLoop, get_blob_logdir
 
 
 def training_defaults() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .nn import (
     checkpoint,
     conv_nd,
     linear,
+    norm_silu,
     normalization,
     pointwise_nd,
     timestep_embedding,
@@ -151,15 +152,16 @@ class ResBlock(TimestepBlock):
         return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
 
     def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
-        h = self.in_layers(x)
+        norm, _, conv = self.in_layers
+        h = conv(norm_silu(norm, x))
         emb_out = self.emb_layers(emb)
+        norm, _, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
-            norm, rest = self.out_layers[0], self.out_layers[1:]
-            h = rest(norm(h, *emb_out.chunk(2, dim=1)))
+            h = norm_silu(norm, h, *emb_out.chunk(2, dim=1))
         else:
             emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
-            h = self.out_layers(h + emb_out.type(h.dtype))
-        return self.skip_connection(x) + h
+            h = norm_silu(norm, h + emb_out.type(h.dtype))
+        return self.skip_connection(x) + conv(dropout(h))
 
 
 class AttentionBlock(nn.Module):
@@ -358,7 +360,8 @@ class UNetModel(nn.Module):
         h = self.middle_block(skips[-1], emb)
         for block in self.output_blocks:
             h = block(th.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h.type(x.dtype)).type(x.dtype)
+        norm, _, conv = self.out
+        return conv(norm_silu(norm, h.type(x.dtype))).type(x.dtype)
 
     def get_feature_vectors(
         self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None = None

@@ -20,6 +20,7 @@ ORDER = [
     "cli",
     "flag_help",
     "stopping",
+    "train_options",
     "cpu",
     "nn",
     "losses",

@@ -1,6 +1,7 @@
 """The layers against PyTorch's own, and the tensor helpers against their formulas."""
 
 import math
+from functools import partial
 
 import pytest
 import torch as th
@@ -14,6 +15,7 @@ from improved_diffusion.nn import (
     checkpoint,
     conv_nd,
     mean_flat,
+    norm_silu,
     normalization,
     pointwise_nd,
     scale_module,
@@ -35,10 +37,10 @@ def norm():
 
 
 def modulated(norm, x, scale, shift):
-    """The modulated norm as the formula has it."""
+    """What norm_silu computes, as the formula has it."""
     h = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     shape = (*scale.shape, *[1] * (x.ndim - 2))
-    return h * (1 + scale.view(shape)) + shift.view(shape)
+    return F.silu(h * (1 + scale.view(shape)) + shift.view(shape))
 
 
 def test_normalization_has_32_groups(norm):
@@ -61,14 +63,14 @@ def test_normalization_refuses_what_32_does_not_divide(channels):
 def test_scale_and_shift_follow_the_norm(norm, size):
     x, scale, shift = th.randn(3, 64, *size), th.randn(3, 64), th.randn(3, 64)
     th.testing.assert_close(
-        norm(x, scale, shift), modulated(norm, x, scale, shift), rtol=1e-5, atol=1e-5
+        norm_silu(norm, x, scale, shift), modulated(norm, x, scale, shift), rtol=1e-5, atol=1e-5
     )
 
 
 def test_a_modulated_norm_takes_any_memory_layout(norm):
     x, scale, shift = th.randn(2, 64, 4, 4), th.randn(2, 64), th.randn(2, 64)
     inner = x.contiguous(memory_format=th.channels_last)
-    th.testing.assert_close(norm(inner, scale, shift), norm(x, scale, shift))
+    th.testing.assert_close(norm_silu(norm, inner, scale, shift), norm_silu(norm, x, scale, shift))
 
 
 def test_gradients_of_the_modulated_norm():
@@ -76,13 +78,36 @@ def test_gradients_of_the_modulated_norm():
     norm = normalization(32).double()
     x, scale, shift = th.randn(2, 32, 3), th.randn(2, 32), th.randn(2, 32)
     inputs = [v.double().requires_grad_() for v in (x, scale, shift)]
-    assert th.autograd.gradcheck(norm, inputs)
+    parameters = [norm.weight, norm.bias]
+
+    def of(x, scale, shift, *_):
+        return norm_silu(norm, x, scale, shift)
+
+    assert th.autograd.gradcheck(of, [*inputs, *parameters])
+    assert th.autograd.gradcheck(lambda x, *_: norm_silu(norm, x), [inputs[0], *parameters])
+
+
+@pytest.mark.parametrize("dtype", [th.float32, th.bfloat16])
+def test_gradients_are_those_of_the_formula(norm, dtype):
+    x, scale, shift = th.randn(3, 64, 5, 4), th.randn(3, 64), th.randn(3, 64)
+    upstream = th.randn(3, 64, 5, 4)
+    found = []
+    for function in (
+        lambda *a: norm_silu(norm, *(v.to(dtype) for v in a)),
+        partial(modulated, norm),
+    ):
+        inputs = [v.clone().requires_grad_() for v in (x, scale, shift)]
+        loss = (function(*inputs).float() * upstream).sum()
+        found.append(th.autograd.grad(loss, [*inputs, norm.weight, norm.bias]))
+    for ours, theirs in zip(*found, strict=True):
+        error = (ours - theirs).norm() / theirs.norm()
+        assert error < (1e-5 if dtype == th.float32 else 0.02)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_norm_computes_in_float32_and_returns_its_inputs_dtype(norm, dtype):
     x, scale, shift = th.randn(2, 64, 4, 4) + 30, th.randn(2, 64), th.randn(2, 64)
-    h = norm(x.to(dtype), scale, shift)
+    h = norm_silu(norm, x.to(dtype), scale, shift)
     assert h.dtype == dtype
     want = modulated(norm, x.to(dtype).float(), scale, shift)
     th.testing.assert_close(h.float(), want, rtol=0.01, atol=0.02)
