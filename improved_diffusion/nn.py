@@ -43,7 +43,15 @@ def norm_silu(
     :param x: [N, C, ...].
     :param scale: [N, C], given together with ``shift`` or not at all.
     """
-    return _NormSiLU.apply(x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
+    rows, weight, bias = _widened(x.contiguous(), norm.weight, norm.bias)
+    if scale is None:
+        return _NormSiLU.apply(rows, weight, bias, (), norm.num_groups, norm.eps).to(x.dtype)
+    # Groups of different images never mix, so a batch is one image of N C channels, each with a
+    # weight and a bias of its own: in these, the modulation costs no pass over x.
+    gain = 1 + scale.to(weight.dtype)
+    folded = gain * weight, th.addcmul(shift.to(weight.dtype), gain, bias)
+    steps = (weight, bias, gain, shift) if x.dtype == weight.dtype else ()
+    return _NormSiLU.apply(rows, *folded, steps, norm.num_groups, norm.eps).to(x.dtype)
 
 
 def _widened(
@@ -56,64 +64,50 @@ def _widened(
 
 
 class _NormSiLU(th.autograd.Function):
-    """Group norm, modulation and SiLU: three kernels backward, where autograd would take ten.
+    """silu(group norm) with two kernels backward, and no more kept than x and the norm.
 
-    Groups of different images never mix, so a batch is one image of N C channels, each with a
-    weight and a bias of its own: with the modulation in these, it costs no pass over x. Only
-    float32's forward pass goes step by step, to be rounded as the reference rounds it.
+    ``weight`` and ``bias`` are [C], or [N, C] for one of their own to each image. ``steps`` holds
+    weight, bias, gain and shift for float32's forward pass, which goes step by step to be rounded
+    as the reference rounds it; its backward pass goes through the folded ones too.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, scale, shift, groups, eps):
-        rows, weight, bias = _widened(x.contiguous(), weight, bias)
-        gain = None if scale is None else 1 + scale.to(weight.dtype)
-        by_steps = gain is None or x.dtype == weight.dtype
-        if by_steps:
-            h, mean, rstd = _group_norm(rows, weight, bias, len(x), groups, eps)
-        else:
-            folded = (gain * weight, gain * bias + shift.to(weight.dtype))
-            h, mean, rstd = _group_norm(rows, *folded, 1, groups * len(x), eps)
-        if by_steps and gain is not None:
+    def forward(ctx, x, weight, bias, steps, groups, eps):
+        if steps:
+            plain_weight, plain_bias, gain, shift = (v.detach() for v in steps)
+            h, mean, rstd = _group_norm(x, plain_weight, plain_bias, groups, eps)
             each = (*gain.shape, *[1] * (x.ndim - 2))
             h = h.mul_(gain.view(each)).add_(shift.view(each))
-        ctx.save_for_backward(rows, h, mean, rstd, weight, bias, gain)
-        ctx.groups, ctx.dtypes = groups, (x.dtype, None if scale is None else scale.dtype)
-        return (h * th.sigmoid(h) if x.dtype == th.float32 else F.silu(h)).to(x.dtype)
+        else:
+            h, mean, rstd = _group_norm(x, weight, bias, groups, eps)
+        ctx.save_for_backward(x, h, mean, rstd, weight)
+        ctx.groups = groups
+        return h * th.sigmoid(h) if h.dtype == th.float32 else F.silu(h)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        rows, h, mean, rstd, weight, bias, gain = ctx.saved_tensors
-        dtype, scale_dtype = ctx.dtypes
-        dh = th.ops.aten.silu_backward(grad.to(h.dtype), h)
-        if gain is None:
-            dx, dweight, dbias = _group_norm_backward(
-                dh, rows, mean, rstd, weight, len(rows), ctx.groups
-            )
-            return dx.to(dtype), dweight, dbias, None, None, None, None
-        dx, dfolded, dshift = _group_norm_backward(
-            dh, rows, mean, rstd, gain * weight, 1, ctx.groups * len(rows)
+        x, h, mean, rstd, weight = ctx.saved_tensors
+        dh = th.ops.aten.silu_backward(grad.contiguous(), h)
+        shape = _norm_shape(x, weight, ctx.groups)
+        stats = mean.view(shape[0], -1), rstd.view(shape[0], -1)
+        dx, dweight, dbias = th.ops.aten.native_group_norm_backward(
+            dh, x, *stats, weight.flatten(), *shape, [True, True, True]
         )
-        dfolded, dshift = dfolded.view_as(gain), dshift.view_as(gain)
-        dscale = (dfolded * weight + dshift * bias).to(scale_dtype)
-        dweight, dbias = (dfolded * gain).sum(0), (dshift * gain).sum(0)
-        return dx.to(dtype), dweight, dbias, dscale, dshift.to(scale_dtype), None, None
+        return dx, dweight.view_as(weight), dbias.view_as(weight), None, None, None
 
 
-def _group_norm(x, weight, bias, images, groups, eps):
-    channels, positions = weight.numel(), x.numel() // weight.numel() // images
-    return th.native_group_norm(
-        x, weight.flatten(), bias.flatten(), images, channels, positions, groups, eps
-    )
+def _group_norm(x, weight, bias, groups, eps):
+    shape = _norm_shape(x, weight, groups)
+    h, mean, rstd = th.native_group_norm(x, weight.flatten(), bias.flatten(), *shape, eps)
+    return h.view_as(x), mean, rstd
 
 
-def _group_norm_backward(grad, x, mean, rstd, weight, images, groups):
-    channels, positions = weight.numel(), x.numel() // weight.numel() // images
-    mean, rstd = mean.view(images, groups), rstd.view(images, groups)
-    return th.ops.aten.native_group_norm_backward(
-        grad.contiguous(), x, mean, rstd, weight.flatten(), images, channels, positions, groups,
-        [True, True, True],
-    )  # fmt: skip
+def _norm_shape(x, weight, groups):
+    """Images, channels, positions and groups of a group norm with ``weight`` [C] or [N, C]."""
+    n, c = x.shape[:2]
+    positions = x.numel() // (n * c)
+    return (n, c, positions, groups) if weight.ndim == 1 else (1, n * c, positions, n * groups)
 
 
 def normalization(channels: int) -> GroupNorm32:

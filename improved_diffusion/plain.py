@@ -11,9 +11,8 @@ from .unet import QKVAttention, ResBlock, UNetModel
 class PlainResBlock(ResBlock):
     """A residual block whose operations follow one another."""
 
-    def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+    def _forward(self, x: th.Tensor, emb_out: th.Tensor) -> th.Tensor:
         h = self.in_layers(x)
-        emb_out = self.emb_layers(emb)
         emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
         norm, rest = self.out_layers[0], self.out_layers[1:]
         if self.use_scale_shift_norm:

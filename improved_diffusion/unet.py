@@ -147,14 +147,14 @@ class ResBlock(TimestepBlock):
         else:
             self.skip_connection = pointwise_nd(dims, channels, width)
 
-    def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+    def forward(self, x: th.Tensor, emb: "th.Tensor | Projections") -> th.Tensor:
         """Map ``x`` [N, channels, ...] and ``emb`` [N, emb_channels] to [N, out_channels, ...]."""
-        return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
+        emb_out = emb[self] if isinstance(emb, dict) else self.emb_layers(emb)
+        return checkpoint(self._forward, (x, emb_out), self.parameters(), self.use_checkpoint)
 
-    def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+    def _forward(self, x: th.Tensor, emb_out: th.Tensor) -> th.Tensor:
         norm, _, conv = self.in_layers
         h = conv(norm_silu(norm, x))
-        emb_out = self.emb_layers(emb)
         norm, _, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
             h = norm_silu(norm, h, *emb_out.chunk(2, dim=1))
@@ -162,6 +162,19 @@ class ResBlock(TimestepBlock):
             emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
             h = norm_silu(norm, h + emb_out.type(h.dtype))
         return self.skip_connection(x) + conv(dropout(h))
+
+
+Projections = dict[ResBlock, th.Tensor]  # what each block makes of the embedding
+
+
+def project_embedding(emb: th.Tensor, blocks: Sequence[ResBlock]) -> Projections:
+    """Compute every block's ``emb_layers(emb)`` by one product, for blocks of any width."""
+    layers = [block.emb_layers[1] for block in blocks]
+    weight = th.cat([layer.weight for layer in layers])
+    bias = th.cat([layer.bias for layer in layers])
+    outputs = F.linear(F.silu(emb), weight, bias)
+    widths = [layer.out_features for layer in layers]
+    return dict(zip(blocks, outputs.split(widths, dim=1), strict=True))
 
 
 class AttentionBlock(nn.Module):
@@ -330,6 +343,7 @@ class UNetModel(nn.Module):
             SiLU(),
             zero_module(conv_nd(dims, model_channels, out_channels, 3, padding=1)),
         )
+        self._res_blocks = [block for block in self.modules() if isinstance(block, ResBlock)]
 
     def convert_to_fp16(self) -> None:
         """Cast the convolutions between the embedding and the output layers to float16."""
@@ -360,8 +374,10 @@ class UNetModel(nn.Module):
         h = self.middle_block(skips[-1], emb)
         for block in self.output_blocks:
             h = block(th.cat([h, skips.pop()], dim=1), emb)
+        if not th.is_autocast_enabled(x.device.type):
+            h = h.type(x.dtype)  # after blocks that convert_to_fp16 cast
         norm, _, conv = self.out
-        return conv(norm_silu(norm, h.type(x.dtype))).type(x.dtype)
+        return conv(norm_silu(norm, h)).type(x.dtype)
 
     def get_feature_vectors(
         self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None = None
@@ -382,13 +398,18 @@ class UNetModel(nn.Module):
             "up": [h.type(x.dtype) for h in up[1:]],
         }
 
-    def _embed(self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None) -> th.Tensor:
+    def _embed(
+        self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None
+    ) -> th.Tensor | Projections:
         self._check_input(x, y)
         emb = timestep_embedding(timesteps, self.model_channels)
         emb = self.time_embed(emb.type(self.time_embed[0].weight.dtype))
-        return emb if y is None else emb + self.label_emb(y)
+        emb = emb if y is None else emb + self.label_emb(y)
+        if th.is_autocast_enabled(x.device.type):  # float32 rounds each product by itself
+            return project_embedding(emb, self._res_blocks)
+        return emb
 
-    def _encode(self, x: th.Tensor, emb: th.Tensor) -> list[th.Tensor]:
+    def _encode(self, x: th.Tensor, emb: th.Tensor | Projections) -> list[th.Tensor]:
         h, skips = x.type(self.inner_dtype), []
         for block in self.input_blocks:
             h = block(h, emb)
