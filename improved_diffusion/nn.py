@@ -92,14 +92,15 @@ class _NormSiLU(th.autograd.Function):
         shape = _norm_shape(x, weight, ctx.groups)
         stats = mean.view(shape[0], -1), rstd.view(shape[0], -1)
         dx, dweight, dbias = th.ops.aten.native_group_norm_backward(
-            dh, x, *stats, weight.flatten(), *shape, [True, True, True]
+            dh.view(shape[:3]), x.view(shape[:3]), *stats, weight.flatten(), *shape, [True] * 3
         )
-        return dx, dweight.view_as(weight), dbias.view_as(weight), None, None, None
+        return dx.view_as(x), dweight.view_as(weight), dbias.view_as(weight), None, None, None
 
 
 def _group_norm(x, weight, bias, groups, eps):
     shape = _norm_shape(x, weight, groups)
-    h, mean, rstd = th.native_group_norm(x, weight.flatten(), bias.flatten(), *shape, eps)
+    rows = x.view(shape[:3])
+    h, mean, rstd = th.native_group_norm(rows, weight.flatten(), bias.flatten(), *shape, eps)
     return h.view_as(x), mean, rstd
 
 
