@@ -41,10 +41,15 @@ def make_plain(model: UNetModel) -> None:
 
 
 def make_loop_plain(loop: train_util.TrainLoop) -> None:
-    """Give ``loop`` an optimizer that visits the tensors one by one, and such an EMA."""
+    """Have ``loop`` visit the tensors one by one: in the optimizer, the norm and the EMA."""
     settings = {key: loop.opt.defaults[key] for key in ("lr", "weight_decay")}
     loop.opt = th.optim.AdamW(loop.model_params, foreach=False, fused=False, **settings)
+    loop._grad_norm = _grad_norm
     train_util.update_ema = _update_ema
+
+
+def _grad_norm(grads: Iterable[th.Tensor]) -> float:
+    return sum((grad**2).sum().item() for grad in grads) ** 0.5
 
 
 def _update_ema(

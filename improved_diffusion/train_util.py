@@ -218,7 +218,7 @@ class TrainLoop:
     def _update(self) -> None:
         grads = [p.grad for p in self.model_params if p.grad is not None]
         scale = self.precision.loss_scale
-        grad_norm = float(th.nn.utils.get_total_norm(grads))
+        grad_norm = self._grad_norm(grads)
         if not self.precision.accept(grads, grad_norm):
             self._skip_update()
             return
@@ -228,6 +228,10 @@ class TrainLoop:
         self.opt.step()
         for rate, params in zip(self.ema_rate, self.ema_params, strict=True):
             update_ema(params, self.model_params, rate=rate)
+
+    @staticmethod
+    def _grad_norm(grads: list[th.Tensor]) -> float:
+        return float(th.nn.utils.get_total_norm(grads))
 
     def _skip_update(self) -> None:
         self.skipped += 1

@@ -1,8 +1,9 @@
 """Time a training step and a sampling step in every variant, interleaved.
 
 Each variant runs in a process of its own; they take turns, so that whatever else the machine does
-falls on all of them alike. "plain" is the textbook: separate operations, one optimizer and EMA
-update for each tensor, microbatches, the system's own memory allocation.
+falls on all of them alike. "plain" is the textbook, and what the published code does: separate
+operations, tensors visited one by one by the optimizer, the gradient's norm and the EMA,
+microbatches, the system's own memory allocation.
 """
 
 import json
