@@ -84,18 +84,25 @@ def load_weights(model: th.nn.Module, weights: Weights, source: str) -> None:
     :param source: the file's path, for the message.
     :raises InputError: naming the flags that differ, or the first entry that does not fit.
     """
+    check_fit(model, weights, source)
+    model.load_state_dict(weights)
+
+
+def check_fit(model: th.nn.Module, weights: Weights, source: str) -> None:
+    """:raises InputError: if ``weights`` are not for ``model``; see :func:`load_weights`."""
     own = model.state_dict()
     misfits = sorted(own.keys() ^ weights.keys()) + sorted(
         name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
     )
-    if not misfits:
-        model.load_state_dict(weights)
-        return
-    raise InputError(f"{source} does not fit the model: {_difference(own, weights, misfits)}")
+    if misfits:
+        raise InputError(f"{source} does not fit the model: {_difference(own, weights, misfits)}")
 
 
 def _difference(own: Weights, weights: Weights, misfits: list[str]) -> str:
     here, there = infer_flags(own), infer_flags(weights)
+    if here and there and here["super_resolution"] != there["super_resolution"]:
+        kind, scripts = ("a", "super_res_*") if there["super_resolution"] else ("no", "image_*")
+        return f"it is {kind} super-resolution model; use the {scripts}.py scripts"
     differing = [flag for flag in there if here.get(flag) != there[flag]]
     if here and differing:
         said = (f"{flag} is {there[flag]} there and {here[flag]} here" for flag in differing)

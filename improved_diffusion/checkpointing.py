@@ -20,6 +20,7 @@ from .errors import InputError
 from .files import atomic_write, is_local
 
 STATE_VERSION = 1
+STATE_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "log_line", "precision"}
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
 
 
@@ -61,8 +62,16 @@ def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
     :return: path of the model's file.
     :raises OSError: if the disk is full; older checkpoints are untouched then.
     """
-    for prefix in sorted(parts, key=lambda name: name == "state"):
-        save_file(join(folder, f"{prefix}{step:06d}.pt"), parts[prefix])
+    written: list[str] = []
+    try:
+        for prefix in sorted(parts, key=lambda name: name == "state"):
+            path = join(folder, f"{prefix}{step:06d}.pt")
+            save_file(path, parts[prefix])
+            written.append(path)
+    except OSError:
+        for path in written:  # parts of no use, on a disk that may be full
+            remove_file(path)
+        raise
     return join(folder, f"model{step:06d}.pt")
 
 
@@ -89,7 +98,7 @@ def choose_ema(folder: str) -> str:
     :raises InputError: if the folder has no complete checkpoint with an EMA.
     """
     for step in reversed(complete_steps(folder)):
-        matches = (re.fullmatch(rf"ema_([\d.]+)_{step:06d}\.pt", n) for n in list_folder(folder))
+        matches = (re.fullmatch(rf"ema_([^_]+)_{step:06d}\.pt", n) for n in list_folder(folder))
         rates = sorted((float(match.group(1)), match.string) for match in matches if match)
         if rates:
             settled = [name for rate, name in rates if rate**step <= SETTLED]
@@ -99,7 +108,7 @@ def choose_ema(folder: str) -> str:
 
 def initial_share(path: str) -> float:
     """The share of the initial weights in the EMA of that file name; 0 for any other file."""
-    match = re.search(r"ema_([\d.]+)_(\d+)\.pt$", path)
+    match = re.search(r"ema_([^_/\\]+)_(\d+)\.pt$", path)
     return float(match.group(1)) ** int(match.group(2)) if match else 0.0
 
 
@@ -138,6 +147,27 @@ def load_model_file(path: str) -> dict[str, th.Tensor]:
         raise InputError(f"{path} is a run's state; give the model*.pt or ema_*.pt beside it")
     if not isinstance(state, dict) or not all(isinstance(v, th.Tensor) for v in state.values()):
         raise InputError(f"{path} holds no model weights; give a model*.pt or ema_*.pt file")
+    return state
+
+
+def load_optimizer_file(path: str) -> dict[str, Any]:
+    """:raises InputError: if the file is missing, unsafe, or no optimizer's."""
+    state = dist_util.load_state_dict(path, map_location="cpu")
+    if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
+        raise InputError(f"{path} is no optimizer's file; move it away or restore it")
+    return state
+
+
+def load_state_file(path: str) -> dict[str, Any]:
+    """:raises InputError: if the file is missing, unsafe, or no run's state of this version."""
+    state = dist_util.load_state_dict(path, map_location="cpu")
+    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+        raise InputError(f"{path} is no run's state; move it away or restore it")
+    if state["version"] != STATE_VERSION:
+        raise InputError(
+            f"{path} is of version {state['version']}, this program reads {STATE_VERSION}; "
+            "continue with the program that wrote it"
+        )
     return state
 
 

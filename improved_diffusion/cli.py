@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, NoReturn
 
 from .errors import DivergedError, InputError
@@ -45,6 +46,16 @@ def str2bool(value: str | bool) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, got {value!r}")
 
 
+def _say_interrupted(kind: type, error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):  # while a script still imports, outside of run
+        _complain("interrupted", 130)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _say_interrupted
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and leave the process with the status that its outcome calls for.
 
@@ -62,6 +73,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = 1
     except (OSError, DivergedError) as error:
         status = _complain(error, 1)
+    except MemoryError as error:
+        status = _complain(f"not enough memory: {error}", 1)
     except KeyboardInterrupt:
         status = _complain("interrupted", 130)
     sys.exit(status)

@@ -124,6 +124,15 @@ def any_rank(number: int) -> int:
     return int(largest)
 
 
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
 def all_gather_cat(values: th.Tensor) -> th.Tensor:
     """The ranks' tensors, all of one shape, behind each other along the first dimension."""
     if world_size() == 1:

@@ -9,6 +9,8 @@ from typing import IO
 
 from .errors import InputError
 
+UNFINISHED = ".improved_diffusion.tmp"  # how the names of files in the making end
+
 
 def is_local(path: str | os.PathLike) -> bool:
     """Whether ``path`` lies on this machine's file system rather than behind a URL."""
@@ -33,27 +35,26 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             yield file
         return
     path = Path(path)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    ) as file:
-        try:
+    descriptor, temporary = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())  # a temporary file starts as 0600
-            os.replace(file.name, path)
-        except BaseException as error:
-            if isinstance(error, OSError) and error.errno and error.filename is None:
-                error.filename = os.fspath(path)  # "No space left on device" alone says too little
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file.name)
-            raise
+        os.chmod(temporary, 0o666 & ~_umask())  # a temporary file starts as 0600
+        os.replace(temporary, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = os.fspath(path)  # "No space left on device" alone says too little
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
     sync_folder(path.parent)
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Delete what :func:`atomic_write` was writing in ``folder`` when its process was killed."""
-    for path in Path(folder).glob(".*.tmp"):
+    for path in Path(folder).glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 

@@ -30,7 +30,8 @@ HELP = {
     "rescale_timesteps": "show the model timesteps scaled to 0..1000",
     "rescale_learned_sigmas": "scale the bound's share of the loss by diffusion_steps / 1000",
     # training
-    "data_dir": "folder of images; empty for datasets/cifar_train of the project",
+    "data_dir": "folder of images; empty for datasets/cifar_train of the project, "
+    "or cifar_test for bits/dim",
     "schedule_sampler": "which timesteps to train on: uniform or loss-second-moment",
     "lr": "learning rate",
     "weight_decay": "weight decay of AdamW",

@@ -400,6 +400,9 @@ def read_image(path: str, resolution: int, in_channels: int = 3) -> np.ndarray:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
+            longer, shorter = max(image.size), min(image.size)
+            if resolution**2 * longer > MAX_PIXELS * shorter:
+                raise ValueError(f"it is {longer // shorter} times as long as it is wide")
             image = fit(image, resolution).convert(MODES[in_channels])
             return np.asarray(image).reshape(resolution, resolution, in_channels)
     except MemoryError:

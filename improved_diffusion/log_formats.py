@@ -247,7 +247,10 @@ def cut_json(path: str | os.PathLike, step: int) -> int:
         return 0
     lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if not _reaches(json.loads(line).get("step"), step)]
+    try:
+        kept = [line for line in whole if not _reaches(json.loads(line).get("step"), step)]
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no file of JSON lines ({error}); move it away") from None
     if len(kept) < len(whole):
         _keep_copy(path)
         atomic_write_text(path, "".join(kept))

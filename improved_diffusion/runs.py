@@ -95,7 +95,8 @@ def open_run(script: str, log_dir: str, *, table: bool = False) -> Iterator[str]
     :return: absolute path of the folder.
     :raises InputError: if the folder cannot be written, or another run holds it.
     """
-    folder = os.path.abspath(os.path.expanduser(log_dir or default_log_dir(script)))
+    chosen = os.path.abspath(os.path.expanduser(log_dir or default_log_dir(script)))
+    folder = dist_util.from_rank_0(chosen)  # the ranks' clocks may differ
     with contextlib.ExitStack() as stack:
         if dist_util.rank() == 0:
             _make_folder(folder)
@@ -105,7 +106,8 @@ def open_run(script: str, log_dir: str, *, table: bool = False) -> Iterator[str]
         try:
             yield folder
         finally:
-            if dist_util.rank() == 0:
+            nothing_made = isinstance(sys.exc_info()[1], InputError)
+            if dist_util.rank() == 0 and not nothing_made:
                 print(f"Results are in {folder}", flush=True)
 
 
@@ -180,18 +182,19 @@ def versions() -> dict[str, str]:
 
 def adopt_config(
     args: argparse.Namespace, given: Set[str], model_path: str, keys: Set[str]
-) -> bool:
+) -> dict[str, Any]:
     """Take the flags ``keys`` that were not given from ``config.json`` beside a model's file.
 
     :param given: names of the flags that the command line gives.
-    :return: whether there is a ``config.json``.
+    :return: what ``config.json`` says of the data; empty where there is none.
     :raises InputError: if a given flag contradicts it; names all such with both values.
     """
     path = os.path.join(os.path.dirname(model_path), CONFIG_NAME)
     if not is_local(path) or not os.path.exists(path):
-        return False
+        return {}
     try:
-        trained = json.loads(Path(path).read_text(encoding="utf-8"))["flags"]
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        trained, data = config["flags"], dict(config.get("data", {}))
         wrong = [k for k in keys & trained.keys() if type(trained[k]) is not type(getattr(args, k))]
         if wrong:
             raise TypeError(f"its {wrong[0]} is {trained[wrong[0]]!r}")
@@ -205,7 +208,7 @@ def adopt_config(
             contradicting.append(f"--{key} is {getattr(args, key)}, trained with {trained[key]}")
     if contradicting:
         raise InputError(f"{'; '.join(contradicting)} (see {path}); leave such flags out")
-    return True
+    return data
 
 
 def check_resumed_flags(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -234,5 +237,7 @@ def command_to_continue(folder: str) -> str:
             next(words, None)
         elif not word.startswith(tuple(f"{flag}=" for flag in dropped)):
             kept.append(word)
-    command = ["python", sys.argv[0], *kept, "--log_dir", folder, "--resume_checkpoint", "auto"]
+    ranks = dist_util.world_size()
+    launcher = ["python"] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks)]
+    command = [*launcher, sys.argv[0], *kept, "--log_dir", folder, "--resume_checkpoint", "auto"]
     return shlex.join(command)

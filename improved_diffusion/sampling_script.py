@@ -19,7 +19,7 @@ from .errors import InputError
 from .files import atomic_write, is_local
 from .gaussian_diffusion import GaussianDiffusion
 from .image_grid import save_grid, to_uint8
-from .precision import Precision
+from .precision import Precision, check_precision
 from .script_util import add_dict_to_argparser
 
 SAMPLERS = ("ddpm", "ddim", "dpmpp")
@@ -50,7 +50,8 @@ def parse_flags_for_model(
 ) -> argparse.Namespace:
     """Read the flags of a script that uses a trained model, the model's from its ``config.json``.
 
-    ``args.model_path`` may be a run's folder, and becomes the path of the EMA to take there.
+    ``args.model_path`` may be a run's folder, and becomes the path of the EMA to take there;
+    ``args.trained_classes`` becomes the names of the classes of its data, or None.
 
     :raises InputError: for flags that cannot work, or contradict the model's training.
     """
@@ -63,7 +64,9 @@ def parse_flags_for_model(
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
     if is_local(args.model_path) and os.path.isdir(args.model_path):
         args.model_path = checkpointing.choose_ema(args.model_path)
-    runs.adopt_config(args, given, args.model_path, model_defaults.keys())
+    data = runs.adopt_config(args, given, args.model_path, model_defaults.keys())
+    args.trained_classes = data.get("classes") or None
+    check_precision(args.precision, dist_util.dev())
     if "timestep_respacing" not in given:
         args.timestep_respacing = ""  # how a model was trained does not say how to sample
     return args

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from . import gaussian_diffusion as gd
 from .cli import str2bool
 from .errors import InputError
@@ -297,6 +299,11 @@ def create_gaussian_diffusion(
         var_type = gd.ModelVarType.FIXED_LARGE
     mean_type = gd.ModelMeanType.START_X if predict_xstart else gd.ModelMeanType.EPSILON
     betas = gd.get_named_beta_schedule(noise_schedule, steps, poly_power)
+    if not np.prod(1 - betas):
+        raise InputError(
+            f"noise_schedule {noise_schedule} in {steps} diffusion_steps leaves nothing of the "
+            "image (a beta reaches 1); give more diffusion_steps"
+        )
     return SpacedDiffusion(
         use_timesteps=respaced_timesteps(betas, timestep_respacing),
         betas=betas,

@@ -12,6 +12,7 @@ import torch as th
 import torch.distributed as dist
 
 from . import checkpointing, cpu, dist_util, logger
+from .architecture import check_fit
 from .checkpointing import parse_resume_step_from_filename
 from .compiling import Compiled
 from .errors import DivergedError, InputError
@@ -159,7 +160,7 @@ class TrainLoop:
         self._started = time.monotonic()
         with StopSignals() as stop, self._progress_bar() as bar:
             while not self._finished() and not dist_util.any_rank(stop.received):
-                batch, cond = next(self.data)
+                batch, cond = self._next_batch()
                 self.run_step(batch, cond)
                 self.step += 1
                 self._report(bar)
@@ -177,6 +178,14 @@ class TrainLoop:
         )
         if signal_number := dist_util.any_rank(stop.received):
             raise SystemExit(128 + signal_number)
+
+    def _next_batch(self) -> Batch:
+        try:
+            return next(self.data)
+        except InputError as error:  # an image that cannot be read must not cost hours of training
+            if self.updates and self.last_saved != self.updates:
+                self.save()
+            raise InputError(f"{error}; {self.updates} updates are saved") from error
 
     def _finished(self) -> bool:
         limits = [limit for limit in (self.max_steps, self.lr_anneal_steps) if limit]
@@ -241,6 +250,7 @@ class TrainLoop:
         else:
             logger.warn(f"The update of step {self.updates} is not finite and was skipped")
         if self.skipped_in_a_row >= self.max_skipped:
+            self.log_step()
             self._dump_unfinished_line()
             raise DivergedError(self._divergence())
 
@@ -405,6 +415,7 @@ class TrainLoop:
         if not path:
             return False
         state = checkpointing.load_model_file(path)
+        check_fit(self.model, state, path)
         names = [name for name, _ in self.model.named_parameters()]
         device = self.model_params[0].device
         self.ema_params[i] = [state[name].to(device) for name in names]
@@ -415,7 +426,7 @@ class TrainLoop:
         if not path:
             return False
         fresh = self.opt.state_dict()["param_groups"]
-        state = dist_util.load_state_dict(path, map_location="cpu")
+        state = checkpointing.load_optimizer_file(path)
         # The settings are this run's; parameters' numbers are the checkpoint's.
         groups = zip(fresh, state["param_groups"], strict=True)
         state["param_groups"] = [{**new, "params": old["params"]} for new, old in groups]
@@ -426,7 +437,7 @@ class TrainLoop:
         path = checkpointing.companion(self.resume_checkpoint, "state", self.resume_step)
         if not path:
             return False
-        state = dist_util.load_state_dict(path, map_location="cpu")
+        state = checkpointing.load_state_file(path)
         if len(state["ranks"]) != dist_util.world_size():
             raise InputError(
                 f"{path} is of a run of {len(state['ranks'])} processes, this one has "

@@ -11,6 +11,7 @@ import torch as th
 from . import checkpointing, cpu, dist_util, logger, runs
 from .cli import Parser
 from .errors import InputError
+from .files import is_local
 from .gaussian_diffusion import GaussianDiffusion
 from .image_datasets import BatchStream, load_data
 from .precision import check_precision
@@ -106,10 +107,10 @@ def train(
     """
     summary = images.summary()
     _check_classes(args, summary["classes"])
+    _check_resumable(args)
     with runs.open_run(script, args.log_dir, table=True) as folder:
         args.resume_checkpoint = _checkpoint_to_resume(args.resume_checkpoint)
         _check_flags_of_checkpoint(args)
-        runs.write_config(folder, script, vars(args), data=summary)
         _say_what_is_ahead(args, model, summary)
         model.to(dist_util.dev())
         loop = TrainLoop(
@@ -134,6 +135,7 @@ def train(
             compile=args.compile,
             flags=vars(args),
         )
+        runs.write_config(folder, script, vars(args), data=summary)
         try:
             loop.run_loop()
         except SystemExit:
@@ -148,16 +150,30 @@ def _check_classes(args: argparse.Namespace, classes: list[str] | None) -> None:
             f"{args.data_dir} has {len(classes)} classes, the model {args.num_classes}; "
             f"give --num_classes {len(classes)} or more"
         )
+    if args.class_cond and classes and len(classes) < args.num_classes:
+        print(f"Only {len(classes)} of the model's --num_classes {args.num_classes} are trained")
+
+
+def _check_resumable(args: argparse.Namespace) -> None:
+    path = args.resume_checkpoint
+    if path == "auto":
+        if not (args.log_dir or os.environ.get("OPENAI_LOGDIR")):
+            raise InputError("--resume_checkpoint auto looks in --log_dir; give that too")
+    elif os.path.basename(path).startswith("ema_"):
+        raise InputError(f"cannot resume from the EMA {path}; give the model*.pt beside it")
+    elif path and is_local(path) and not os.path.isfile(path):
+        raise InputError(f"no checkpoint file at {path}; check --resume_checkpoint")
 
 
 def _checkpoint_to_resume(resume_checkpoint: str) -> str:
     newest = checkpointing.newest_checkpoint(get_blob_logdir())
-    if not resume_checkpoint and newest:
-        raise InputError(
-            f"{os.path.dirname(newest)} holds the checkpoints of another run; give "
-            "--resume_checkpoint auto to continue it, or another --log_dir"
-        )
     if resume_checkpoint != "auto":
+        # Going on from anything else would mix the checkpoints and the log of two runs.
+        if newest and os.path.realpath(resume_checkpoint) != os.path.realpath(newest):
+            raise InputError(
+                f"{os.path.dirname(newest)} already holds a run, up to {os.path.basename(newest)}; "
+                "give --resume_checkpoint auto to continue it, or another --log_dir"
+            )
         return resume_checkpoint
     if newest is None:
         logger.log("No complete checkpoint in the log directory: starting fresh")
@@ -170,7 +186,7 @@ def _check_flags_of_checkpoint(args: argparse.Namespace) -> None:
     step = checkpointing.parse_resume_step_from_filename(args.resume_checkpoint)
     path = checkpointing.companion(args.resume_checkpoint, "state", step)
     if path:
-        state = dist_util.load_state_dict(path, map_location="cpu")
+        state = checkpointing.load_state_file(path)
         runs.check_resumed_flags(state["flags"], vars(args))
 
 
@@ -180,9 +196,10 @@ def _say_what_is_ahead(
     classes = summary["classes"]
     named = f", {len(classes)} classes" if classes else ""
     logger.log(f"Images: {summary['images']} in {os.path.abspath(args.data_dir)}{named}")
-    if args.max_steps:
-        seen = args.max_steps * args.batch_size * dist_util.world_size()
-        logger.log(f"Training: {args.max_steps} updates, {seen / summary['images']:.2f} epochs")
+    limits = [limit for limit in (args.max_steps, args.lr_anneal_steps) if limit]
+    if limits:
+        seen = min(limits) * args.batch_size * dist_util.world_size()
+        logger.log(f"Training: {min(limits)} updates, {seen / summary['images']:.2f} epochs")
     else:
         logger.log("Training: without end; Ctrl-C saves and stops (or give --max_steps)")
     parameters = sum(p.numel() for p in model.parameters())

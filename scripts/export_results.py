@@ -17,7 +17,7 @@ def main() -> None:
         raise InputError(f"the folder of --out {out} does not exist; make it first")
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give a file name that ends in .xlsx")
-    pictures = sorted(csv_path.parent.glob("samples/*.png"))
+    pictures = sorted(csv_path.parent.glob("samples/*.png"), key=lambda p: p.stat().st_mtime)
     export_workbook(csv_path, out, picture=pictures[-1] if pictures else None)
     print(out.absolute())
 

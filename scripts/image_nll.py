@@ -8,6 +8,7 @@ import numpy as np
 
 from improved_diffusion import cli, dist_util, logger, runs
 from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion.errors import InputError
 from improved_diffusion.files import atomic_write
 from improved_diffusion.image_datasets import BatchStream, load_data
 from improved_diffusion.sampling_script import (
@@ -54,6 +55,12 @@ def main() -> None:
         shard=dist_util.rank(),
         num_shards=dist_util.world_size(),
     )
+    classes = images.summary()["classes"]
+    if args.class_cond and args.trained_classes not in (None, classes):
+        raise InputError(
+            f"{data_dir} has the classes {classes}, the model was trained on "
+            f"{args.trained_classes}; evaluate it on the same ones"
+        )
     with runs.open_run("image_nll", args.log_dir) as folder:
         describe(args.model_path, args.precision)
         logger.log(f"Evaluating {args.num_samples} images of {os.path.abspath(data_dir)}")

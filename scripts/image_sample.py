@@ -48,7 +48,8 @@ def batches(args: Namespace, model, diffusion) -> Iterator[Labelled]:
     while True:
         kwargs, labels = {}, None
         if args.class_cond:
-            kwargs["y"] = th.randint(args.num_classes, (args.batch_size,)).to(dist_util.dev())
+            classes = len(args.trained_classes or range(args.num_classes))
+            kwargs["y"] = th.randint(classes, (args.batch_size,)).to(dist_util.dev())
             labels = dist_util.all_gather_cat(kwargs["y"]).cpu().numpy()
         yield sample_batch(diffusion, model, shape, kwargs, **settings), labels
 

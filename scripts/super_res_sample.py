@@ -1,6 +1,7 @@
 """Enlarge a batch of images with a trained super-resolution model."""
 
 import io
+import zlib
 from argparse import Namespace
 from collections.abc import Iterator
 from zipfile import BadZipFile
@@ -62,7 +63,7 @@ def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
         classes = arrays["arr_1"] if args.class_cond else None
     except InputError:
         raise
-    except (ValueError, LookupError, OSError, BadZipFile) as error:
+    except (ValueError, LookupError, OSError, EOFError, zlib.error, BadZipFile) as error:
         raise InputError(f"{path} is no .npz of samples to start from ({error})") from None
     size = args.small_size
     if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8 or not len(images):
@@ -70,8 +71,16 @@ def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
             f"{path} holds {images.dtype} {images.shape}; --small_size {size} needs "
             f"uint8 (N, {size}, {size}, 3)"
         )
+    if classes is not None and not (
+        classes.shape == images.shape[:1]
+        and np.issubdtype(classes.dtype, np.integer)
+        and np.isin(classes, range(args.num_classes)).all()
+    ):
+        raise InputError(
+            f"{path}: arr_1 must be one class of 0 to {args.num_classes - 1} for each image"
+        )
     scaled = th.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return scaled, None if classes is None else th.from_numpy(classes)
+    return scaled, None if classes is None else th.from_numpy(classes.astype(np.int64))
 
 
 def batches(args: Namespace, model, diffusion, small, classes) -> Iterator[Labelled]:

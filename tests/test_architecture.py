@@ -74,7 +74,7 @@ def test_super_resolution_is_told_from_images(learn_sigma):
     assert flags["super_resolution"]
     assert flags["in_channels"] == 3
     assert flags["learn_sigma"] == learn_sigma
-    with pytest.raises(InputError, match="super_resolution is True there and False here"):
+    with pytest.raises(InputError, match="it is a super-resolution model; use the super_res"):
         load_weights(build(), build_sr().state_dict(), "model.pt")
 
 
