@@ -4,6 +4,7 @@ Every function also works where there is no process group: there is one rank the
 sent anywhere.
 """
 
+import atexit
 import contextlib
 import io
 import os
@@ -32,11 +33,17 @@ def setup_dist() -> None:
     backend = "nccl" if th.cuda.is_available() else "gloo"
     if th.cuda.is_available():
         th.cuda.set_device(dev())
+    atexit.register(_leave)
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         dist.init_process_group(backend, init_method="env://")
         return
     with _loopback_only():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()  # or its threads may abort while Python takes them down
 
 
 @contextlib.contextmanager

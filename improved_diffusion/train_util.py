@@ -172,6 +172,8 @@ class TrainLoop:
                 self.save()
             self._dump_unfinished_line()
             self._export_results()
+        if dist_util.world_size() > 1:
+            dist.barrier()  # none leaves while another still needs it
         logger.log(
             f"Made {self.step} updates in {self._seconds() - self._seconds_before:.0f} s; "
             f"peak memory {cpu.peak_memory() / 1e6:.0f} MB"
@@ -466,9 +468,7 @@ class TrainLoop:
 
     def _distributed(self, device: th.device) -> th.nn.Module:
         ids = [device.index] if device.type == "cuda" else None
-        return th.nn.parallel.DistributedDataParallel(
-            self.model, device_ids=ids, broadcast_buffers=False, bucket_cap_mb=128
-        )
+        return th.nn.parallel.DistributedDataParallel(self.model, device_ids=ids, bucket_cap_mb=128)
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
         return self.ddp_model.no_sync() if self.use_ddp else contextlib.nullcontext()

@@ -112,7 +112,7 @@ BAD_INPUT = [
     (TRAIN, {"log_dir": "{ragged}"}, r"progress\.csv: row 1 has 3 cells"),
     (TRAIN, {"log_dir": "{run}"}, "/run "),
     # checkpoints to go on from
-    (TRAIN, {"resume_checkpoint": "{missing}"}, "cannot read .*missing"),
+    (TRAIN, {"resume_checkpoint": "{missing}"}, "no checkpoint file at .*missing"),
     (TRAIN, {"resume_checkpoint": "{bomb}"}, "no checkpoint that can be loaded safely"),
     (TRAIN, {"resume_checkpoint": "{file}"}, "no checkpoint that can be loaded safely"),
     (TRAIN, {"resume_checkpoint": "{torn}"}, "no checkpoint that can be loaded safely"),
@@ -146,7 +146,7 @@ BAD_INPUT = [
     (NLL, BARE | {"use_scale_shift_norm": False}, "use_scale_shift_norm is True there"),
     (SAMPLE, {"num_channels": 64}, "--num_channels is 64, trained with 32"),
     (SAMPLE, {"model_path": "{bad_config}"}, r"config\.json is not a run's configuration"),
-    (SR_SAMPLE, {"model_path": "{bare}"}, "super_resolution is False there and True here"),
+    (SR_SAMPLE, {"model_path": "{bare}"}, "is no super-resolution model; use the image_"),
     # sampling and evaluation
     (SAMPLE, {"num_samples": 0}, "--num_samples must be at least 1"),
     (SAMPLE, {"batch_size": 0}, "--batch_size must be at least 1"),

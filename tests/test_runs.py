@@ -69,9 +69,9 @@ def test_a_killed_run_frees_its_folder(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode < 0
-    (tmp_path / ".model000001.pt.x.tmp").touch()
+    (tmp_path / ".model000001.pt.x.improved_diffusion.tmp").touch()
     with runs.open_run("image_train", str(tmp_path)):
-        assert not (tmp_path / ".model000001.pt.x.tmp").exists()
+        assert not (tmp_path / ".model000001.pt.x.improved_diffusion.tmp").exists()
 
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
@@ -129,7 +129,7 @@ def adopt(tmp_path, given=(), content=None, **values):
 
 
 def test_flags_that_are_not_given_come_from_the_configuration(tmp_path):
-    assert adopt(tmp_path) == ({"image_size": 16, "dropout": 0.1}, True)
+    assert adopt(tmp_path) == ({"image_size": 16, "dropout": 0.1}, {})
 
 
 def test_a_flag_that_contradicts_the_configuration_is_named_with_both_values(tmp_path):

@@ -300,7 +300,7 @@ def run_script(*flags):
 def test_script_writes_beside_the_log_with_the_newest_samples(tmp_path):
     write_log(tmp_path / "progress.csv")
     (tmp_path / "samples").mkdir()
-    for name in ("000020.png", "000010.png"):
+    for name in ("000010.png", "000020.png"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "samples" / name)
     done = run_script("--log_dir", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
