@@ -23,11 +23,11 @@ quickstart: $(VENV)/.package
 	fi
 	@data=datasets/cifar_train; [ -d $$data ] || data=datasets/digits_train; \
 	$(PY) scripts/image_train.py --data_dir $$data $(MODEL) --batch_size 8 --microbatch 4 \
-	    --ema_rate 0.99,0.9999 --max_steps $(STEPS) --save_interval 200 \
+	    --lr 5e-4 --ema_rate 0.95,0.9999 --max_steps $(STEPS) --save_interval 200 \
 	    --log_dir $(RUN) --resume_checkpoint auto
 	@$(PY) scripts/image_sample.py $(MODEL) --num_samples 16 --sampler dpmpp \
 	    --log_dir $(RUN)/samples \
-	    --model_path $(RUN)/ema_0.99_$$(printf %06d $(STEPS)).pt
+	    --model_path $(RUN)/ema_0.95_$$(printf %06d $(STEPS)).pt
 	@echo
 	@echo "What lies where:"
 	@echo "  $(RUN)/results.xlsx       loss, mse, grad_norm and their charts"

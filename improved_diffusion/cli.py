@@ -73,8 +73,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = 1
     except (OSError, DivergedError) as error:
         status = _complain(error, 1)
-    except MemoryError as error:
-        status = _complain(f"not enough memory: {error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise  # a defect; torch has no class of its own for memory that runs out
+        status = _complain(f"not enough memory, take a smaller batch or model: {error}", 1)
     except KeyboardInterrupt:
         status = _complain("interrupted", 130)
     sys.exit(status)
