@@ -173,7 +173,7 @@ def peak_memory() -> int:
 def precision_advice(precision: str) -> str | None:
     """One line for whoever chose ``precision`` for this processor, where there is one to say."""
     if precision == "fp32" and has_native_bfloat16():
-        return "This processor has native bfloat16: --precision bf16 is about twice as fast"
+        return "This processor has native bfloat16: --precision bf16 is about 1.5 times as fast"
     if precision == "bf16" and not has_native_bfloat16():
         return "This processor has no native bfloat16: --precision bf16 is slower than fp32 on it"
     return None
