@@ -28,6 +28,8 @@ setup(
         "tensorboard": ["tensorboard"],  # OPENAI_LOG_FORMAT=...,tensorboard
         "digits": ["scikit-learn"],  # datasets/digits.py, the data that needs no network
         "lsun": ["lmdb"],  # datasets/lsun_bedroom.py
+        "plots": ["matplotlib"],  # scripts/plot_schedules.py and compare_runs.py
+        "diffusers": ["diffusers"],  # scripts/export_diffusers.py
         "test": ["pytest", "hypothesis", "ruff"],  # make test
     },
 )
