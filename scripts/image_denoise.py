@@ -1,0 +1,161 @@
+"""Take the noise out of a picture, or a folder of them, with a trained model.
+
+Pictures are neither scaled nor cut. Those of the size that the model was trained on come out best.
+"""
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+
+from improved_diffusion import cli, denoising, dist_util, logger, runs
+from improved_diffusion.errors import InputError
+from improved_diffusion.image_datasets import list_images
+from improved_diffusion.image_grid import make_grid, save_png
+from improved_diffusion.image_noise import ImageNoise
+from improved_diffusion.sampling_script import (
+    class_numbers,
+    describe,
+    evaluating,
+    load_trained,
+    parse_flags_for_model,
+)
+from improved_diffusion.script_util import (
+    args_to_dict,
+    create_model_and_diffusion,
+    model_and_diffusion_defaults,
+)
+
+DEFAULTS = {
+    "input": "",
+    "clean": "",
+    "sigma": 0.0,
+    "method": "mean",
+    "label": "",
+    "model_path": "",
+    "seed": 0,
+    "log_dir": "",
+    "precision": "fp32",
+    "num_threads": 0,
+}
+LARGEST = 4  # times the model's image size: attention's memory grows with the side's fourth power
+EIGHT_BITS = 127.5  # steps of 8 bits in 1 of [-1, 1]
+
+
+class Picture(NamedTuple):
+    """A picture to clean, uint8 [H, W, C]; its clean twin, if known; what results are called."""
+
+    stem: str
+    noisy: np.ndarray
+    clean: np.ndarray | None
+
+
+def main() -> None:
+    model_defaults = model_and_diffusion_defaults()
+    args = parse_flags_for_model(__doc__, DEFAULTS, model_defaults)
+    denoising.check_method(args.method)
+    model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
+    settings = {
+        "method": args.method,
+        "model_kwargs": choose_label(args),
+        "multiple": 2 ** (len(model.channel_mult) - 1),
+    }
+    # All are read, and their noise looked at, before the first is cleaned.
+    smallest = max(settings["multiple"], denoising.MASK)
+    sizes = (model.in_channels, smallest, LARGEST * args.image_size)
+    pictures = [read(*found, sizes) for found in find_pictures(args.input, args.clean)]
+    sigmas = [choose_sigma(args.sigma, diffusion, picture.noisy) for picture in pictures]
+    load_trained(model, args.model_path)
+    with runs.open_run("image_denoise", args.log_dir) as folder:
+        describe(args.model_path, args.precision)
+        scores = []
+        with evaluating(model, args.precision) as call:
+            for picture, sigma in zip(pictures, sigmas, strict=True):
+                logger.log(f"{picture.stem}: noise of sigma {sigma * EIGHT_BITS:.1f} (of 255)")
+                image = denoising.to_tensor(picture.noisy).to(dist_util.dev())
+                # The same for each picture: it comes out the same in whatever folder it lies.
+                noise = ImageNoise(args.seed, [0]).randn_like
+                image = denoising.denoise(
+                    diffusion, call, image, sigma, randn_like=noise, **settings
+                )
+                scores.append(save(folder, picture, denoising.to_picture(image)))
+        if args.clean and len(scores) > 1:
+            log_psnr(f"mean of {len(scores)}", *np.mean(scores, axis=0))
+        logger.log(f"Saved {len(pictures)} x *_denoised.png and *_compared.png")
+
+
+def save(folder: str, picture: Picture, cleaned: np.ndarray) -> tuple[float, float] | None:
+    """Write a result, alone and beside what it came from; return the PSNR before and after."""
+    stem = os.path.join(folder, picture.stem)
+    save_png(f"{stem}_denoised.png", cleaned)
+    row = [x for x in (picture.noisy, cleaned, picture.clean) if x is not None]
+    save_png(f"{stem}_compared.png", make_grid(np.stack(row), columns=len(row)))
+    if picture.clean is None:
+        return None
+    before, after = (denoising.psnr(x, picture.clean) for x in (picture.noisy, cleaned))
+    log_psnr(picture.stem, before, after)
+    return before, after
+
+
+def log_psnr(name: str, before: float, after: float) -> None:
+    logger.log(f"{name}: PSNR {before:.2f} dB before, {after:.2f} dB after")
+
+
+def read(stem: str, path: str, clean_path: str, sizes: tuple[int, int, int]) -> Picture:
+    """:raises InputError: if a file cannot be used, or the two differ in size."""
+    noisy = denoising.read_picture(path, *sizes)
+    if not clean_path:
+        return Picture(stem, noisy, None)
+    clean = denoising.read_picture(clean_path, *sizes)
+    if clean.shape != noisy.shape:
+        raise InputError(f"{path} and {clean_path} differ in size; give pictures that match")
+    return Picture(stem, noisy, clean)
+
+
+def find_pictures(given: str, clean: str) -> Iterator[tuple[str, str, str]]:
+    """The stem of each picture's results, its path, and that of its clean twin or ""."""
+    if not given:
+        raise InputError("no --input given; name a noisy picture, or a folder of them")
+    if not os.path.isdir(given):
+        yield os.path.splitext(os.path.basename(given))[0], given, clean
+        return
+    found: dict[str, str] = {}
+    for name in list_images(given):
+        stem = os.path.splitext(name)[0].replace("/", "_")
+        if stem in found:
+            raise InputError(f"{found[stem]} and {name} in {given} would both become {stem}")
+        found[stem] = name
+        yield stem, os.path.join(given, name), clean and os.path.join(clean, name)
+
+
+def choose_sigma(given: float, diffusion, picture: np.ndarray) -> float:
+    """The noise of a picture in [-1, 1], given or estimated, once the schedule is known to have it.
+
+    :raises InputError: if the schedule has not.
+    """
+    sigma = given / EIGHT_BITS or denoising.estimate_sigma(denoising.to_tensor(picture)[0])
+    denoising.matching_timestep(diffusion, sigma)
+    return sigma
+
+
+def choose_label(args: Namespace) -> dict[str, th.Tensor]:
+    """What a class-conditional model is told of the pictures' class.
+
+    :raises InputError: if ``--label`` is missing, unknown or not wanted.
+    """
+    if args.label and not args.class_cond:
+        raise InputError("the model was trained without classes; leave --label out")
+    if not args.class_cond:
+        return {}
+    chosen = class_numbers(args, args.label)
+    if len(chosen) != 1:
+        known = ", ".join(args.trained_on.get("classes") or []) or f"0 to {args.num_classes - 1}"
+        raise InputError(f"the model needs one --label, got {args.label!r}; choose from {known}")
+    return {"y": th.tensor(chosen, device=dist_util.dev())}
+
+
+if __name__ == "__main__":
+    cli.run(main)
