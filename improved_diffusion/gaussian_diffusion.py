@@ -496,7 +496,7 @@ class GaussianDiffusion:
         bits = th.where(t == 0, _bits(nll), _bits(kl))
         return {"output": bits, "pred_xstart": out["pred_xstart"]}
 
-    def _prior_bpd(self, x_start: th.Tensor) -> th.Tensor:
+    def prior_bpd(self, x_start: th.Tensor) -> th.Tensor:
         """KL(q(x_T | x_start) || N(0, 1)) in bits/dim, [N]: what the schedule leaves over."""
         t = th.full((x_start.shape[0],), self.num_timesteps - 1, device=x_start.device)
         mean, _, log_variance = self.q_mean_variance(x_start, t)
@@ -518,13 +518,13 @@ class GaussianDiffusion:
         columns = []
         for i in descending(self.num_timesteps, progress):
             t = th.full((x_start.shape[0],), i, device=x_start.device, dtype=th.int64)
-            columns.append(self._bpd_terms(model, x_start, t, clip_denoised, model_kwargs))
+            columns.append(self.bpd_terms(model, x_start, t, clip_denoised, model_kwargs))
         terms = {key: th.stack([c[key] for c in columns], dim=1) for key in columns[0]}
-        prior = self._prior_bpd(x_start)
+        prior = self.prior_bpd(x_start)
         return {"total_bpd": terms["vb"].sum(dim=1) + prior, "prior_bpd": prior, **terms}
 
     @th.no_grad()
-    def _bpd_terms(
+    def bpd_terms(
         self,
         model: Model,
         x_start: th.Tensor,
@@ -532,6 +532,7 @@ class GaussianDiffusion:
         clip_denoised: bool,
         model_kwargs: dict[str, Any] | None,
     ) -> dict[str, th.Tensor]:
+        """One timestep of :meth:`calc_bpd_loop` for each image, with fresh noise, each [N]."""
         noise = th.randn_like(x_start)
         x_t = self.q_sample(x_start, t, noise=noise)
         out = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised, model_kwargs)

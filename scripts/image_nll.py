@@ -1,16 +1,17 @@
 """Evaluate the variational bound of a trained model on images, in bits per dimension."""
 
 import os
-import sys
 from argparse import Namespace
 
 import numpy as np
 
 from improved_diffusion import cli, dist_util, logger, runs
+from improved_diffusion.bits_per_dim import TERMS, BpdTable, estimate_bpd, save_table, strata_bounds
 from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.errors import InputError
 from improved_diffusion.files import atomic_write
 from improved_diffusion.image_datasets import BatchStream, load_data
+from improved_diffusion.progress import progress_bar
 from improved_diffusion.sampling_script import (
     describe,
     evaluating,
@@ -29,13 +30,13 @@ DEFAULTS = {
     "num_samples": 1000,
     "batch_size": 1,
     "model_path": "",
+    "num_timesteps": 0,
     "seed": 0,
     "log_dir": "",
     "precision": "fp32",
     "compile": False,
     "num_threads": 0,
 }
-TERMS = ("vb", "mse", "xstart_mse")
 
 
 def main() -> None:
@@ -45,61 +46,79 @@ def main() -> None:
     dist_util.setup_dist()
     seed_everything(args.seed)
     model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
+    strata_bounds(diffusion.num_timesteps, args.num_timesteps or diffusion.num_timesteps)
     load_trained(model, args.model_path)
+    images = open_test_images(args, data_dir)
+    with runs.open_run("image_nll", args.log_dir) as folder:
+        describe(args.model_path, args.precision)
+        logger.log(f"Evaluating {args.num_samples} images of {os.path.abspath(data_dir)}")
+        table = BpdTable(diffusion)
+        try:
+            with evaluating(model, args.precision, args.compile) as call:
+                evaluate(args, call, diffusion, images, table)
+        finally:
+            if table.totals:
+                save(folder, args, table)
+
+
+def open_test_images(args: Namespace, data_dir: str) -> BatchStream:
+    """The images in the order of their names, each once; asks for no more than there are."""
     images = load_data(
         data_dir=data_dir,
         batch_size=args.batch_size,
         image_size=args.image_size,
         class_cond=args.class_cond,
         deterministic=True,
+        in_channels=args.in_channels,
+        drop_last=False,
         shard=dist_util.rank(),
         num_shards=dist_util.world_size(),
     )
-    classes = images.summary()["classes"]
-    if args.class_cond and args.trained_classes not in (None, classes):
+    data = images.summary()
+    trained_on = args.trained_on.get("classes")
+    if args.class_cond and trained_on not in (None, data["classes"]):
         raise InputError(
-            f"{data_dir} has the classes {classes}, the model was trained on "
-            f"{args.trained_classes}; evaluate it on the same ones"
+            f"{data_dir} has the classes {data['classes']}, the model was trained on "
+            f"{trained_on}; evaluate it on the same ones"
         )
-    with runs.open_run("image_nll", args.log_dir) as folder:
-        describe(args.model_path, args.precision)
-        logger.log(f"Evaluating {args.num_samples} images of {os.path.abspath(data_dir)}")
-        with evaluating(model, args.precision, args.compile) as call:
-            terms = evaluate(args, call, diffusion, images)
-        save_terms(folder, terms)
+    args.num_samples = min(
+        args.num_samples, data["images"] // images.num_shards * images.num_shards
+    )
+    return images
 
 
-def evaluate(args: Namespace, model, diffusion, images: BatchStream) -> dict[str, np.ndarray]:
-    """Log the mean bits/dim as it goes; return each term's mean over the images, by timestep."""
-    bits: list[float] = []
-    terms: dict[str, list[np.ndarray]] = {name: [] for name in TERMS}
-    done = 0
-    while done < args.num_samples:
-        batch, cond = next(images)
-        metrics = diffusion.calc_bpd_loop(
-            model,
-            batch.to(dist_util.dev()),
-            clip_denoised=args.clip_denoised,
-            model_kwargs={k: v.to(dist_util.dev()) for k, v in cond.items()},
-            progress=dist_util.rank() == 0 and sys.stderr.isatty(),
-        )
-        for name in TERMS:
-            terms[name].append(dist_util.mean_over_ranks(metrics[name].mean(dim=0)).cpu().numpy())
-        bits.append(float(dist_util.mean_over_ranks(metrics["total_bpd"].mean())))
-        done += len(batch) * dist_util.world_size()
-        logger.log(f"done {done} samples: bpd={np.mean(bits):.5f}")
-    return {name: np.mean(np.stack(rows), axis=0) for name, rows in terms.items()}
+def evaluate(args: Namespace, model, diffusion, images: BatchStream, table: BpdTable) -> None:
+    """Fill the table, and log the mean as it goes."""
+    timesteps = args.num_timesteps or diffusion.num_timesteps
+    ranks = dist_util.world_size()
+    batches = -(-args.num_samples // (args.batch_size * ranks))
+    with progress_bar(batches * timesteps, "step") as bar:
+        while len(table.totals) < args.num_samples:
+            batch, cond = next(images)
+            share = slice(-(-(args.num_samples - len(table.totals)) // ranks))
+            metrics = estimate_bpd(
+                diffusion,
+                model,
+                batch[share].to(dist_util.dev()),
+                timesteps,
+                clip_denoised=args.clip_denoised,
+                model_kwargs={k: v[share].to(dist_util.dev()) for k, v in cond.items()},
+                on_step=bar.update,
+            )
+            table.add(metrics)
+            error = f" ± {table.standard_error:.5f}" if len(table.totals) > 1 else ""
+            logger.log(f"done {len(table.totals)} samples: bpd={table.mean:.5f}{error}")
 
 
-def save_terms(folder: str, terms: dict[str, np.ndarray]) -> None:
-    """Write each term as ``<name>_terms.npz``, from t = T - 1 down to 0."""
+def save(folder: str, args: Namespace, table: BpdTable) -> None:
+    """Write the table, and if all timesteps are in it the reference's ``<name>_terms.npz`` too."""
     if dist_util.rank() > 0:
         return
-    for name, values in terms.items():
-        path = os.path.join(folder, f"{name}_terms.npz")
-        with atomic_write(path) as file:
-            np.savez(file, values)
-        logger.log(f"Saved the {name} terms to {path}")
+    about = {"model": args.model_path, "data": args.data_dir, "precision": args.precision}
+    logger.log(f"Saved the terms to {save_table(folder, table, about)}")
+    for name in TERMS if table.counts.all() else ():
+        with atomic_write(os.path.join(folder, f"{name}_terms.npz")) as file:
+            np.savez(file, table.means(name)[::-1])  # from t = T - 1 down to 0
 
 
 if __name__ == "__main__":
