@@ -57,5 +57,5 @@ $(VENV)/.package: $(VENV)/.torch setup.py
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) install -q -c constraints.txt -e '.[test,digits,lsun,tensorboard]'
+	$(PIP) install -q -c constraints.txt -e '.[test,digits,lsun,tensorboard,plots]'
 	@touch $@

@@ -8,7 +8,7 @@ it is there.
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from .architecture import load_weights
 from .errors import InputError
 from .files import atomic_write, is_local
 
-STATE_VERSION = 1
-STATE_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "log_line", "precision"}
+STATE_VERSION = 2
+STATE_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "precision"}
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
 
 
@@ -90,20 +90,25 @@ def newest_checkpoint(folder: str) -> str | None:
 
 
 def choose_ema(folder: str) -> str:
-    """Path of the EMA to sample from: the newest, and of several rates the best settled one.
-
-    That is the highest rate which holds no more than :data:`SETTLED` of the initial weights, or
-    else the lowest rate.
+    """Path of the EMA to sample from: the newest, and of several rates :func:`best_ema_rate`.
 
     :raises InputError: if the folder has no complete checkpoint with an EMA.
     """
     for step in reversed(complete_steps(folder)):
         matches = (re.fullmatch(rf"ema_([^_]+)_{step:06d}\.pt", n) for n in list_folder(folder))
-        rates = sorted((float(match.group(1)), match.string) for match in matches if match)
-        if rates:
-            settled = [name for rate, name in rates if rate**step <= SETTLED]
-            return join(folder, settled[-1] if settled else rates[0][1])
+        names = {float(match.group(1)): match.string for match in matches if match}
+        if names:
+            return join(folder, names[best_ema_rate(names, step)])
     raise InputError(f"{folder} has no complete checkpoint with an ema_*.pt; name a file in it")
+
+
+def best_ema_rate(rates: Iterable[float], step: int) -> float:
+    """The highest rate which holds no more than :data:`SETTLED` of the initial weights after
+    ``step`` updates, or else the lowest rate.
+    """
+    ascending = sorted(rates)
+    settled = [rate for rate in ascending if rate**step <= SETTLED]
+    return settled[-1] if settled else ascending[0]
 
 
 def initial_share(path: str) -> float:

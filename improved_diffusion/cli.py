@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -61,8 +62,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     0 or what ``main`` returns; 2 and one line on stderr for input that cannot work; 1 and one
     line when the system fails (a full disk, a lost connection) or a training diverges; 130 for
-    Ctrl-C.
+    Ctrl-C, and 143 for SIGTERM, which ends a script as orderly.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         status = main() or 0
         sys.stdout.flush()

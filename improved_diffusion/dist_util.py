@@ -155,3 +155,22 @@ def mean_over_ranks(values: th.Tensor) -> th.Tensor:
         values = values / world_size()
         dist.all_reduce(values)
     return values
+
+
+class RankAverager:
+    """Averages a log line over the ranks; ``comm`` of a logger."""
+
+    def weighted_mean(self, values: dict[str, tuple[float, int]]) -> dict[str, float]:
+        """The mean of each key's ``(mean, count)`` pairs, weighted by count, on every rank.
+
+        A key that only some ranks have, such as the loss of a quarter of the timesteps, is the
+        mean over those.
+        """
+        lines: list[Any] = [None] * world_size()
+        dist.all_gather_object(lines, values)
+        means = {}
+        for key in sorted({key for line in lines for key in line}):
+            pairs = [line[key] for line in lines if key in line]
+            total = sum(count for _, count in pairs)
+            means[key] = sum(mean * (count / total) for mean, count in pairs)
+        return means

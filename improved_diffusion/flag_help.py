@@ -14,7 +14,8 @@ HELP = {
     "empty for those that go with the image size",
     "dropout": "probability of dropping an activation while training",
     "class_cond": "condition on class labels, taken from the file names up to the first _",
-    "num_classes": "number of classes of a class-conditional model",
+    "num_classes": "classes of a class-conditional model, or auto for as many as the images have",
+    "in_channels": "channels of the images: 1 (grey), 3 (colour) or 4 (colour with alpha)",
     "use_checkpoint": "recompute activations in the backward pass: less memory, more time",
     "use_scale_shift_norm": "let the timestep scale and shift the normalised activations",
     # the diffusion
@@ -40,6 +41,7 @@ HELP = {
     "microbatch": "images whose activations are held at a time while training; -1 for batch_size",
     "ema_rate": "rates of the moving averages of the weights, comma-separated",
     "log_interval": "updates between two lines of the log",
+    "sample_interval": "updates between two grids of samples drawn to samples/; 0 for none",
     "save_interval": "updates between two checkpoints",
     "resume_checkpoint": "a modelNNNNNN.pt to go on from, or auto for the newest in log_dir",
     "use_fp16": "the same as --precision fp16",
@@ -53,6 +55,7 @@ HELP = {
     "log_dir": "folder of the run's files; empty for OPENAI_LOGDIR, "
     "or else runs/<script>-<date-time> of the project",
     "on_bad_image": "what to do with a file that cannot be read: error, or skip it",
+    "random_flip": "mirror every other image at random, left to right",
     "num_workers": "processes that read images ahead; 0 reads them between updates",
     "num_threads": "threads to compute with; 0 for OMP_NUM_THREADS, or else one a processor",
     # the benchmark
@@ -69,5 +72,21 @@ HELP = {
     "(DPM-Solver++(2M), good from 20 steps); empty for ddpm",
     "sampling_steps": "timesteps to sample in, spaced as suits the sampler; 0 for all, "
     "or 20 with dpmpp",
+    "classes": "classes to sample in turn, by name or number, comma-separated; empty: random",
+    "save_png": "also write each sample as a picture of its own, to images/",
+    "show_process": "also draw how the first samples came about, from noise on: process.png",
+    "num_timesteps": "timesteps to estimate the bound of each image from; 0 for all",
+    "input": "a noisy picture, or a folder of them; neither scaled nor cut, so sides other than "
+    "the model's image_size are mirrored to what it can take, and come out less well",
+    "clean": "the known clean picture, or a folder of pictures of the same names, to print the "
+    "PSNR before and after; empty for none",
+    "sigma": "standard deviation of the noise in steps of 0..255; 0 to estimate it",
+    "method": "mean (the expected clean picture: the best PSNR, smooth) or sample (one that is "
+    "possible: sharper, a lower PSNR)",
+    "label": "class of the pictures, by name or number, for a class-conditional model only",
+    # pictures of schedules and results
+    "poly_powers": "powers of the polynomial schedules to draw, comma-separated",
+    "out": "file to write",
+    "out_dir": "new folder to write, for diffusers' DDPMPipeline.from_pretrained",
     "base_samples": "the .npz file of small images to start from",
 }

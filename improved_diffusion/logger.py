@@ -72,13 +72,7 @@ class Logger:
         """
         line = {key: plain(value) for key, value in self.name2val.items()}
         if self.comm is not None:
-            line |= self.comm.weighted_mean(
-                {
-                    key: (float(value), self.name2cnt.get(key, 1))
-                    for key, value in line.items()
-                    if hasattr(value, "__float__")
-                }
-            )
+            line |= self._averaged(line)
         if line:
             for output in self.output_formats:
                 if isinstance(output, KVWriter):
@@ -86,6 +80,17 @@ class Logger:
         self.name2val.clear()
         self.name2cnt.clear()
         return line
+
+    def _averaged(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        means = self.comm.weighted_mean(
+            {
+                key: (float(value), self.name2cnt.get(key, 1))
+                for key, value in line.items()
+                if hasattr(value, "__float__")
+            }
+        )
+        # Where all processes say the same, a whole number stays one.
+        return {key: line[key] if line.get(key) == mean else mean for key, mean in means.items()}
 
     def log(self, *args: Any, level: int = INFO) -> None:
         """Write a message, unless ``level`` is below the logger's."""

@@ -11,6 +11,7 @@ from .errors import InputError
 
 NOISE_SCHEDULES = ("linear", "cosine", "polynomial")
 MAX_BETA = 0.999
+MOST_STEPS = 10**6  # tables of more would fill the memory, and no model needs them
 
 
 def get_named_beta_schedule(
@@ -23,10 +24,13 @@ def get_named_beta_schedule(
 
     :param poly_power: exponent of the polynomial schedule; 1 makes it the linear one.
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
-    :raises InputError: if there is less than one step or the power is not positive.
+    :raises InputError: if the steps are none or too many, or the power is not positive.
     """
-    if num_diffusion_timesteps < 1:
-        raise InputError(f"diffusion_steps must be at least 1, got {num_diffusion_timesteps}")
+    if not 1 <= num_diffusion_timesteps <= MOST_STEPS:
+        raise InputError(
+            f"diffusion_steps must be at least 1 and at most {MOST_STEPS}, "
+            f"got {num_diffusion_timesteps}"
+        )
     scale = 1000 / num_diffusion_timesteps
     first, last = scale * 0.0001, scale * 0.02
     if schedule_name == "linear":

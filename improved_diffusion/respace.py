@@ -111,6 +111,7 @@ class SpacedDiffusion(GaussianDiffusion):
     """
 
     def __init__(self, use_timesteps: Iterable[int], **kwargs: Any):
+        self._original = kwargs
         original = GaussianDiffusion(**kwargs)
         self.use_timesteps = set(use_timesteps)
         self.original_num_steps = original.num_timesteps
@@ -118,6 +119,14 @@ class SpacedDiffusion(GaussianDiffusion):
         kept = original.alphas_cumprod[self.timestep_map]
         betas = 1 - kept / np.append(1.0, kept[:-1])
         super().__init__(**{**kwargs, "betas": betas})
+
+    def respaced(self, timestep_respacing: str) -> "SpacedDiffusion":
+        """The same process with fewer of its timesteps.
+
+        :raises InputError: for a respacing that cannot be had.
+        """
+        kept = respaced_timesteps(self.betas, timestep_respacing)
+        return SpacedDiffusion([self.timestep_map[i] for i in kept], **self._original)
 
     def p_mean_variance(self, model: Callable, *args: Any, **kwargs: Any) -> dict[str, th.Tensor]:
         return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)

@@ -40,6 +40,7 @@ MAY_CHANGE = frozenset(
         "on_bad_image",
         "precision",
         "resume_checkpoint",
+        "sample_interval",
         "save_interval",
         "use_fp16",
         "weight_decay",
@@ -102,7 +103,8 @@ def open_run(script: str, log_dir: str, *, table: bool = False) -> Iterator[str]
             _make_folder(folder)
             stack.enter_context(_held(folder))
             remove_leftovers(folder)
-        logger.configure(folder, format_strs=_formats(table))
+        comm = dist_util.RankAverager() if dist_util.world_size() > 1 else None
+        logger.configure(folder, format_strs=_formats(table), comm=comm)
         try:
             yield folder
         finally:

@@ -3,28 +3,30 @@
 import argparse
 import contextlib
 import os
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch as th
 
 from . import checkpointing, cpu, dist_util, logger, runs
 from .cli import Parser
 from .compiling import Compiled
-from .dpm_solver import dpm_solver_sample_loop
 from .errors import InputError
-from .files import atomic_write, is_local
+from .files import is_local
 from .gaussian_diffusion import GaussianDiffusion
-from .image_grid import save_grid, to_uint8
 from .precision import Precision, check_precision
-from .script_util import add_dict_to_argparser
+from .samples import (
+    SAMPLERS,
+    Condition,
+    Order,
+    Samples,
+    compare_colours,
+    make_samples,
+    save_samples,
+)
+from .script_util import AUTO, add_dict_to_argparser, args_to_dict
 
-SAMPLERS = ("ddpm", "ddim", "dpmpp")
 DPMPP_STEPS = 20  # where sampling_steps does not say
-GRID_IMAGES = 64  # of the picture beside the .npz
 
 
 def sampling_defaults() -> dict[str, Any]:
@@ -38,6 +40,8 @@ def sampling_defaults() -> dict[str, Any]:
         "sampling_steps": 0,
         "model_path": "",
         "seed": 0,
+        "save_png": False,
+        "show_process": False,
         "log_dir": "",
         "precision": "fp32",
         "compile": False,
@@ -51,7 +55,7 @@ def parse_flags_for_model(
     """Read the flags of a script that uses a trained model, the model's from its ``config.json``.
 
     ``args.model_path`` may be a run's folder, and becomes the path of the EMA to take there;
-    ``args.trained_classes`` becomes the names of the classes of its data, or None.
+    ``args.trained_on`` becomes what is known of the data that it was trained on.
 
     :raises InputError: for flags that cannot work, or contradict the model's training.
     """
@@ -59,17 +63,35 @@ def parse_flags_for_model(
     add_dict_to_argparser(parser, defaults | model_defaults)
     args, given = parser.parse_args_and_given()
     cpu.configure_cpu(args.num_threads)
-    check_counts(num_samples=args.num_samples, batch_size=args.batch_size)
+    check_counts(**args_to_dict(args, {"num_samples", "batch_size"} & defaults.keys()))
     if not args.model_path:
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
     if is_local(args.model_path) and os.path.isdir(args.model_path):
         args.model_path = checkpointing.choose_ema(args.model_path)
-    data = runs.adopt_config(args, given, args.model_path, model_defaults.keys())
-    args.trained_classes = data.get("classes") or None
-    check_precision(args.precision, dist_util.dev())
+    if args.num_classes == AUTO:
+        raise InputError("--num_classes auto is for training; leave it out, or give the number")
+    args.trained_on = runs.adopt_config(args, given, args.model_path, model_defaults.keys())
+    if "precision" in defaults:
+        check_precision(args.precision, dist_util.dev())
     if "timestep_respacing" not in given:
         args.timestep_respacing = ""  # how a model was trained does not say how to sample
     return args
+
+
+def class_numbers(args: argparse.Namespace, text: str) -> list[int]:
+    """The numbers of a model's classes, from their names or numbers, comma-separated.
+
+    :raises InputError: if the model has no such class; lists those that it has.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    names = args.trained_on.get("classes") or []
+    numbers = {str(number): number for number in range(args.num_classes)}
+    numbers |= {name: number for number, name in enumerate(names)}
+    unknown = [word for word in words if word not in numbers]
+    if unknown:
+        known = ", ".join(names) or f"0 to {args.num_classes - 1}"
+        raise InputError(f"the model knows no class {unknown[0]!r}; it knows {known}")
+    return [numbers[word] for word in words]
 
 
 def choose_sampler(args: argparse.Namespace) -> None:
@@ -133,68 +155,33 @@ def evaluating(model: th.nn.Module, precision: str, compile: bool = False) -> It
         yield Compiled(model) if compile else model
 
 
-def sample_batch(
+def sample(
+    args: argparse.Namespace,
+    folder: str,
+    model: th.nn.Module,
     diffusion: GaussianDiffusion,
-    model: Callable[..., th.Tensor],
-    shape: tuple[int, ...],
-    model_kwargs: dict[str, Any],
-    *,
-    sampler: str,
-    clip_denoised: bool,
-) -> np.ndarray:
-    """Sample one batch on each rank.
+    size: int,
+    condition: Condition,
+) -> None:
+    """Make the samples that the flags ask for, and write them; what is made survives Ctrl-C.
 
-    :param shape: [N, C, H, W] of each rank's batch.
-    :return: the ranks' images, uint8 [N x ranks, H, W, C].
+    :param size: height and width of the samples.
+    :param condition: see :func:`samples.make_samples`.
     """
-    loops = {
-        "ddpm": diffusion.p_sample_loop,
-        "ddim": diffusion.ddim_sample_loop,
-        "dpmpp": partial(dpm_solver_sample_loop, diffusion),
-    }
-    sample = loops[sampler](
-        model,
-        shape,
-        clip_denoised=clip_denoised,
-        model_kwargs=model_kwargs,
-        device=dist_util.dev(),
-        progress=dist_util.rank() == 0 and sys.stderr.isatty(),
+    order = Order(
+        num_samples=args.num_samples,
+        shape=(args.in_channels, size, size),
+        batch_size=args.batch_size,
+        seed=args.seed,
+        sampler=args.sampler,
+        clip_denoised=args.clip_denoised,
     )
-    return dist_util.all_gather_cat(to_uint8(sample)).cpu().numpy()
-
-
-Labelled = tuple[np.ndarray, np.ndarray | None]
-
-
-def collect(batches: Iterator[Labelled], num_samples: int) -> Labelled:
-    """Gather batches of images (and labels) until there are ``num_samples``."""
-    images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    count = 0
-    while count < num_samples:
-        batch, batch_labels = next(batches)
-        images.append(batch)
-        if batch_labels is not None:
-            labels.append(batch_labels)
-        count += len(batch)
-        logger.log(f"created {min(count, num_samples)} of {num_samples} samples")
-    cut = slice(num_samples)
-    return np.concatenate(images)[cut], np.concatenate(labels)[cut] if labels else None
-
-
-def save_samples(folder: str, images: np.ndarray, labels: np.ndarray | None) -> None:
-    """Write ``samples_NxHxWxC.npz`` (``arr_0``, labels as ``arr_1``) and a PNG grid beside it.
-
-    :param images: uint8 [N, H, W, C].
-    :param labels: int64 [N], or None.
-    """
-    if dist_util.rank() > 0:
-        return
-    stem = os.path.join(folder, f"samples_{'x'.join(map(str, images.shape))}")
-    arrays = [images] if labels is None else [images, labels]
-    with atomic_write(f"{stem}.npz") as file:
-        np.savez(file, *arrays)
-    save_grid(f"{stem}.png", images[:GRID_IMAGES])
-    logger.log(f"Saved {len(images)} samples to {stem}.npz")
-    shown = "" if len(images) <= GRID_IMAGES else f" (the first {GRID_IMAGES})"
-    logger.log(f"Picture of them{shown}: {stem}.png")
+    made = Samples()
+    try:
+        with evaluating(model, args.precision, args.compile) as call:
+            make_samples(made, order, call, diffusion, condition)
+    finally:
+        if len(made):
+            names = args.trained_on.get("classes")
+            save_samples(folder, made, names=names, single=args.save_png, process=args.show_process)
+            compare_colours(made.arrays()[0], args.trained_on)

@@ -1,7 +1,7 @@
 """Flags with their help texts, and the factories that turn them into a model and a diffusion."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ __all__ = [
 ]
 
 NUM_CLASSES = 1000
+AUTO = "auto"  # as many classes as the images have
 GROUPS = 32  # of every group norm
+IMAGE_CHANNELS = (1, 3, 4)
 CHANNEL_MULTS = {256: (1, 1, 2, 2, 4, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2)}
 
 
@@ -64,6 +66,7 @@ def _shared_defaults() -> dict[str, Any]:
         "poly_power": 2.0,
         "channel_mult": "",
         "num_classes": NUM_CLASSES,
+        "in_channels": 3,
     }
 
 
@@ -90,6 +93,7 @@ def create_model_and_diffusion(
     poly_power: float = 2.0,
     channel_mult: str = "",
     num_classes: int = NUM_CLASSES,
+    in_channels: int = 3,
 ) -> tuple[UNetModel, SpacedDiffusion]:
     """An image model and its diffusion from flags; :data:`flag_help.HELP` explains each.
 
@@ -121,6 +125,7 @@ def create_model_and_diffusion(
         dropout=dropout,
         channel_mult=channel_mult,
         num_classes=num_classes,
+        in_channels=in_channels,
     )
     return model, diffusion
 
@@ -139,6 +144,7 @@ def create_model(
     dropout: float,
     channel_mult: str = "",
     num_classes: int = NUM_CLASSES,
+    in_channels: int = 3,
 ) -> UNetModel:
     """A UNet for images of ``image_size``.
 
@@ -149,11 +155,11 @@ def create_model(
     check_model_flags(
         image_size, mult, num_channels, num_res_blocks, num_heads, num_heads_upsample, dropout
     )
-    _check_num_classes(class_cond, num_classes)
+    check_channels_and_classes(in_channels, class_cond, num_classes)
     return UNetModel(
-        in_channels=3,
+        in_channels=in_channels,
         model_channels=num_channels,
-        out_channels=6 if learn_sigma else 3,
+        out_channels=2 * in_channels if learn_sigma else in_channels,
         num_res_blocks=num_res_blocks,
         attention_resolutions=factors,
         dropout=dropout,
@@ -189,6 +195,7 @@ def sr_create_model_and_diffusion(
     poly_power: float = 2.0,
     channel_mult: str = "",
     num_classes: int = NUM_CLASSES,
+    in_channels: int = 3,
 ) -> tuple[SuperResModel, SpacedDiffusion]:
     """A super-resolution model and its diffusion from flags.
 
@@ -220,6 +227,7 @@ def sr_create_model_and_diffusion(
         dropout=dropout,
         channel_mult=channel_mult,
         num_classes=num_classes,
+        in_channels=in_channels,
     )
     return model, diffusion
 
@@ -239,6 +247,7 @@ def sr_create_model(
     dropout: float,
     channel_mult: str = "",
     num_classes: int = NUM_CLASSES,
+    in_channels: int = 3,
 ) -> SuperResModel:
     """A UNet that makes images of ``large_size`` from those of ``small_size``.
 
@@ -251,11 +260,11 @@ def sr_create_model(
     check_model_flags(
         large_size, mult, num_channels, num_res_blocks, num_heads, num_heads_upsample, dropout
     )
-    _check_num_classes(class_cond, num_classes)
+    check_channels_and_classes(in_channels, class_cond, num_classes)
     return SuperResModel(
-        in_channels=3,
+        in_channels=in_channels,
         model_channels=num_channels,
-        out_channels=6 if learn_sigma else 3,
+        out_channels=2 * in_channels if learn_sigma else in_channels,
         num_res_blocks=num_res_blocks,
         attention_resolutions=factors,
         dropout=dropout,
@@ -328,7 +337,7 @@ def parse_channel_mult(
         if image_size not in known_sizes:
             raise InputError(
                 f"{flag} {image_size} has no default channel_mult ({list(known_sizes)} have); "
-                "give one, such as --channel_mult 1,2,2"
+                f"give one, such as --channel_mult {suggested_mult(image_size)}"
             )
         return CHANNEL_MULTS[image_size]
     try:
@@ -338,6 +347,14 @@ def parse_channel_mult(
     if not mult or min(mult) < 1:
         raise InputError(f"channel_mult must be whole numbers such as 1,2,2,2, got {text!r}")
     return mult
+
+
+def suggested_mult(image_size: int) -> str:
+    """Channel multiples for an image size without defaults: as many levels as halve it evenly."""
+    levels = 1
+    while levels < 4 and image_size % 2**levels == 0 and image_size >= 4 * 2**levels:
+        levels += 1
+    return ",".join(["1", *["2"] * (levels - 1)])
 
 
 def attention_factors(text: str, image_size: int, mult: tuple[int, ...]) -> tuple[int, ...]:
@@ -388,16 +405,31 @@ def check_model_flags(
         if heads == -1 and flag == "num_heads_upsample":
             continue
         if heads < 1 or any(num_channels * m % heads for m in mult):
-            problems.append(f"{flag} {heads} does not divide the channels {num_channels} x {mult}")
+            problems.append(
+                f"{flag} {heads} does not divide the channels {num_channels} x {mult} "
+                f"(nearest that does: {_nearest_divisor(num_channels, heads)})"
+            )
     if not 0 <= dropout < 1:
         problems.append(f"dropout must lie in [0, 1), got {dropout}")
     if problems:
         raise InputError("; ".join(problems))
 
 
-def _check_num_classes(class_cond: bool, num_classes: int) -> None:
+def check_channels_and_classes(in_channels: int, class_cond: bool, num_classes: int) -> None:
+    """:raises InputError: for images of another kind than grey, colour, or colour with alpha."""
+    if in_channels not in IMAGE_CHANNELS:
+        nearest = min(IMAGE_CHANNELS, key=lambda channels: abs(channels - in_channels))
+        raise InputError(
+            "in_channels must be 1 (grey), 3 (colour) or 4 (colour with alpha), "
+            f"got {in_channels} (nearest that can be: {nearest})"
+        )
     if class_cond and num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    divisors = [d for d in range(1, max(number, 1) + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(d - wanted), default=1)
 
 
 # -- flags <-> dictionaries ----------------------------------------------------------------------
@@ -406,8 +438,20 @@ def _check_num_classes(class_cond: bool, num_classes: int) -> None:
 def add_dict_to_argparser(parser: argparse.ArgumentParser, default_dict: Mapping[str, Any]) -> None:
     """Add a flag for each entry: its type and default from the value, its help from ``HELP``."""
     for name, default in default_dict.items():
-        kind = str if default is None else str2bool if isinstance(default, bool) else type(default)
-        parser.add_argument(f"--{name}", default=default, type=kind, help=HELP.get(name))
+        parser.add_argument(
+            f"--{name}", default=default, type=_flag_type(name, default), help=HELP.get(name)
+        )
+
+
+def _flag_type(name: str, default: Any) -> Callable[[str], Any]:
+    if name == "num_classes":
+        return count_or_auto
+    return str if default is None else str2bool if isinstance(default, bool) else type(default)
+
+
+def count_or_auto(text: str) -> int | str:
+    """A whole number, or the word ``auto``."""
+    return AUTO if text == AUTO else int(text)
 
 
 def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ def check_training_numbers(
     max_steps: int = 0,
     keep_checkpoints: int = 0,
     max_skipped: int = 1,
+    sample_interval: int = 0,
 ) -> None:
     """:raises InputError: naming all numbers that no training can run with."""
     problems = []
@@ -38,6 +39,7 @@ def check_training_numbers(
     require(lr_anneal_steps >= 0, "lr_anneal_steps must be 0 or more", lr_anneal_steps)
     require(max_steps >= 0, "max_steps must be 0 (no end) or more", max_steps)
     require(keep_checkpoints >= 0, "keep_checkpoints must be 0 (all) or more", keep_checkpoints)
+    require(sample_interval >= 0, "sample_interval must be 0 (never) or more", sample_interval)
     require(max_skipped >= 1, "max_skipped must be at least 1", max_skipped)
     if problems:
         raise InputError("; ".join(problems))

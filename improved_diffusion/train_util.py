@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,6 +19,8 @@ from .gaussian_diffusion import GaussianDiffusion
 from .log_formats import cut_csv, cut_json
 from .nn import update_ema
 from .precision import Precision
+from .previews import Preview, newest_picture
+from .progress import progress_bar
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .stopping import StopSignals
 from .train_options import check_training_numbers, parse_ema_rates
@@ -56,6 +57,7 @@ class TrainLoop:
     :param keep_checkpoints: how many of the newest checkpoints to keep; 0 keeps all.
     :param max_skipped: stop after so many updates in a row that were not finite.
     :param compile: run the model through ``torch.compile``.
+    :param preview: draws samples every ``sample_interval`` updates; 0 for never.
     :param flags: plain values to keep in the checkpoint, for whoever resumes it.
     :raises InputError: for numbers out of range, or a checkpoint that does not fit.
     """
@@ -83,6 +85,8 @@ class TrainLoop:
         keep_checkpoints: int = 0,
         max_skipped: int = 20,
         compile: bool = False,
+        preview: Preview | None = None,
+        sample_interval: int = 0,
         flags: dict[str, Any] | None = None,
     ):
         check_training_numbers(
@@ -96,6 +100,7 @@ class TrainLoop:
             max_steps=max_steps,
             keep_checkpoints=keep_checkpoints,
             max_skipped=max_skipped,
+            sample_interval=sample_interval,
         )
         self.model = model
         self.diffusion = diffusion
@@ -113,6 +118,8 @@ class TrainLoop:
         self.max_steps = max_steps
         self.keep_checkpoints = keep_checkpoints
         self.max_skipped = max_skipped
+        self.preview = preview
+        self.sample_interval = sample_interval if preview else 0
         self.flags = flags or {}
 
         self.step = 0  # updates of this process; resume_step are those of earlier ones
@@ -158,12 +165,14 @@ class TrainLoop:
         :raises DivergedError: after ``max_skipped`` updates in a row that were not finite.
         """
         self._started = time.monotonic()
-        with StopSignals() as stop, self._progress_bar() as bar:
+        with StopSignals() as stop, progress_bar(self.last_update, "step", self.updates) as bar:
             while not self._finished() and not dist_util.any_rank(stop.received):
                 batch, cond = self._next_batch()
                 self.run_step(batch, cond)
                 self.step += 1
                 self._report(bar)
+                if self.sample_interval and self.updates % self.sample_interval == 0:
+                    self._draw_samples()
                 if self.updates % self.save_interval == 0:
                     self.save()
                     if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
@@ -189,9 +198,13 @@ class TrainLoop:
                 self.save()
             raise InputError(f"{error}; {self.updates} updates are saved") from error
 
+    @property
+    def last_update(self) -> int | None:
+        """After how many updates the run ends; None for never."""
+        return min(filter(None, (self.max_steps, self.lr_anneal_steps)), default=None)
+
     def _finished(self) -> bool:
-        limits = [limit for limit in (self.max_steps, self.lr_anneal_steps) if limit]
-        return bool(limits) and self.updates >= min(limits)
+        return self.last_update is not None and self.updates >= self.last_update
 
     def run_step(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
         """Make one update from a batch, and add it to the log line in hand."""
@@ -283,9 +296,8 @@ class TrainLoop:
             logger.logkv("skipped_updates", self.skipped)
 
     def _report(self, bar: Any) -> None:
-        if bar is not None:
-            bar.update()
-            bar.set_postfix_str(f"loss {logger.getkvs().get('loss', float('nan')):.4f}", False)
+        bar.update()
+        bar.set_postfix_str(f"loss {logger.getkvs().get('loss', float('nan')):.4f}", False)
         if (self.updates - 1) % self.log_interval == 0:
             self._dump_line()
             self.last_row_step = self.updates - 1
@@ -306,21 +318,12 @@ class TrainLoop:
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    @contextlib.contextmanager
-    def _progress_bar(self) -> Iterator[Any]:
-        if dist_util.rank() > 0 or not sys.stderr.isatty():
-            yield None
-            return
-        from tqdm.auto import tqdm  # only where a bar is shown
-        from tqdm.contrib import DummyTqdmFile
-
-        limits = [limit for limit in (self.max_steps, self.lr_anneal_steps) if limit]
-        total = min(limits) if limits else None
-        with (
-            tqdm(total=total, initial=self.updates, unit="step", dynamic_ncols=True) as bar,
-            contextlib.redirect_stdout(DummyTqdmFile(sys.stdout)),
-        ):
-            yield bar
+    def _draw_samples(self) -> None:
+        if dist_util.rank() == 0 and (folder := logger.get_dir()):
+            emas = zip(self.ema_rate, self.ema_params, strict=True)
+            weights = {rate: self._named(params) for rate, params in emas}
+            cast = self.precision.autocast()
+            self.preview.draw(folder, self.updates, self.model, weights, cast)
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -352,7 +355,6 @@ class TrainLoop:
                 "skipped": [self.skipped, self.skipped_in_a_row],
                 "seconds": [self._seconds(), self._last_row_seconds],
                 "precision": self.precision.state_dict(),
-                "log_line": logger.get_current().state_dict(),
                 "flags": self.flags,
                 "ranks": ranks,
             },
@@ -363,6 +365,7 @@ class TrainLoop:
             "random": checkpointing.random_state(),
             "sampler": self.schedule_sampler.state_dict(),
             "data": self.data.state_dict() if hasattr(self.data, "state_dict") else None,
+            "log_line": logger.get_current().state_dict(),
         }
         if dist_util.world_size() == 1:
             return [mine]
@@ -372,8 +375,11 @@ class TrainLoop:
 
     def _as_state_dict(self, params: Iterable[th.Tensor]) -> dict[str, th.Tensor]:
         """The model's ``state_dict`` with other values for its parameters."""
-        names = [name for name, _ in self.model.named_parameters()]
-        return {**self.model.state_dict(), **dict(zip(names, params, strict=True))}
+        return {**self.model.state_dict(), **self._named(params)}
+
+    def _named(self, params: Iterable[th.Tensor]) -> dict[str, th.Tensor]:
+        names = (name for name, _ in self.model.named_parameters())
+        return dict(zip(names, params, strict=True))
 
     def _export_results(self) -> None:
         folder = logger.get_dir()
@@ -382,7 +388,8 @@ class TrainLoop:
             from .spreadsheet import export_workbook  # pandas is slow to import
 
             try:
-                export_workbook(progress, os.path.join(folder, "results.xlsx"))
+                workbook = os.path.join(folder, "results.xlsx")
+                export_workbook(progress, workbook, picture=newest_picture(folder))
             except InputError as error:  # a log that cannot be shown must not end the training
                 logger.warn(f"No workbook this time: {error}")
 
@@ -432,7 +439,11 @@ class TrainLoop:
         # The settings are this run's; parameters' numbers are the checkpoint's.
         groups = zip(fresh, state["param_groups"], strict=True)
         state["param_groups"] = [{**new, "params": old["params"]} for new, old in groups]
-        self.opt.load_state_dict(state)
+        try:
+            self.opt.load_state_dict(state)
+        except ValueError:  # the published code's fp16 runs keep one flat tensor
+            logger.warn(f"{path} is for another layout of the weights")
+            return False
         return True
 
     def _load_state(self) -> bool:
@@ -449,8 +460,8 @@ class TrainLoop:
         self.skipped, self.skipped_in_a_row = state["skipped"]
         self._seconds_before, self._last_row_seconds = state["seconds"]
         self.precision.load_state_dict(state["precision"])
-        logger.get_current().load_state_dict(state["log_line"])
         mine = state["ranks"][dist_util.rank()]
+        logger.get_current().load_state_dict(mine["log_line"])
         self.schedule_sampler.load_state_dict(mine["sampler"])
         if mine["data"] is not None and hasattr(self.data, "load_state_dict"):
             self.data.load_state_dict(mine["data"])

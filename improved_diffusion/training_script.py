@@ -3,7 +3,7 @@
 import argparse
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch as th
@@ -12,13 +12,16 @@ from . import checkpointing, cpu, dist_util, logger, runs
 from .cli import Parser
 from .errors import InputError
 from .files import is_local
-from .gaussian_diffusion import GaussianDiffusion
 from .image_datasets import BatchStream, load_data
 from .precision import check_precision
+from .previews import Preview
 from .resample import check_sampler_name, create_named_schedule_sampler
-from .script_util import add_dict_to_argparser, args_to_dict
+from .respace import SpacedDiffusion
+from .script_util import AUTO, NUM_CLASSES, add_dict_to_argparser, args_to_dict
 from .train_options import check_training_numbers, parse_ema_rates
 from .train_util import Batch, TrainLoop, get_blob_logdir
+
+PREVIEW_IMAGES = 16
 
 
 def training_defaults() -> dict[str, Any]:
@@ -47,6 +50,8 @@ def training_defaults() -> dict[str, Any]:
         "num_threads": 0,
         "num_workers": 0,
         "on_bad_image": "error",
+        "random_flip": False,
+        "sample_interval": 0,
     }
 
 
@@ -78,35 +83,49 @@ def chosen_precision(args: argparse.Namespace) -> str:
 
 
 def open_images(args: argparse.Namespace, image_size: int) -> BatchStream:
-    """The stream of training batches that the flags ask for, this rank's share of it."""
-    return load_data(
+    """The stream of training batches that the flags ask for, this rank's share of it.
+
+    ``--num_classes auto`` becomes a number here.
+
+    :raises InputError: if the images cannot be what the flags want of them.
+    """
+    images = load_data(
         data_dir=args.data_dir,
         batch_size=args.batch_size,
         image_size=image_size,
         class_cond=args.class_cond,
         seed=args.seed,
         num_workers=args.num_workers,
+        random_flip=args.random_flip,
+        in_channels=args.in_channels,
         on_bad_image=args.on_bad_image,
         shard=dist_util.rank(),
         num_shards=dist_util.world_size(),
     )
+    classes = images.summary()["classes"]
+    if args.num_classes == AUTO:
+        args.num_classes = len(classes or ()) or NUM_CLASSES
+    _check_classes(args, classes)
+    return images
 
 
 def train(
     script: str,
     args: argparse.Namespace,
     model: th.nn.Module,
-    diffusion: GaussianDiffusion,
+    diffusion: SpacedDiffusion,
     images: BatchStream,
     data: Iterator[Batch],
+    preview_kwargs: Mapping[str, th.Tensor] | None = None,
 ) -> None:
     """Train until the flags say stop, in the run's folder.
 
     :param images: the stream of images, for what the run says about them.
     :param data: what to train on: ``images``, or batches made from them.
+    :param preview_kwargs: conditions of the :data:`PREVIEW_IMAGES` samples drawn on the way.
     """
-    summary = images.summary()
-    _check_classes(args, summary["classes"])
+    summary = images.summary() | images.pixel_statistics()
+    preview = make_preview(args, images, diffusion, preview_kwargs or {})
     _check_resumable(args)
     with runs.open_run(script, args.log_dir, table=True) as folder:
         args.resume_checkpoint = _checkpoint_to_resume(args.resume_checkpoint)
@@ -133,6 +152,8 @@ def train(
             keep_checkpoints=args.keep_checkpoints,
             max_skipped=args.max_skipped,
             compile=args.compile,
+            preview=preview,
+            sample_interval=args.sample_interval,
             flags=vars(args),
         )
         runs.write_config(folder, script, vars(args), data=summary)
@@ -142,6 +163,26 @@ def train(
             logger.log(f"Stopped after {loop.updates} updates, saved in {get_blob_logdir()}")
             logger.log(f"Go on with: {runs.command_to_continue(folder)}")
             raise
+
+
+def make_preview(
+    args: argparse.Namespace,
+    images: BatchStream,
+    diffusion: SpacedDiffusion,
+    model_kwargs: Mapping[str, th.Tensor],
+) -> Preview:
+    """What draws the samples of ``--sample_interval``: all classes in turn, if there are any."""
+    size = images.dataset.resolution
+    if args.class_cond:
+        classes = len(images.summary()["classes"] or range(args.num_classes))
+        model_kwargs = {**model_kwargs, "y": th.arange(PREVIEW_IMAGES) % classes}
+    return Preview(
+        diffusion,
+        (PREVIEW_IMAGES, args.in_channels, size, size),
+        batch_size=args.batch_size,
+        seed=args.seed,
+        model_kwargs=model_kwargs,
+    )
 
 
 def _check_classes(args: argparse.Namespace, classes: list[str] | None) -> None:

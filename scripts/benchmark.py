@@ -210,7 +210,7 @@ def make_training_step(args: Namespace, variant: Variant, model, diffusion) -> C
     )
     if variant.plain:
         make_loop_plain(loop)
-    images = th.rand(args.batch_size, 3, args.image_size, args.image_size) * 2 - 1
+    images = th.rand(args.batch_size, args.in_channels, args.image_size, args.image_size) * 2 - 1
     cond = {"y": th.zeros(args.batch_size, dtype=th.int64)} if args.class_cond else {}
     return lambda: loop.run_step(images, cond)
 
@@ -221,7 +221,7 @@ def make_sampling_step(args: Namespace, variant: Variant, model, diffusion) -> C
     from improved_diffusion.sampling_script import evaluating
 
     model.eval()
-    shape = (args.sample_batch, 3, args.image_size, args.image_size)
+    shape = (args.sample_batch, args.in_channels, args.image_size, args.image_size)
     kwargs = {"y": th.zeros(args.sample_batch, dtype=th.int64)} if args.class_cond else {}
     context = evaluating(model, variant.precision, variant.compile)
     call = context.__enter__()  # for as long as the process lives, as for a whole sampling
@@ -244,7 +244,7 @@ def count_gflop(args: Namespace, task: str) -> float:
     model, diffusion = create_model_and_diffusion(
         **args_to_dict(args, model_and_diffusion_defaults())
     )
-    images = th.zeros(1, 3, args.image_size, args.image_size)
+    images = th.zeros(1, args.in_channels, args.image_size, args.image_size)
     kwargs = {"y": th.zeros(1, dtype=th.int64)} if args.class_cond else {}
     with FlopCounterMode(display=False) as counter:
         losses = diffusion.training_losses(model, images, th.zeros(1, dtype=th.int64), kwargs)

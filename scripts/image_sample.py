@@ -1,23 +1,23 @@
 """Sample images from a trained model, into an .npz file and a picture."""
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch as th
 
 from improved_diffusion import cli, dist_util, logger, runs
 from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion.errors import InputError
+from improved_diffusion.image_noise import ImageNoise
+from improved_diffusion.samples import Condition
 from improved_diffusion.sampling_script import (
-    Labelled,
     choose_sampler,
-    collect,
+    class_numbers,
     describe,
-    evaluating,
     load_trained,
     parse_flags_for_model,
-    sample_batch,
+    sample,
     sampling_defaults,
-    save_samples,
 )
 from improved_diffusion.script_util import (
     args_to_dict,
@@ -28,8 +28,9 @@ from improved_diffusion.script_util import (
 
 def main() -> None:
     model_defaults = model_and_diffusion_defaults()
-    args = parse_flags_for_model(__doc__, sampling_defaults(), model_defaults)
+    args = parse_flags_for_model(__doc__, sampling_defaults() | {"classes": ""}, model_defaults)
     choose_sampler(args)
+    condition = class_condition(args)
     dist_util.setup_dist()
     seed_everything(args.seed)
     model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
@@ -37,21 +38,27 @@ def main() -> None:
     with runs.open_run("image_sample", args.log_dir) as folder:
         describe(args.model_path, args.precision)
         logger.log(f"Sampling {args.num_samples} images in {diffusion.num_timesteps} steps")
-        with evaluating(model, args.precision, args.compile) as call:
-            images, labels = collect(batches(args, call, diffusion), args.num_samples)
-        save_samples(folder, images, labels)
+        sample(args, folder, model, diffusion, args.image_size, condition)
 
 
-def batches(args: Namespace, model, diffusion) -> Iterator[Labelled]:
-    shape = (args.batch_size, 3, args.image_size, args.image_size)
-    settings = {"sampler": args.sampler, "clip_denoised": args.clip_denoised}
-    while True:
-        kwargs, labels = {}, None
-        if args.class_cond:
-            classes = len(args.trained_classes or range(args.num_classes))
-            kwargs["y"] = th.randint(classes, (args.batch_size,)).to(dist_util.dev())
-            labels = dist_util.all_gather_cat(kwargs["y"]).cpu().numpy()
-        yield sample_batch(diffusion, model, shape, kwargs, **settings), labels
+def class_condition(args: Namespace) -> Condition:
+    """The class of each image: those of ``--classes`` in turn, or a random one.
+
+    :raises InputError: if the model has no classes, or not those.
+    """
+    if args.classes and not args.class_cond:
+        raise InputError("--classes given, but the model was trained without classes; leave it out")
+    chosen = class_numbers(args, args.classes)
+    count = len(args.trained_on.get("classes") or range(args.num_classes))
+
+    def condition(indices: Sequence[int], noise: ImageNoise) -> dict[str, th.Tensor]:
+        if not args.class_cond:
+            return {}
+        if chosen:
+            return {"y": th.tensor([chosen[i % len(chosen)] for i in indices])}
+        return {"y": noise.randint(count)}
+
+    return condition
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ def main() -> None:
     args = parse_training_flags(__doc__, defaults)
     dist_util.setup_dist()
     seed_everything(args.seed)
-    model, diffusion = create_model_and_diffusion(**args_to_dict(args, defaults))
     images = open_images(args, args.image_size)
+    model, diffusion = create_model_and_diffusion(**args_to_dict(args, defaults))
     train("image_train", args, model, diffusion, images, data=images)
 
 

@@ -3,7 +3,7 @@
 import io
 import zlib
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Sequence
 from zipfile import BadZipFile
 
 import numpy as np
@@ -13,17 +13,15 @@ from improved_diffusion import cli, dist_util, logger, runs
 from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.errors import InputError
 from improved_diffusion.files import read_file
+from improved_diffusion.image_noise import ImageNoise
+from improved_diffusion.samples import Condition
 from improved_diffusion.sampling_script import (
-    Labelled,
     choose_sampler,
-    collect,
     describe,
-    evaluating,
     load_trained,
     parse_flags_for_model,
-    sample_batch,
+    sample,
     sampling_defaults,
-    save_samples,
 )
 from improved_diffusion.script_util import (
     args_to_dict,
@@ -46,14 +44,11 @@ def main() -> None:
     with runs.open_run("super_res_sample", args.log_dir) as folder:
         describe(args.model_path, args.precision)
         logger.log(f"Enlarging {args.num_samples} images to {args.large_size} pixels")
-        with evaluating(model, args.precision, args.compile) as call:
-            enlarged = batches(args, call, diffusion, small, classes)
-            images, labels = collect(enlarged, args.num_samples)
-        save_samples(folder, images, labels)
+        sample(args, folder, model, diffusion, args.large_size, small_condition(small, classes))
 
 
 def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
-    """The small images as float32 [N, 3, H, W] in [-1, 1], and their classes if they count."""
+    """The small images as float32 [N, C, H, W] in [-1, 1], and their classes if they count."""
     path = args.base_samples
     if not path:
         raise InputError("no --base_samples given; name the .npz file that image_sample.py wrote")
@@ -65,11 +60,11 @@ def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
         raise
     except (ValueError, LookupError, OSError, EOFError, zlib.error, BadZipFile) as error:
         raise InputError(f"{path} is no .npz of samples to start from ({error})") from None
-    size = args.small_size
-    if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8 or not len(images):
+    size, channels = args.small_size, args.in_channels
+    if images.shape[1:] != (size, size, channels) or images.dtype != np.uint8 or not len(images):
         raise InputError(
             f"{path} holds {images.dtype} {images.shape}; --small_size {size} needs "
-            f"uint8 (N, {size}, {size}, 3)"
+            f"uint8 (N, {size}, {size}, {channels})"
         )
     if classes is not None and not (
         classes.shape == images.shape[:1]
@@ -83,20 +78,14 @@ def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
     return scaled, None if classes is None else th.from_numpy(classes.astype(np.int64))
 
 
-def batches(args: Namespace, model, diffusion, small, classes) -> Iterator[Labelled]:
-    """Endless batches; the ranks take turns with the small images, over and over."""
-    shape = (args.batch_size, 3, args.large_size, args.large_size)
-    settings = {"sampler": args.sampler, "clip_denoised": args.clip_denoised}
-    first = dist_util.rank() * args.batch_size
-    while True:
-        rows = th.arange(first, first + args.batch_size) % len(small)
-        first += args.batch_size * dist_util.world_size()
-        kwargs = {"low_res": small[rows].to(dist_util.dev())}
-        labels = None
-        if classes is not None:
-            kwargs["y"] = classes[rows].to(dist_util.dev())
-            labels = dist_util.all_gather_cat(kwargs["y"]).cpu().numpy()
-        yield sample_batch(diffusion, model, shape, kwargs, **settings), labels
+def small_condition(small: th.Tensor, classes: th.Tensor | None) -> Condition:
+    """The small images, over and over, and their classes if they count."""
+
+    def condition(indices: Sequence[int], noise: ImageNoise) -> dict[str, th.Tensor]:
+        rows = th.tensor(indices) % len(small)
+        return {"low_res": small[rows]} | ({} if classes is None else {"y": classes[rows]})
+
+    return condition
 
 
 if __name__ == "__main__":

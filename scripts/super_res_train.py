@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch as th
 import torch.nn.functional as F
 
 from improved_diffusion import cli, dist_util
@@ -13,7 +14,12 @@ from improved_diffusion.script_util import (
     sr_model_and_diffusion_defaults,
 )
 from improved_diffusion.train_util import Batch
-from improved_diffusion.training_script import open_images, parse_training_flags, train
+from improved_diffusion.training_script import (
+    PREVIEW_IMAGES,
+    open_images,
+    parse_training_flags,
+    train,
+)
 
 
 class WithLowRes:
@@ -28,7 +34,11 @@ class WithLowRes:
 
     def __next__(self) -> Batch:
         large, cond = next(self.images)
-        return large, {**cond, "low_res": F.interpolate(large, self.small_size, mode="area")}
+        return large, {**cond, "low_res": self.shrink(large)}
+
+    def shrink(self, large: th.Tensor) -> th.Tensor:
+        """The small versions of images [N, C, H, W]."""
+        return F.interpolate(large, self.small_size, mode="area")
 
     def state_dict(self) -> dict[str, Any]:
         return self.images.state_dict()
@@ -42,9 +52,17 @@ def main() -> None:
     args = parse_training_flags(__doc__, defaults)
     dist_util.setup_dist()
     seed_everything(args.seed)
-    model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, defaults))
     images = open_images(args, args.large_size)
-    train("super_res_train", args, model, diffusion, images, WithLowRes(images, args.small_size))
+    model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, defaults))
+    data = WithLowRes(images, args.small_size)
+    kwargs = {"low_res": data.shrink(first_images(images, PREVIEW_IMAGES))}
+    train("super_res_train", args, model, diffusion, images, data, kwargs)
+
+
+def first_images(images: BatchStream, count: int) -> th.Tensor:
+    """The first images of the folder, [count, C, H, W]; over again where there are fewer."""
+    dataset = images.dataset
+    return th.stack([th.from_numpy(dataset[i % len(dataset)][0]) for i in range(count)])
 
 
 if __name__ == "__main__":

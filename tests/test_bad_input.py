@@ -21,7 +21,9 @@ from improved_diffusion import logger, runs
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TRAIN, SAMPLE, NLL = "image_train.py", "image_sample.py", "image_nll.py"
 SR_TRAIN, SR_SAMPLE, EXPORT = "super_res_train.py", "super_res_sample.py", "export_results.py"
-BENCHMARK = "benchmark.py"
+BENCHMARK, DENOISE = "benchmark.py", "image_denoise.py"
+PLOT = "plot_schedules.py"
+DIFFUSERS = "export_diffusers.py"
 POLYNOMIAL = {"noise_schedule": "polynomial"}
 CLASSES = {"class_cond": True}
 BARE = {"model_path": "{bare}"}
@@ -64,6 +66,7 @@ BAD_INPUT = [
     (TRAIN, {"noise_schedule": "sigmoid"}, "unknown noise_schedule 'sigmoid'; choose from"),
     (TRAIN, {"poly_power": 0} | POLYNOMIAL, "poly_power must be a positive number"),
     (TRAIN, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
+    (TRAIN, {"diffusion_steps": 10**9}, "diffusion_steps must be .* at most 1000000"),
     (TRAIN, {"diffusion_steps": 10, "noise_schedule": "linear"}, r"beta\[\d\] of 10 is"),
     (TRAIN, {"timestep_respacing": "9"}, "cannot keep 9 of 4 timesteps"),
     (TRAIN, {"timestep_respacing": "ddim3"}, "exactly 3 of 4"),
@@ -71,7 +74,12 @@ BAD_INPUT = [
     # the model
     (TRAIN, {"image_size": 48, "channel_mult": ""}, "48 has no default channel_mult"),
     (TRAIN, {"image_size": 15}, "15 is not divisible by 2, .*nearest that is: 16"),
-    (TRAIN, {"image_size": 0}, "image size 0"),
+    (TRAIN, {"image_size": 0}, "image size must be at least 1, got 0"),
+    (TRAIN, {"in_channels": 2}, "in_channels must be 1, 3 or 4"),
+    (TRAIN, {"sample_interval": -1}, "sample_interval must be 0"),
+    (TRAIN, {"num_classes": "many"}, "argument --num_classes: invalid"),
+    (TRAIN, {"num_heads": 5}, "num_heads 5 does not divide .*nearest that does: 4"),
+    (TRAIN, {"image_size": 12, "channel_mult": ""}, "such as --channel_mult 1,2"),
     (TRAIN, {"attention_resolutions": "7"}, "'7' never occurs at image size 16 .*: 16,8"),
     (TRAIN, {"attention_resolutions": "16;8"}, "'16;8' never occurs"),
     (TRAIN, {"num_channels": 40}, "num_channels 40 .* divisible by 32"),
@@ -82,7 +90,7 @@ BAD_INPUT = [
     (TRAIN, {"channel_mult": "1,a"}, "channel_mult must be whole numbers"),
     (TRAIN, {"channel_mult": "0"}, "channel_mult must be whole numbers"),
     (TRAIN, {"dropout": 1.5}, r"dropout must lie in \[0, 1\)"),
-    (TRAIN, {"num_classes": 0} | CLASSES, "num_classes must be at least 1"),
+    (TRAIN, {"num_classes": 0} | CLASSES, "has 2 classes, the model 0; give --num_classes 2"),
     (TRAIN, {"num_classes": 1} | CLASSES, "has 2 classes, the model 1"),
     (SR_TRAIN, {"small_size": 0}, "small_size must lie in 1..16"),
     (SR_TRAIN, {"small_size": 17}, "small_size must lie in 1..16"),
@@ -98,7 +106,6 @@ BAD_INPUT = [
     (TRAIN, {"data_dir": "{foreign}"}, "no images .* in .*foreign"),
     (TRAIN, {"data_dir": "{unlabelled}"} | CLASSES, r"unlabelled/0\.png carries no class label"),
     (TRAIN, {"batch_size": 11}, "has 10 images, fewer than a batch"),
-    (NLL, {"batch_size": 11}, "has 10 images, fewer than a batch"),
     (TRAIN, {"data_dir": "{truncated}"}, r"cannot read image .*truncated/cat_000\.png"),
     (TRAIN, {"data_dir": "{text}"}, r"cannot read image .*text/cat_000\.png"),
     (TRAIN, {"data_dir": "{no_bytes}"}, r"cannot read image .*cat_000\.png: it has no bytes"),
@@ -151,6 +158,10 @@ BAD_INPUT = [
     (SAMPLE, {"num_samples": 0}, "--num_samples must be at least 1"),
     (SAMPLE, {"batch_size": 0}, "--batch_size must be at least 1"),
     (NLL, {"num_samples": 0}, "--num_samples must be at least 1"),
+    (NLL, {"num_timesteps": 5}, r"num_timesteps must lie in 1\.\.4, got 5"),
+    (NLL, {"num_timesteps": -1}, r"num_timesteps must lie in 1\.\.4, got -1"),
+    (SAMPLE, {"classes": "cat"}, "trained without classes"),
+    (SAMPLE, {"num_classes": "auto"}, "--num_classes auto is for training"),
     (SAMPLE, {"sampler": "euler"}, "unknown --sampler 'euler'; choose from"),
     (SAMPLE, {"sampler": "dpmpp", "use_ddim": True}, "--use_ddim True contradicts"),
     (SAMPLE, {"sampling_steps": 2, "timestep_respacing": "2"}, "give one of them"),
@@ -166,10 +177,36 @@ BAD_INPUT = [
     (SR_SAMPLE, {"base_samples": "{npz_torn}"}, r"is no \.npz of"),
     (SR_SAMPLE, {"base_samples": "{npy}"}, r"is no \.npz of"),
     (SR_SAMPLE, CLASSES, r"is no \.npz of samples .*arr_1"),
+    # denoising; test_denoising.py has the rest
+    (DENOISE, {"input": ""}, "no --input given"),
+    (DENOISE, {"input": "{empty}"}, "no images .* in .*empty"),
+    (DENOISE, {"input": "{huge}/cat_000.png"}, "cannot read image .*huge.*pixels"),
+    (DENOISE, {"sigma": "nan"}, "sigma nan .* cannot be"),
+    (DENOISE, {"model_path": ""}, "no --model_path given"),
+    (DENOISE, {"log_dir": "{file}"}, "cannot write to the log directory"),
+    # the export to diffusers
+    (DIFFUSERS, {"model_path": ""}, "no --model_path given"),
+    (DIFFUSERS, {"model_path": "{missing}"}, "cannot read .*missing"),
+    (DIFFUSERS, {"model_path": "{opt}"}, "is an optimizer's file; give the model"),
+    (DIFFUSERS, {"model_path": "{sr_bare}"}, "is a super-resolution model, .*cannot express"),
+    (DIFFUSERS, BARE | {"num_channels": 64}, "num_channels is 32 there and 64 here"),
+    (DIFFUSERS, {"timestep_respacing": "2"}, "timesteps are respaced.*num_inference_steps"),
+    (DIFFUSERS, {"out_dir": ""}, "no --out_dir given; name a new folder"),
+    (DIFFUSERS, {"out_dir": "{run}"}, "--out_dir .*run is not empty; give a new folder"),
+    (DIFFUSERS, {"out_dir": "{file}"}, "--out_dir .*file is a file; give a new folder"),
+    (DIFFUSERS, {"out_dir": "{missing}/x"}, "the folder of --out_dir .* does not exist"),
     # the benchmark
     (BENCHMARK, {"rounds": 0}, "--rounds must be at least 1"),
     (BENCHMARK, {"num_heads": 3}, "num_heads 3 does not divide"),
     (BENCHMARK, {"compile": "perhaps"}, "expected True or False"),
+    # the picture of the schedules
+    (PLOT, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
+    (PLOT, {"diffusion_steps": 10}, r"beta\[\d\] of 10 is"),
+    (PLOT, {"poly_powers": "1,high"}, "poly_powers must be numbers such as"),
+    (PLOT, {"poly_powers": "-1"}, "poly_power must be a positive number"),
+    (PLOT, {"out": "{missing}/a.png"}, "cannot write the picture .*: no folder .*missing"),
+    (PLOT, {"out": "{file}/a.png"}, "cannot write the picture .*: no folder .*file"),
+    (PLOT, {"out": "{empty}"}, "ends in .png"),
     # the workbook
     (EXPORT, {}, "give either --log_dir"),
     (EXPORT, {"csv": "{csv}", "log_dir": "{run}"}, "give either --log_dir"),
@@ -235,8 +272,11 @@ def base(tiny, tiny_sr):
         SAMPLE: tiny | using | {"model_path": "{run}"},
         NLL: tiny | using | {"model_path": "{run}", "data_dir": "{images}"},
         SR_SAMPLE: using | tiny_sr | {"model_path": "{sr_bare}", "base_samples": "{small}"},
+        DENOISE: {"model_path": "{run}", "input": "{images}", "log_dir": "{out}"},
         EXPORT: {},
         BENCHMARK: tiny,
+        DIFFUSERS: tiny | {"num_threads": 1, "model_path": "{run}", "out_dir": "{out}"},
+        PLOT: {"out": "{out}.png"},
     }
 
 

@@ -51,7 +51,11 @@ SR_SAMPLING_FLAGS = {
     "base_samples": "",
     "model_path": "",
 }
+DENOISING_FLAGS = {"input": "", "clean": "", "sigma": 0.0, "method": "mean", "label": ""}
 NEW_TRAINING_FLAGS = {
+    "random_flip": False,
+    "sample_interval": 0,
+    "in_channels": 3,
     "max_steps": 0,
     "seed": 0,
     "log_dir": "",
@@ -61,8 +65,11 @@ NEW_TRAINING_FLAGS = {
 }
 FLAGS = {
     "image_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["model"],
-    "image_sample.py": SAMPLING_FLAGS | REFERENCE["model"],
-    "image_nll.py": NLL_FLAGS | REFERENCE["model"],
+    "image_sample.py": SAMPLING_FLAGS | {"classes": "", "save_png": False} | REFERENCE["model"],
+    "image_nll.py": NLL_FLAGS | {"num_timesteps": 0} | REFERENCE["model"],
+    "image_denoise.py": DENOISING_FLAGS | REFERENCE["model"],
+    "export_diffusers.py": {"model_path": "", "out_dir": ""} | REFERENCE["model"],
+    "plot_schedules.py": {"poly_powers": "0.5,1,2,3", "out": "noise_schedules.png"},
     "super_res_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["super_resolution"],
     "super_res_sample.py": SR_SAMPLING_FLAGS | REFERENCE["super_resolution"],
     "export_results.py": {"log_dir": "", "csv": "", "out": ""},
@@ -210,6 +217,34 @@ def test_sampling_needs_the_model_alone(trained, scripts, tmp_path):
     assert (arrays(tmp_path / "b")[1]["arr_0"] != content["arr_0"]).any()
 
 
+def test_samples_of_chosen_classes_one_by_one(trained, scripts, tmp_path):
+    run, _ = trained
+    settings = {"model_path": run, "num_samples": 5, "batch_size": 2, "num_threads": 1}
+    settings |= {"classes": "dog,0,dog", "save_png": True, "show_process": True}
+    out, _ = scripts.run("image_sample.py", log_dir=tmp_path, **settings)
+    assert arrays(tmp_path)[1]["arr_1"].tolist() == [1, 0, 1, 1, 0]
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == ["cat_000001.png", "cat_000004.png", *(f"dog_00000{i}.png" for i in (0, 2, 3))]
+    assert (tmp_path / "process.png").exists()
+    assert "of the training data" in out
+    _, err = scripts.run("image_sample.py", **settings | {"classes": "cow"}, status=2)
+    assert "the model knows no class 'cow'; it knows cat, dog" in err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_sampling_keeps_what_it_has_made(number, status, trained, scripts, tmp_path):
+    run, _ = trained
+    settings = {"model_path": run, "num_samples": 10**6, "batch_size": 1, "num_threads": 1}
+    process = scripts.start("image_sample.py", log_dir=tmp_path, **settings)
+    out, err = scripts.stop(process, "created 2 of", number)
+    assert process.returncode == status
+    assert "Traceback" not in err
+    path, content = arrays(tmp_path)
+    made = len(content["arr_0"])
+    assert made >= 2
+    assert f"Saved {made} samples to {path}" in out
+
+
 def test_bits_per_dimension_of_a_folder(trained, images, scripts, tmp_path):
     run, _ = trained
     settings = {"num_samples": 6, "batch_size": 4, "data_dir": images, "log_dir": tmp_path}
@@ -222,6 +257,44 @@ def test_bits_per_dimension_of_a_folder(trained, images, scripts, tmp_path):
         with np.load(tmp_path / f"{name}_terms.npz") as file:
             assert file["arr_0"].shape == (4,)
             assert np.isfinite(file["arr_0"]).all()
+    assert "done 6 samples" in out
+    with open(tmp_path / "bits_per_dim.csv", newline="") as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["6"] * 4
+
+
+def test_bits_per_dimension_from_some_timesteps(trained, images, scripts, tmp_path):
+    run, _ = trained
+    settings = {"num_samples": 99, "batch_size": 4, "data_dir": images, "log_dir": tmp_path}
+    settings |= {"num_threads": 1, "num_timesteps": 2}
+    out, _ = scripts.run("image_nll.py", model_path=run, **settings)
+    assert re.search(r"done 10 samples: bpd=[\d.]+ ± [\d.]+", out), "all images, each once"
+    with open(tmp_path / "bits_per_dim.csv", newline="") as file:
+        rows_of_terms = list(csv.DictReader(file))
+    assert sum(int(row["images"]) for row in rows_of_terms) == 20
+    assert rows_of_terms[0]["images"] == "10"
+    assert load_workbook(tmp_path / "bits_per_dim.xlsx").sheetnames
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 12), (4, 8)])
+def test_images_of_any_kind_and_size(channels, size, tiny, images, scripts, tmp_path):
+    """Grey or with alpha, of a size without defaults, with flips, as many classes as there are."""
+    settings = tiny | {"in_channels": channels, "image_size": size, "num_threads": 1}
+    settings |= {"class_cond": True, "num_classes": "auto", "random_flip": True}
+    settings |= {"data_dir": images, "batch_size": 2, "max_steps": 2, "sample_interval": 1}
+    run = tmp_path / "run"
+    out, _ = scripts.run("image_train.py", log_dir=run, ema_rate="0.01,0.9", **settings)
+    flags = json.loads((run / "config.json").read_text())["flags"]
+    assert (flags["num_classes"], flags["in_channels"]) == (2, channels)
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["000001.png", "000002.png"]
+    assert "Drew samples/000002.png from the EMA of rate 0.01" in out
+    assert "samples" in load_workbook(run / "results.xlsx").sheetnames
+
+    common = {"model_path": run, "num_threads": 1}
+    scripts.run("image_sample.py", log_dir=tmp_path / "out", num_samples=2, **common)
+    assert arrays(tmp_path / "out")[1]["arr_0"].shape == (2, size, size, channels)
+    settings = {"num_samples": 2, "data_dir": images, "log_dir": tmp_path / "nll"}
+    out, _ = scripts.run("image_nll.py", **settings, **common)
+    assert "done 2 samples: bpd=" in out
 
 
 def test_a_workbook_is_exported_again(trained, scripts, tmp_path):
