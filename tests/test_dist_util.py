@@ -102,16 +102,19 @@ def test_two_processes_join_what_a_launcher_made(tmp_path):
         "side_by_side = dist_util.all_gather_cat(shared).tolist()\n"
         "mean = dist_util.mean_over_ranks(shared).tolist()\n"
         "largest = dist_util.any_rank(rank * 7)\n"
+        "line = {'loss': (float(rank), 1 + 2 * rank)} | ({'late': (5.0, 2)} if rank else {})\n"
+        "averaged = dist_util.RankAverager().weighted_mean(line)\n"
         "dist_util.sync_params([shared])\n"
         "th.distributed.barrier()\n"  # a rank that ends early would take its sockets away
         "open(f'{__file__}.{rank}', 'w').write(\n"
-        "    repr([dist_util.world_size(), gathered, side_by_side, mean, largest]))\n"
+        "    repr([dist_util.world_size(), gathered, side_by_side, mean, largest, averaged]))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*launch, str(program)], check=True, capture_output=True, timeout=100)
     for rank in (0, 1):
+        averaged = {"late": 5.0, "loss": 0.75}
         said = (tmp_path / f"program.py.{rank}").read_text()
-        assert said == repr([2, [0, 10, 11], [1.0, 1.0, 2.0, 2.0], [1.5, 1.5], 7])
+        assert said == repr([2, [0, 10, 11], [1.0, 1.0, 2.0, 2.0], [1.5, 1.5], 7, averaged])
 
 
 def test_everything_works_without_a_group():

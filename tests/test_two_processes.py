@@ -1,13 +1,21 @@
-"""Training on two processes: they stay equal, and resume exactly."""
+"""Two processes: they stay equal, average their gradients, share the work, and resume exactly."""
 
+import csv
 import itertools
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import killing
+import numpy as np
 import pytest
 import torch as th
+
+TESTS = Path(__file__).resolve().parent
+SCRIPTS = TESTS.parent / "scripts"
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
 @pytest.fixture(scope="module")
@@ -15,18 +23,95 @@ def images(tmp_path_factory):
     return killing.make_images(tmp_path_factory.mktemp("data") / "images", count=22)
 
 
-def train_on_two(images, log_dir, **flags):
-    flags = {**killing.TINY, "data_dir": images, "log_dir": log_dir, **flags}
-    words = itertools.chain(*((f"--{key}", str(value)) for key, value in flags.items()))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def start(program, *words, processes=2):
     done = subprocess.run(
-        [*launcher, str(killing.SCRIPT), *words],
+        [sys.executable, *(LAUNCHER if processes == 2 else ()), str(program), *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=180,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def with_flags(program, processes=2, **flags):
+    words = itertools.chain(*((f"--{key}", value) for key, value in flags.items()))
+    return start(program, *words, processes=processes)
+
+
+def train_on_two(images, log_dir, **flags):
+    flags = {**killing.TINY, "data_dir": images, "log_dir": log_dir, **flags}
+    return with_flags(killing.SCRIPT, **flags)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_the_gradient_is_that_of_one_process_with_the_whole_batch(microbatches, tmp_path):
+    program = TESTS / "averaged_gradient.py"
+    start(program, tmp_path, microbatches)
+    start(program, tmp_path, microbatches, processes=1)
+    names = ("rank0of2", "rank1of2", "rank0of1")
+    one, two, alone = (th.load(tmp_path / f"{name}.pt", weights_only=True) for name in names)
+    for kind in ("grads", "params", "ema"):
+        assert all(th.equal(one[kind][name], two[kind][name]) for name in one[kind]), kind
+    for name, grad in alone["grads"].items():
+        assert grad.abs().max() > 0
+        assert th.allclose(one["grads"][name], grad, rtol=1e-3, atol=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """A class-conditional run on two processes that logs every update."""
+    folder = tmp_path_factory.mktemp("runs") / "classes"
+    settings = {"max_steps": 3, "log_interval": 1, "class_cond": True, "num_classes": "auto"}
+    out = train_on_two(images, folder, **settings)
+    return folder, out
+
+
+def test_rank_0_alone_writes_and_speaks(trained):
+    folder, out = trained
+    assert len(re.findall(r"^step \d", out, flags=re.M)) == 3
+    assert [path.name for path in folder.glob("*rank001*")] == ["log-rank001.txt"]
+    assert len(killing.rows(folder)) == 3
+
+
+def test_the_log_is_of_both_ranks(trained):
+    """A quarter of the timesteps that only one rank met is in the log all the same."""
+    folder, _ = trained
+    for row in killing.rows(folder):
+        assert row["samples"] == str((int(row["step"]) + 1) * 8)
+        quarters = [float(row[f"loss_q{q}"]) for q in range(4) if row[f"loss_q{q}"]]
+        assert min(quarters) <= float(row["loss"]) <= max(quarters)
+
+
+def test_sampling_shares_the_work(trained, tmp_path):
+    folder, _ = trained
+    flags = {"model_path": folder, "num_samples": 7, "sampling_steps": 5}
+    made = []
+    for processes in (1, 2):
+        log_dir = tmp_path / str(processes)
+        with_flags(
+            SCRIPTS / "image_sample.py",
+            processes,
+            log_dir=log_dir,
+            batch_size=4 // processes,
+            **flags,
+        )
+        with np.load(log_dir / "samples_7x8x8x3.npz") as file:
+            made.append((file["arr_0"].astype(int), file["arr_1"]))
+    (alone, classes), (shared, shared_classes) = made
+    assert np.array_equal(classes, shared_classes)
+    assert np.abs(alone - shared).max() <= 1
+
+
+def test_bits_per_dimension_share_the_work(trained, images, tmp_path):
+    folder, _ = trained
+    flags = {"model_path": folder, "data_dir": images, "num_samples": 9, "batch_size": 3}
+    out = with_flags(SCRIPTS / "image_nll.py", log_dir=tmp_path, num_timesteps=4, **flags)
+    assert re.findall(r"done (\d+) samples", out) == ["6", "10"]  # as many on each rank
+    with open(tmp_path / "bits_per_dim.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["images"]) for row in rows) == 10 * 4
 
 
 def test_a_run_on_two_processes_resumes_exactly(images, tmp_path):
