@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --timeout 20 --retries 1
 MODEL := --image_size 32 --num_channels 64 --num_res_blocks 2
 
-.PHONY: quickstart test soak lint clean
+.PHONY: quickstart results test soak lint clean
 
 quickstart: $(VENV)/.package
 	@if [ -d datasets/digits_train ] && [ ! -d datasets/cifar_train ]; then \
@@ -24,6 +24,7 @@ quickstart: $(VENV)/.package
 	@data=datasets/cifar_train; [ -d $$data ] || data=datasets/digits_train; \
 	$(PY) scripts/image_train.py --data_dir $$data $(MODEL) --batch_size 8 --microbatch 4 \
 	    --lr 5e-4 --ema_rate 0.95,0.9999 --max_steps $(STEPS) --save_interval 200 \
+	    --sample_interval 200 \
 	    --log_dir $(RUN) --resume_checkpoint auto
 	@$(PY) scripts/image_sample.py $(MODEL) --num_samples 16 --sampler dpmpp \
 	    --log_dir $(RUN)/samples \
@@ -33,6 +34,10 @@ quickstart: $(VENV)/.package
 	@echo "  $(RUN)/results.xlsx       loss, mse, grad_norm and their charts"
 	@echo "  $(RUN)/samples/*.png      16 samples (after so short a training: mostly colours)"
 	@echo "  $(RUN)/model*.pt ema*.pt  checkpoints; STEPS=20000 make quickstart goes on from them"
+
+results: $(VENV)/.package
+	$(PIP) install -q -c constraints.txt -e '.[plots]'
+	$(PY) results/reproduce.py
 
 soak: $(VENV)/.test
 	$(PY) tests/soak.py

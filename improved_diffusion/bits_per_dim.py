@@ -1,5 +1,6 @@
 """Bits/dim from all timesteps or from a sample of them, and the table of terms over t."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -155,7 +156,7 @@ class BpdTable:
         """What the whole comes to."""
         return {
             "bits/dim": self.mean,
-            "standard error": self.standard_error,
+            "standard error": self.standard_error if len(self.totals) > 1 else None,
             "of which prior": float(np.mean(self.priors)),
             "images": len(self.totals),
             "timesteps": int(np.count_nonzero(self.counts)),
@@ -163,18 +164,20 @@ class BpdTable:
 
 
 def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
-    """Write ``bits_per_dim.csv`` and ``bits_per_dim.xlsx``.
+    """Write ``bits_per_dim.csv``, ``bits_per_dim.json`` (the summary) and ``bits_per_dim.xlsx``.
 
-    :param about: what else the workbook's summary says.
+    :param about: what else the summary says.
     :return: path of the workbook.
     """
+    said = {**table.summary(), **about}
     stem = os.path.join(folder, "bits_per_dim")
     lines = [",".join(COLUMNS), *(",".join(map(str, row)) for row in table.rows())]
     atomic_write_text(f"{stem}.csv", "\n".join(lines) + "\n")
+    atomic_write_text(f"{stem}.json", json.dumps(said, indent=2) + "\n")
     book = new_book()
     summary = book["summary"]
     put_title(summary, 1, "Bits per dimension")
-    put_pairs(summary, 3, {**table.summary(), **about})
+    put_pairs(summary, 3, said)
     set_widths(summary, [24, 80])
     _fill_terms(book, table)
     save_book(book, f"{stem}.xlsx")

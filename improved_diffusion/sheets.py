@@ -3,6 +3,7 @@
 openpyxl is imported where it is used: a training run starts without it.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -171,17 +172,22 @@ class Line(NamedTuple):
     rows: int
 
 
-def draw_lines(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> "ScatterChart":
-    """A chart of lines without markers, with a logarithmic y axis where it reads better."""
+def draw_lines(
+    title: str, x_title: str, y_title: str, lines: Sequence[Line], *, legend: bool = False
+) -> "ScatterChart":
+    """A chart of lines without markers, with a logarithmic y axis where it reads better.
+
+    :param legend: name the line also where it is alone.
+    """
     from openpyxl.chart import ScatterChart
 
     chart = ScatterChart(scatterStyle="lineMarker")
     chart.varyColors = False
     chart.title = title
     chart.title.overlay = False
-    for line, colour in zip(lines, SERIES_COLOURS, strict=False):
+    for line, colour in zip(lines, itertools.cycle(SERIES_COLOURS), strict=False):
         chart.series.append(_series(line, colour))
-    if len(lines) == 1:
+    if len(lines) == 1 and not legend:
         chart.legend = None
     else:
         chart.legend.position = "b"

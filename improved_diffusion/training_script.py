@@ -179,7 +179,7 @@ def make_preview(
     return Preview(
         diffusion,
         (PREVIEW_IMAGES, args.in_channels, size, size),
-        batch_size=args.batch_size,
+        batch_size=args.microbatch if args.microbatch > 0 else args.batch_size,
         seed=args.seed,
         model_kwargs=model_kwargs,
     )

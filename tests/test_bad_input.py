@@ -23,7 +23,7 @@ TRAIN, SAMPLE, NLL = "image_train.py", "image_sample.py", "image_nll.py"
 SR_TRAIN, SR_SAMPLE, EXPORT = "super_res_train.py", "super_res_sample.py", "export_results.py"
 BENCHMARK, DENOISE = "benchmark.py", "image_denoise.py"
 PLOT = "plot_schedules.py"
-DIFFUSERS = "export_diffusers.py"
+DIFFUSERS, COMPARE = "export_diffusers.py", "compare_runs.py"
 POLYNOMIAL = {"noise_schedule": "polynomial"}
 CLASSES = {"class_cond": True}
 BARE = {"model_path": "{bare}"}
@@ -38,6 +38,7 @@ BAD_INPUT = [
     (TRAIN, {"class_cond": "maybe"}, "expected True or False, got 'maybe'"),
     (SAMPLE, {"num_sample": 3}, "unrecognized arguments: --num_sample"),
     (EXPORT, {"sheet": "x"}, "unrecognized arguments: --sheet"),
+    (COMPARE, {}, "arguments are required: RUN"),
     # numbers of the training
     (TRAIN, {"batch_size": 0}, "batch_size must be at least 1"),
     (TRAIN, {"batch_size": -1, "lr": -1}, "batch_size must be .*; lr must be"),
@@ -275,6 +276,7 @@ def base(tiny, tiny_sr):
         DENOISE: {"model_path": "{run}", "input": "{images}", "log_dir": "{out}"},
         EXPORT: {},
         BENCHMARK: tiny,
+        COMPARE: {"out": "{out}.xlsx"},
         DIFFUSERS: tiny | {"num_threads": 1, "model_path": "{run}", "out_dir": "{out}"},
         PLOT: {"out": "{out}.png"},
     }

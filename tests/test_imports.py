@@ -34,6 +34,7 @@ ORDER = [
     "sheets",
     "spreadsheet",
     "plots",
+    "comparison",
     "image_grid",
     "precision",
     "architecture",

@@ -1,0 +1,59 @@
+"""Put finished runs side by side: a workbook, a picture of their curves, one of their samples.
+
+Beside each run's log it takes what it finds in folders within the run's: the bits/dim that
+image_nll.py left there (--log_dir RUN/nll) and the samples of image_sample.py
+(--log_dir RUN/ddpm).
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+from improved_diffusion import cli, comparison
+from improved_diffusion.errors import InputError
+
+
+def main() -> None:
+    args = parse_flags()
+    runs = [comparison.read_run(folder) for folder in args.runs]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise InputError(f"runs must have different folder names, got {', '.join(names)}")
+    out = Path(args.out)
+    curves, samples = (out.with_name(f"{out.stem}{end}.png") for end in ("", "_samples"))
+    comparison.save_curves(runs, curves)
+    found = comparison.save_samples(runs, samples)
+    comparison.save_workbook(runs, out, samples if found else None)
+    print_tables(runs)
+    for path in (out, curves, *([samples] if found else [])):
+        print(path.absolute())
+
+
+def parse_flags() -> Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", default="compare_runs.xlsx", help="workbook to write; PNGs beside")
+    args = parser.parse_args()
+    out = Path(args.out)
+    if out.suffix != ".xlsx" or out.is_dir() or not out.absolute().parent.is_dir():
+        raise InputError(f"--out must be an .xlsx file in a folder that exists, got {args.out}")
+    return args
+
+
+def print_tables(runs: list[comparison.Run]) -> None:
+    """What the summary of the workbook says, in plain lines."""
+    for run in runs:
+        print(", ".join(f"{key} {_short(value)}" for key, value in comparison.facts(run).items()))
+    print(comparison.WARNING)
+    for run in runs:
+        for e in run.evaluations:
+            bits, error = e.summary["bits/dim"], e.summary["standard error"]
+            spread = f" ± {error:.4f}" if error else ""
+            print(f"{run.name}, {e.name}: {bits:.4f}{spread} bits/dim")
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,163 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch as th
+from openpyxl import load_workbook
+
+from improved_diffusion import comparison
+from improved_diffusion.bits_per_dim import BpdTable, estimate_bpd, save_table
+from improved_diffusion.errors import InputError
+from improved_diffusion.image_grid import save_grid
+from improved_diffusion.script_util import create_gaussian_diffusion
+
+ROWS = 120
+
+
+def make_run(folder, schedule="linear", scale=1.0, evaluated=("nll",), pictured=("ddpm",)):
+    """The folder of a run with a log, bits/dim and samples."""
+    folder.mkdir(parents=True)
+    names = ["step", "loss", "mse", "grad_norm", *comparison.QUARTERS, "wall_time"]
+    with open(folder / "progress.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for i in range(ROWS):
+            loss = scale / (i + 1)
+            quarters = [loss * (4 - q) if (i + q) % 3 else "" for q in range(4)]
+            writer.writerow([10 * i, loss, loss, 2 * loss, *quarters, 1.5 * (i + 1)])
+    flags = {"noise_schedule": schedule, "poly_power": 2.0, "precision": "bf16"}
+    (folder / "config.json").write_text(json.dumps({"flags": flags}))
+    diffusion = create_gaussian_diffusion(steps=40, noise_schedule=schedule)
+    for name in evaluated:
+        (folder / name).mkdir()
+        table = BpdTable(diffusion)
+        th.manual_seed(0)
+        x_start = th.rand(6, 3, 4, 4) * 2 - 1
+        table.add(estimate_bpd(diffusion, lambda x, t: scale * x, x_start, 20))
+        save_table(str(folder / name), table, {})
+    for name in pictured:
+        (folder / name).mkdir()
+        pixels = np.full((4, 8, 8, 3), int(100 * scale), dtype=np.uint8)
+        save_grid(folder / name / "samples_4x8x8x3.png", pixels)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    one = make_run(tmp_path / "one", pictured=("ddpm", "dpmpp"))
+    two = make_run(tmp_path / "two", schedule="polynomial", scale=0.5)
+    return [comparison.read_run(folder) for folder in (one, two)]
+
+
+def test_a_run_is_read_with_all_that_lies_in_it(runs):
+    one, two = runs
+    assert one.name == "one"
+    assert len(one.log) == ROWS
+    assert math.isnan(one.log["mse_q0"][0])
+    assert [e.name for e in one.evaluations] == ["nll"]
+    assert list(one.pictures) == ["ddpm", "dpmpp"]
+    assert one.evaluations[0].summary["images"] == 6
+    assert two.config["flags"]["noise_schedule"] == "polynomial"
+
+
+def test_facts(runs):
+    facts = comparison.facts(runs[1])
+    assert facts["schedule"] == "polynomial, power 2"
+    assert facts["updates"] == 10 * (ROWS - 1) + 1
+    assert facts["hours"] == pytest.approx(1.5 * ROWS / 3600)
+    tail = [0.5 / (i + 1) for i in range(ROWS - 12, ROWS)]
+    assert facts["loss, last tenth"] == pytest.approx(np.mean(tail))
+
+
+def test_curves_are_means_of_the_rows_before(runs):
+    curve = comparison.smoothed(runs[0].log)
+    assert curve["loss"][9] == pytest.approx((1 / 9 + 1 / 10) / 2)  # 120 // 50 rows
+    assert curve["step"].tolist() == runs[0].log["step"].tolist()
+
+
+def test_error_is_binned_by_log_snr():
+    terms = np.array([[0.1, 1.0, 9], [1.9, 3.0, 1], [-0.1, 5.0, 2]])
+    assert comparison.binned_error(terms) == {1.0: 2.0, -1.0: 5.0}
+
+
+def test_errors_of_all_runs_share_their_bins(runs):
+    table = comparison.error_table(runs)
+    assert list(table) == ["log-SNR", "one, nll", "two, nll"]
+    assert table["log-SNR"] == sorted(table["log-SNR"])
+    lengths = {len(column) for column in table.values()}
+    assert len(lengths) == 1
+    assert None in table["one, nll"] or None in table["two, nll"] or lengths.pop() > 3
+
+
+def test_the_workbook(runs, tmp_path):
+    comparison.save_samples(runs, tmp_path / "samples.png")
+    comparison.save_workbook(runs, tmp_path / "x.xlsx", tmp_path / "samples.png")
+    book = load_workbook(tmp_path / "x.xlsx")
+    sheets = ["summary", "charts", "1 one", "2 two", "error at equal log-SNR", "samples"]
+    assert book.sheetnames == sheets
+    charts = book["charts"]._charts
+    assert len(charts) == len(comparison.CURVES) + len(comparison.QUARTERS) + 1
+    assert all(len(chart.series) == 2 for chart in charts)
+    cells = [cell.value for row in book["summary"].iter_rows() for cell in row]
+    assert comparison.WARNING in cells
+    assert runs[0].evaluations[0].summary["bits/dim"] in cells
+    assert book["1 one"].max_row == ROWS + 1
+
+
+def test_pictures(runs, tmp_path):
+    pytest.importorskip("matplotlib", reason="drawing needs matplotlib")
+    comparison.save_curves(runs, tmp_path / "curves.png")
+    assert comparison.save_samples(runs, tmp_path / "samples.png")
+    for name in ("curves.png", "samples.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_without_evaluations_are_compared_too(tmp_path):
+    bare = [
+        comparison.read_run(make_run(tmp_path / name, evaluated=(), pictured=()))
+        for name in ("one", "two")
+    ]
+    assert comparison.error_table(bare) == {}
+    comparison.save_workbook(bare, tmp_path / "x.xlsx", None)
+    assert "samples" not in load_workbook(tmp_path / "x.xlsx").sheetnames
+    comparison.save_curves(bare, tmp_path / "curves.png")
+    assert not comparison.save_samples(bare, tmp_path / "samples.png")
+
+
+def spoil(folder, name, text):
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("progress.csv", "a,b\n1,2\n", "has no step and loss"),
+        ("config.json", "{", "is not valid JSON"),
+        ("nll/bits_per_dim.json", "[]", "is not what it should be"),
+        ("nll/bits_per_dim.json", "{}", "holds no evaluation"),
+        ("nll/bits_per_dim.csv", "t,mse\n1,x\n", "holds no evaluation"),
+    ],
+)
+def test_what_cannot_be_read_is_said(name, text, said, tmp_path):
+    folder = make_run(tmp_path / "one")
+    spoil(folder, name, text)
+    with pytest.raises(InputError, match=said):
+        comparison.read_run(folder)
+
+
+def test_the_script(tmp_path, scripts):
+    for name, scale in (("a", 1.0), ("b", 0.5)):
+        make_run(tmp_path / name, scale=scale)
+    folders = (tmp_path / "a", tmp_path / "b")
+    out, _ = scripts.run("compare_runs.py", *folders, out=tmp_path / "c.xlsx")
+    assert "a, nll: " in out
+    assert comparison.WARNING in out
+    assert (tmp_path / "c.png").exists()
+    assert (tmp_path / "c_samples.png").exists()
+    _, err = scripts.run("compare_runs.py", tmp_path / "a", tmp_path, status=2)
+    assert "is no run: it has no progress.csv" in err
+    _, err = scripts.run("compare_runs.py", tmp_path / "a", tmp_path / "a", status=2)
+    assert "different folder names" in err
+    assert len(err.splitlines()) == 1
