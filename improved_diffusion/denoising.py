@@ -8,20 +8,16 @@ Pictures are [N, C, H, W] in [-1, 1] here, and sigma is on that scale: 2 / 255 f
 bits.
 """
 
-import io
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 import torch as th
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError
-from .files import read_file
 from .gaussian_diffusion import GaussianDiffusion, Model, RandnLike
-from .image_datasets import FORMATS, MODES
+from .image_files import MODES, open_image
 
 METHODS = ("mean", "sample")
 ROUNDING = 2 / 255 / math.sqrt(12)  # the deviation that rounding to 8 bits alone brings
@@ -138,26 +134,14 @@ def read_picture(path: str, channels: int, smallest: int, largest: int) -> np.nd
     :raises InputError: naming the file, if it is missing, broken, no picture of a known format, or
         of another size.
     """
-    data = read_file(path)
-    try:
-        with warnings.catch_warnings():  # Pillow's, of pictures that are too large here anyway
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if smallest <= min(image.size) and max(image.size) <= largest:
-                    pixels = np.array(image.convert(MODES[channels]))
-                    return pixels.reshape(height, width, channels)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError(f"cannot read image {path}: not one of {', '.join(FORMATS)}") from None
-    except Exception as error:  # a decoder raises whatever it stumbles over in a broken file
-        reason = str(error) or type(error).__name__
-        raise InputError(f"cannot read image {path}: {' '.join(reason.split())}") from error
-    raise InputError(
-        f"{path} has {width} x {height} pixels; this model can take sides of {smallest} to "
-        f"{largest}, so cut or scale it"
-    )
+    with open_image(path) as image:
+        width, height = image.size
+        if min(image.size) < smallest or max(image.size) > largest:
+            raise InputError(
+                f"{path} has {width} x {height} pixels; this model can take sides of {smallest} "
+                f"to {largest}, so cut or scale it"
+            )
+        return np.array(image.convert(MODES[channels])).reshape(height, width, channels)
 
 
 def to_tensor(picture: np.ndarray) -> th.Tensor:

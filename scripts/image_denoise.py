@@ -13,7 +13,7 @@ import torch as th
 
 from improved_diffusion import cli, denoising, dist_util, logger, runs
 from improved_diffusion.errors import InputError
-from improved_diffusion.image_datasets import list_images
+from improved_diffusion.image_files import list_images
 from improved_diffusion.image_grid import make_grid, save_png
 from improved_diffusion.image_noise import ImageNoise
 from improved_diffusion.sampling_script import (

@@ -48,6 +48,7 @@ ORDER = [
     "previews",
     "unet",
     "diffusers_export",
+    "image_files",
     "image_datasets",
     "denoising",
     "train_util",
