@@ -13,6 +13,7 @@ from . import dist_util
 from .errors import InputError
 from .files import atomic_write_text
 from .gaussian_diffusion import GaussianDiffusion
+from .image_noise import ImageNoise
 from .sheets import (
     Line,
     add_chart,
@@ -53,14 +54,14 @@ def strata_bounds(num_timesteps: int, count: int) -> np.ndarray:
     return np.maximum.accumulate(np.clip(bounds, k, num_timesteps - count + k))
 
 
-def draw_timesteps(bounds: np.ndarray, images: int) -> tuple[th.Tensor, th.Tensor]:
-    """One uniform timestep of each range for each image, from torch's global generator.
+def draw_timesteps(bounds: np.ndarray, noise: ImageNoise) -> tuple[th.Tensor, th.Tensor]:
+    """One uniform timestep of each range for each image of ``noise``.
 
-    :return: timesteps int64 [images, ranges], and the ranges' lengths float32 [ranges].
+    :return: timesteps int64 [N, ranges], and the ranges' lengths float32 [ranges].
     """
     first = th.from_numpy(bounds[:-1])
     lengths = th.from_numpy(np.diff(bounds))
-    uniform = th.rand(images, len(lengths), dtype=th.float64)
+    uniform = noise.rand(len(lengths))
     return first + (uniform * lengths).long().clamp(max=lengths - 1), lengths.float()
 
 
@@ -70,6 +71,7 @@ def estimate_bpd(
     x_start: th.Tensor,
     num_timesteps: int,
     *,
+    noise: ImageNoise,
     clip_denoised: bool = True,
     model_kwargs: dict[str, Any] | None = None,
     on_step: Callable[[], object] = lambda: None,
@@ -81,18 +83,18 @@ def estimate_bpd(
 
     :param x_start: [N, C, ...] in [-1, 1].
     :param num_timesteps: ranges; with as many as the diffusion has timesteps it is the bound.
+    :param noise: of the N images.
     :param on_step: called after each evaluation of the model.
     :return: ``total_bpd`` and ``prior_bpd`` [N]; ``t`` int64, ``vb``, ``mse`` and ``xstart_mse``
         [N, num_timesteps].
     :raises InputError: if there are not as many timesteps.
     """
     bounds = strata_bounds(diffusion.num_timesteps, num_timesteps)
-    t, lengths = (v.to(x_start.device) for v in draw_timesteps(bounds, len(x_start)))
+    t, lengths = (v.to(x_start.device) for v in draw_timesteps(bounds, noise))
+    settings = (clip_denoised, model_kwargs, noise.randn_like)
     columns = []
-    for column in reversed(range(num_timesteps)):
-        columns.insert(
-            0, diffusion.bpd_terms(model, x_start, t[:, column], clip_denoised, model_kwargs)
-        )
+    for column in t.T:
+        columns.append(diffusion.bpd_terms(model, x_start, column, *settings))
         on_step()
     terms = {key: th.stack([c[key] for c in columns], dim=1) for key in TERMS}
     prior = diffusion.prior_bpd(x_start)
@@ -109,10 +111,15 @@ class BpdTable:
         self.sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
         self.totals: list[float] = []
         self.priors: list[float] = []
+        self.of_each = 0
 
-    def add(self, metrics: Mapping[str, th.Tensor]) -> None:
-        """Take in what :func:`estimate_bpd` returned, on this rank and all others."""
-        gathered = {key: dist_util.all_gather_cat(value).cpu() for key, value in metrics.items()}
+    def add(self, metrics: Mapping[str, th.Tensor], at_most: int | None = None) -> None:
+        """Take in what :func:`estimate_bpd` returned, on this rank and all others.
+
+        :param at_most: leave out what is more than so many images; the ranks' images take turns.
+        """
+        gathered = {key: _in_turn(value)[:at_most] for key, value in metrics.items()}
+        self.of_each = metrics["t"].shape[1]
         self.totals += gathered["total_bpd"].tolist()
         self.priors += gathered["prior_bpd"].tolist()
         t = gathered["t"].numpy().ravel()
@@ -159,8 +166,14 @@ class BpdTable:
             "standard error": self.standard_error if len(self.totals) > 1 else None,
             "of which prior": float(np.mean(self.priors)),
             "images": len(self.totals),
-            "timesteps": int(np.count_nonzero(self.counts)),
+            "timesteps of each": self.of_each,
         }
+
+
+def _in_turn(values: th.Tensor) -> th.Tensor:
+    """The ranks' [N, ...] as [N x ranks, ...] on the CPU: the first of each, then the second."""
+    ranks = dist_util.all_gather_cat(values[None])  # [ranks, N, ...]
+    return ranks.transpose(0, 1).flatten(0, 1).cpu()
 
 
 def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
@@ -169,7 +182,7 @@ def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
     :param about: what else the summary says.
     :return: path of the workbook.
     """
-    said = {**table.summary(), **about}
+    said = {key: _finite_or_none(value) for key, value in {**table.summary(), **about}.items()}
     stem = os.path.join(folder, "bits_per_dim")
     lines = [",".join(COLUMNS), *(",".join(map(str, row)) for row in table.rows())]
     atomic_write_text(f"{stem}.csv", "\n".join(lines) + "\n")
@@ -184,6 +197,10 @@ def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
     return f"{stem}.xlsx"
 
 
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _fill_terms(book: Any, table: BpdTable) -> None:
     charts, sheet = book.create_sheet("charts"), book.create_sheet("metrics")
     columns = list(zip(*table.rows(), strict=True))
@@ -193,5 +210,7 @@ def _fill_terms(book: Any, table: BpdTable) -> None:
     x, xs = COLUMNS.index("log_snr") + 1, columns[COLUMNS.index("log_snr")]
     for number, (title, unit, name) in enumerate(CHARTS):
         y = COLUMNS.index(name)
-        line = Line(name, sheet, x, y + 1, xs, columns[y], len(xs))
-        add_chart(charts, draw_lines(title, "log SNR of the timestep", unit, [line]), number)
+        finite = [value for value in columns[y] if math.isfinite(value)]
+        if finite:
+            line = Line(name, sheet, x, y + 1, xs, finite, len(xs))
+            add_chart(charts, draw_lines(title, "log SNR of the timestep", unit, [line]), number)

@@ -7,6 +7,7 @@ nothing; bits/dim, the error at equal log-SNR and samples do.
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 
 from . import plots
 from .errors import InputError
+from .image_files import open_image
 from .log_formats import read_csv
 from .sheets import (
     Line,
@@ -80,9 +82,8 @@ def read_run(folder: str | os.PathLike) -> Run:
     if not {"step", "loss"} <= set(log) or not len(log):
         raise InputError(f"{csv} is no log of a training: it has no step and loss")
     found = sorted(folder.glob("*/bits_per_dim.json"))
-    pictures = {
-        path.parent.name: path for path in sorted(folder.glob("*/samples_*.png")) if path.is_file()
-    }
+    grids = sorted(folder.glob("*/samples_*.png"), key=lambda path: path.stat().st_mtime)
+    pictures = {path.parent.name: path for path in grids}  # the newest of each folder
     config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     name = folder.resolve().name
     return Run(name, config, log, [_read_evaluation(path) for path in found], pictures)
@@ -148,7 +149,7 @@ def facts(run: Run) -> dict[str, Any]:
         "precision": flags.get("precision", ""),
         "updates": updates,
         "hours": seconds / 3600,
-        "updates/s": updates / seconds,
+        "updates/s": updates / seconds if seconds else math.nan,
         **means,
     }
 
@@ -166,7 +167,7 @@ def save_workbook(runs: Sequence[Run], path: str | os.PathLike, samples: Path | 
     charts = book.create_sheet("charts")
     curves = {run.name: smoothed(run.log) for run in runs}
     sheets = {
-        run.name: book.create_sheet(f"{number} {run.name}"[:SHEET_NAME])
+        run.name: book.create_sheet(_sheet_name(f"{number} {run.name}"))
         for number, run in enumerate(runs, start=1)
     }
     for name, sheet in sheets.items():
@@ -177,6 +178,10 @@ def save_workbook(runs: Sequence[Run], path: str | os.PathLike, samples: Path | 
     if samples is not None:
         put_picture(book.create_sheet("samples"), "Samples of the same noise", samples)
     save_book(book, path)
+
+
+def _sheet_name(name: str) -> str:
+    return re.sub(r"[\[\]:*?/\\]", "-", name)[:SHEET_NAME]
 
 
 def _cells(column: "pd.Series") -> list[float | None]:
@@ -197,9 +202,9 @@ def _fill_summary(sheet: Any, runs: Sequence[Run]) -> None:
 
 
 def bits_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Columns of the bits/dim of all evaluations, two standard errors apart or not."""
+    """Columns of the bits/dim of all evaluations."""
     rows = [(run.name, e.name, e.summary) for run in runs for e in run.evaluations]
-    keys = ("bits/dim", "standard error", "images", "timesteps")
+    keys = ("bits/dim", "standard error", "images", "timesteps of each")
     return {
         "run": [name for name, _, _ in rows],
         "evaluation": [name for _, name, _ in rows],
@@ -213,7 +218,7 @@ def _add_curves(charts: Any, curves: Mapping[str, "pd.DataFrame"], sheets: Mappi
         lines = [
             _line(run, sheets[run], list(curve), "step", name, curve)
             for run, curve in curves.items()
-            if name in curve
+            if name in curve and np.isfinite(curve[name]).any()
         ]
         if lines:
             title = f"{name}, smoothed"
@@ -239,8 +244,10 @@ def _add_errors(book: Any, charts: Any, runs: Sequence[Run], drawn: int) -> None
     xs = errors["log-SNR"]
     lines = []
     for column, name in enumerate(names[1:], start=2):
-        ys = [value for value in errors[name] if value is not None]
-        lines.append(Line(name, sheet, 1, column, xs, ys, len(xs)))
+        ys = [value for value in errors[name] if value is not None and math.isfinite(value)]
+        lines += [Line(name, sheet, 1, column, xs, ys, len(xs))] if ys else []
+    if not lines:
+        return
     chart = draw_lines("Error of the predicted noise", "log-SNR", "mse", lines, legend=True)
     add_chart(charts, chart, drawn)
 
@@ -323,15 +330,13 @@ def save_samples(runs: Sequence[Run], path: str | os.PathLike) -> bool:
     names = sorted({name for run in runs for name in run.pictures})
     if not names:
         return False
-    from PIL import Image
-
     figure, axes = plots.new_figure(len(runs), len(names), 4 * len(runs), 4.25 * len(names))
     for place, panel in enumerate(axes):
         run, name = runs[place % len(runs)], names[place // len(runs)]
         panel.axis("off")
         plots.label_axes(panel, f"{run.name}: {name}", "", "")
         if name in run.pictures:
-            with Image.open(run.pictures[name]) as picture:
+            with open_image(str(run.pictures[name])) as picture:
                 panel.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
     plots.save_figure(figure, path)
     return True

@@ -283,7 +283,7 @@ def import_diffusers() -> Any:
         from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: F401  lazy there
     except (ImportError, RuntimeError) as error:  # the latter around what fails within it
         raise InputError(
-            f"diffusers cannot be imported ({error}); pip install improved-diffusion[diffusers]"
+            f"diffusers cannot be imported ({error}); pip install -e '.[diffusers]'"
         ) from None
     return diffusers
 

@@ -76,7 +76,7 @@ def read_file(path: str | os.PathLike) -> bytes:
 
         with bf.BlobFile(os.fspath(path), "rb") as file:
             return file.read()
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         reason = error.strerror or "no such file"
         raise InputError(f"cannot read {path} ({reason}); check the path") from None
 

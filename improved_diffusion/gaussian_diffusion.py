@@ -531,9 +531,10 @@ class GaussianDiffusion:
         t: th.Tensor,
         clip_denoised: bool,
         model_kwargs: dict[str, Any] | None,
+        randn_like: RandnLike = th.randn_like,
     ) -> dict[str, th.Tensor]:
         """One timestep of :meth:`calc_bpd_loop` for each image, with fresh noise, each [N]."""
-        noise = th.randn_like(x_start)
+        noise = randn_like(x_start)
         x_t = self.q_sample(x_start, t, noise=noise)
         out = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised, model_kwargs)
         eps = self._predict_eps_from_xstart(x_t, t, out["pred_xstart"])

@@ -237,12 +237,25 @@ class BatchStream:
         if not is_local(self.folder):
             return {}
         indices = np.unique(np.linspace(0, len(self.names) - 1, count).astype(int))
-        pixels = np.stack([self.dataset.read(int(i))[0] for i in indices]).astype(np.float64)
+        found = [image for i in indices if (image := self._peek(int(i))) is not None]
+        if not found:
+            return {}
+        pixels = np.stack(found).astype(np.float64)
         axes = (0, 1, 2)
         return {
             "pixel_mean": pixels.mean(axes).round(2).tolist(),
             "pixel_std": pixels.std(axes).round(2).tolist(),
         }
+
+    def _peek(self, index: int) -> np.ndarray | None:
+        """An image's pixels; None for a bad one to skip, which training will name in its turn."""
+        data = self.dataset
+        try:
+            return read_image(data.local_images[index], data.resolution, data.in_channels)
+        except InputError:
+            if data.on_bad_image == "error":
+                raise
+            return None
 
     def state_dict(self) -> dict[str, int | str]:
         """What it takes to go on after the last batch that was yielded; equal for all shards."""

@@ -25,6 +25,10 @@ class ImageNoise:
         rows = [th.randn(x.shape[1:], generator=g) for g in self._generators]
         return th.stack(rows).to(x.device, x.dtype)
 
+    def rand(self, count: int) -> th.Tensor:
+        """Uniform numbers in [0, 1), float64 [N, count]."""
+        return th.stack([th.rand(count, generator=g, dtype=th.float64) for g in self._generators])
+
     def randint(self, high: int) -> th.Tensor:
         """Whole numbers below ``high``, int64 [N]."""
         rows = [th.randint(high, (), generator=g) for g in self._generators]

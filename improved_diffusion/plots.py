@@ -56,7 +56,7 @@ def _style_axes(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set(linewidth=0.7, color=QUIET)
-    axes.tick_params("both", "both", labelsize=TICK_SIZE, labelcolor=INK, color=QUIET, width=0.7)
+    axes.tick_params(which="both", labelsize=TICK_SIZE, labelcolor=INK, color=QUIET, width=0.7)
     axes.tick_params(length=3)
     axes.tick_params(which="minor", length=0)
     axes.grid(color=GRID, linewidth=0.7)

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch as th
@@ -100,12 +101,11 @@ class Preview:
 
 
 def newest_picture(folder: str) -> str | None:
-    """Path of the picture of the most updates in a run's folder; the model's own before an EMA's.
+    """Path of the newest grid of samples in ``samples/`` of a run's folder, if there is one.
 
-    Where both are there the EMA is still young, and shows less.
+    While an EMA is young, the model's own picture is drawn after it, and shows more.
     """
-    samples = os.path.join(folder, FOLDER)
-    names: Sequence[str] = os.listdir(samples) if os.path.isdir(samples) else ()
-    numbered = ((re.match(r"(\d+)(_model)?\.png$", name), name) for name in names)
-    pictures = [(int(match[1]), name) for match, name in numbered if match]
-    return os.path.join(samples, max(pictures)[1]) if pictures else None
+    samples = Path(folder, FOLDER)
+    grids = [p for p in samples.glob("*.png") if re.match(r"\d+(_model)?\.|samples_", p.name)]
+    newest = max(grids, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+    return None if newest is None else str(newest)

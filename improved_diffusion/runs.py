@@ -159,18 +159,31 @@ def _formats(table: bool) -> list[str] | None:
 
 
 def write_config(folder: str, script: str, flags: Mapping[str, Any], **about: Any) -> None:
-    """Write ``config.json``: flags, versions, processor and whatever else is known of the run."""
+    """Write ``config.json``: flags, versions, processor and whatever else is known of the run.
+
+    A run that goes on keeps the time of its start, and says when it was resumed.
+    """
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    started = _started(os.path.join(folder, CONFIG_NAME))
     config = {
         "script": script,
         "flags": dict(flags),
         **about,
         "versions": versions(),
         "processor": str(cpu.configured or cpu.processor_name()),
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        **({"started": started, "resumed": now} if started else {"started": now}),
     }
     if dist_util.rank() == 0:
         text = json.dumps(config, indent=2, default=str) + "\n"
         atomic_write_text(os.path.join(folder, CONFIG_NAME), text)
+
+
+def _started(path: str) -> str | None:
+    """When the run of an earlier ``config.json`` started, if there is one that says so."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))["started"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def versions() -> dict[str, str]:
@@ -240,6 +253,7 @@ def command_to_continue(folder: str) -> str:
         elif not word.startswith(tuple(f"{flag}=" for flag in dropped)):
             kept.append(word)
     ranks = dist_util.world_size()
-    launcher = ["python"] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks)]
+    several = ["torchrun", "--standalone", "--nproc_per_node", str(ranks)]
+    launcher = ["python"] if ranks == 1 else several
     command = [*launcher, sys.argv[0], *kept, "--log_dir", folder, "--resume_checkpoint", "auto"]
     return shlex.join(command)

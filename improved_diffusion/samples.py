@@ -1,5 +1,6 @@
 """Making samples batch by batch, on all ranks together, and writing what was made."""
 
+import itertools
 import math
 import os
 import time
@@ -168,8 +169,6 @@ def save_samples(
     :param single: also write each picture, to ``images/``.
     :param process: also write how the first ones came about, to ``process.png``.
     """
-    if dist_util.rank() > 0:
-        return
     images, classes = made.arrays()
     stem = os.path.join(folder, f"samples_{'x'.join(map(str, images.shape))}")
     with atomic_write(f"{stem}.npz") as file:
@@ -208,10 +207,10 @@ def process_picture(process: Sequence[th.Tensor]) -> np.ndarray:
 # -- do they look like the data? -----------------------------------------------------------------
 
 
-def compare_colours(images: np.ndarray, data: Mapping[str, Any]) -> None:
+def compare_colours(images: Sequence[np.ndarray], data: Mapping[str, Any]) -> None:
     """Log each channel's mean and standard deviation beside the training data's, if known.
 
-    :param images: uint8 [N, H, W, C].
+    :param images: batches of uint8 [N, H, W, C].
     :param data: what ``config.json`` says of the data, with ``pixel_mean`` and ``pixel_std``.
     """
     mean, std = pixel_statistics(images)
@@ -221,17 +220,23 @@ def compare_colours(images: np.ndarray, data: Mapping[str, Any]) -> None:
         return
     data_mean, data_std = data["pixel_mean"], data["pixel_std"]
     logger.log(f"{line}; of the training data: {_rounded(data_mean)}, {_rounded(data_std)}")
-    if len(images) >= FEW_IMAGES and _far(mean, std, data_mean, data_std):
+    if sum(map(len, images)) >= FEW_IMAGES and _far(mean, std, data_mean, data_std):
         logger.warn(
             "The samples' colours are far from the training data's: the model may be young, or "
             "not sampled as it was trained"
         )
 
 
-def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of uint8 [N, H, W, C], in 0..255."""
-    pixels = images.reshape(-1, images.shape[-1]).astype(np.float64)
-    return pixels.mean(axis=0).tolist(), pixels.std(axis=0).tolist()
+def pixel_statistics(images: Sequence[np.ndarray]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of batches of uint8 [N, H, W, C], in 0..255."""
+    levels = np.arange(256)
+    counts = np.zeros((images[0].shape[-1], 256))  # a histogram: many images need no more memory
+    for image in itertools.chain.from_iterable(images):
+        for channel, count in enumerate(counts):
+            count += np.bincount(image[..., channel].ravel(), minlength=256)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ levels
+    return mean.tolist(), np.sqrt(shares @ levels**2 - mean**2).tolist()
 
 
 def _far(

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch as th
@@ -85,13 +85,27 @@ def class_numbers(args: argparse.Namespace, text: str) -> list[int]:
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     names = args.trained_on.get("classes") or []
-    numbers = {str(number): number for number in range(args.num_classes)}
+    count = len(names) or args.num_classes  # a model may have room for classes it never saw
+    numbers = {str(number): number for number in range(count)}
     numbers |= {name: number for number, name in enumerate(names)}
     unknown = [word for word in words if word not in numbers]
     if unknown:
-        known = ", ".join(names) or f"0 to {args.num_classes - 1}"
+        known = known_classes(args)
         raise InputError(f"the model knows no class {unknown[0]!r}; it knows {known}")
     return [numbers[word] for word in words]
+
+
+def known_classes(args: argparse.Namespace) -> str:
+    """The classes that a model was trained on, for a message."""
+    names = args.trained_on.get("classes")
+    return listed(names) if names else f"0 to {args.num_classes - 1}"
+
+
+def listed(names: Sequence[str] | None, most: int = 12) -> str:
+    """Names for one line of a message: not more than so many of them."""
+    names = names or ["none"]
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def choose_sampler(args: argparse.Namespace) -> None:
@@ -181,7 +195,7 @@ def sample(
         with evaluating(model, args.precision, args.compile) as call:
             make_samples(made, order, call, diffusion, condition)
     finally:
-        if len(made):
+        if len(made) and dist_util.rank() == 0:
             names = args.trained_on.get("classes")
             save_samples(folder, made, names=names, single=args.save_png, process=args.show_process)
-            compare_colours(made.arrays()[0], args.trained_on)
+            compare_colours(made.images, args.trained_on)

@@ -451,7 +451,10 @@ def _flag_type(name: str, default: Any) -> Callable[[str], Any]:
 
 def count_or_auto(text: str) -> int | str:
     """A whole number, or the word ``auto``."""
-    return AUTO if text == AUTO else int(text)
+    try:
+        return AUTO if text == AUTO else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or {AUTO}, got {text!r}") from None
 
 
 def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def train(
     summary = images.summary() | images.pixel_statistics()
     preview = make_preview(args, images, diffusion, preview_kwargs or {})
     _check_resumable(args)
+    given = dict(vars(args))
     with runs.open_run(script, args.log_dir, table=True) as folder:
         args.resume_checkpoint = _checkpoint_to_resume(args.resume_checkpoint)
         _check_flags_of_checkpoint(args)
@@ -156,7 +157,7 @@ def train(
             sample_interval=args.sample_interval,
             flags=vars(args),
         )
-        runs.write_config(folder, script, vars(args), data=summary)
+        runs.write_config(folder, script, given, data=summary)
         try:
             loop.run_loop()
         except SystemExit:
@@ -173,7 +174,7 @@ def make_preview(
 ) -> Preview:
     """What draws the samples of ``--sample_interval``: all classes in turn, if there are any."""
     size = images.dataset.resolution
-    if args.class_cond:
+    if args.class_cond and "y" not in model_kwargs:
         classes = len(images.summary()["classes"] or range(args.num_classes))
         model_kwargs = {**model_kwargs, "y": th.arange(PREVIEW_IMAGES) % classes}
     return Preview(
@@ -191,8 +192,6 @@ def _check_classes(args: argparse.Namespace, classes: list[str] | None) -> None:
             f"{args.data_dir} has {len(classes)} classes, the model {args.num_classes}; "
             f"give --num_classes {len(classes)} or more"
         )
-    if args.class_cond and classes and len(classes) < args.num_classes:
-        print(f"Only {len(classes)} of the model's --num_classes {args.num_classes} are trained")
 
 
 def _check_resumable(args: argparse.Namespace) -> None:
@@ -236,6 +235,8 @@ def _say_what_is_ahead(
 ) -> None:
     classes = summary["classes"]
     named = f", {len(classes)} classes" if classes else ""
+    if args.class_cond and classes and len(classes) < args.num_classes:
+        named += f" (of the {args.num_classes} that the model has room for)"
     logger.log(f"Images: {summary['images']} in {os.path.abspath(args.data_dir)}{named}")
     limits = [limit for limit in (args.max_steps, args.lr_anneal_steps) if limit]
     if limits:

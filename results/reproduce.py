@@ -1,7 +1,7 @@
 """Train, evaluate and compare the runs of results/README.md; what is done is skipped.
 
 Runs are made in runs/results/ and may be interrupted at any time. What is small of them goes to
-results/: log, configuration, bits/dim, pictures, workbooks. A run whose evaluations are there
+results/: log, configuration, bits/dim, pictures, workbooks. A run whose folder is there
 counts as done.
 """
 
@@ -110,7 +110,7 @@ def chosen_jobs() -> list[Job]:
 
 
 def is_done(job: Job) -> bool:
-    return all((RESULTS / job.name / name).is_dir() for name in job.evaluations)
+    return (RESULTS / job.name).is_dir()
 
 
 def train(job: Job) -> None:
@@ -143,17 +143,22 @@ def evaluate(job: Job, name: str) -> None:
 
 
 def publish(job: Job) -> None:
-    """Copy what is small of a run to results/."""
+    """Copy what is small of a run to results/, in whose place it appears at once."""
     run, out = RUNS / job.name, RESULTS / job.name
-    out.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    if job.workbook:
+        picture = next((run / f"ddpm_ema_{job.ema_rates[-1]}").glob("samples_*.png"))
+        export_workbook(run / "progress.csv", RESULTS / job.workbook, picture=picture)
+    making = out.with_name(f".{job.name}")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
     for name in ("progress.csv", "config.json"):
-        shutil.copy(run / name, out / name)
+        shutil.copy(run / name, making / name)
     for name in job.evaluations:
         small = shutil.ignore_patterns("*.npz", "log.txt", ".lock")
-        shutil.copytree(run / name, out / name, ignore=small, dirs_exist_ok=True)
-    if job.workbook:
-        picture = next((out / f"ddpm_ema_{job.ema_rates[-1]}").glob("samples_*.png"))
-        export_workbook(run / "progress.csv", RESULTS / job.workbook, picture=picture)
+        shutil.copytree(run / name, making / name, ignore=small)
+    shutil.rmtree(out, ignore_errors=True)
+    making.rename(out)
 
 
 def compare(jobs: list[Job], name: str) -> None:
@@ -167,7 +172,16 @@ def run_script(script: str, flags: dict[str, object], *words: object) -> None:
     given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, str(Path("scripts", script)), *map(str, words), *given]
     print("$", *command[1:], flush=True)
-    status = subprocess.run(command, check=False).returncode
+    process = subprocess.Popen(command)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # the terminal sent it to the script too, which saves now
+        process.wait()
+        raise
+    except SystemExit:
+        process.terminate()
+        process.wait()
+        raise
     if status:
         raise SystemExit(status)
 

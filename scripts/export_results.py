@@ -4,6 +4,7 @@ from pathlib import Path
 
 from improved_diffusion import cli
 from improved_diffusion.errors import InputError
+from improved_diffusion.previews import newest_picture
 from improved_diffusion.spreadsheet import export_workbook
 
 
@@ -17,8 +18,7 @@ def main() -> None:
         raise InputError(f"the folder of --out {out} does not exist; make it first")
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give a file name that ends in .xlsx")
-    pictures = sorted(csv_path.parent.glob("samples/*.png"), key=lambda p: p.stat().st_mtime)
-    export_workbook(csv_path, out, picture=pictures[-1] if pictures else None)
+    export_workbook(csv_path, out, picture=newest_picture(str(csv_path.parent)))
     print(out.absolute())
 
 

@@ -20,6 +20,7 @@ from improved_diffusion.sampling_script import (
     class_numbers,
     describe,
     evaluating,
+    known_classes,
     load_trained,
     parse_flags_for_model,
 )
@@ -152,7 +153,7 @@ def choose_label(args: Namespace) -> dict[str, th.Tensor]:
         return {}
     chosen = class_numbers(args, args.label)
     if len(chosen) != 1:
-        known = ", ".join(args.trained_on.get("classes") or []) or f"0 to {args.num_classes - 1}"
+        known = known_classes(args)
         raise InputError(f"the model needs one --label, got {args.label!r}; choose from {known}")
     return {"y": th.tensor(chosen, device=dist_util.dev())}
 

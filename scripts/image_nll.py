@@ -11,10 +11,12 @@ from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.errors import InputError
 from improved_diffusion.files import atomic_write
 from improved_diffusion.image_datasets import BatchStream, load_data
+from improved_diffusion.image_noise import ImageNoise
 from improved_diffusion.progress import progress_bar
 from improved_diffusion.sampling_script import (
     describe,
     evaluating,
+    listed,
     load_trained,
     parse_flags_for_model,
 )
@@ -62,13 +64,16 @@ def main() -> None:
 
 
 def open_test_images(args: Namespace, data_dir: str) -> BatchStream:
-    """The images in the order of their names, each once; asks for no more than there are."""
+    """The images in an order that ``--seed`` decides, each once; asks for no more than there are.
+
+    In the order of their names the first ones would all be of one class.
+    """
     images = load_data(
         data_dir=data_dir,
         batch_size=args.batch_size,
         image_size=args.image_size,
         class_cond=args.class_cond,
-        deterministic=True,
+        seed=args.seed,
         in_channels=args.in_channels,
         drop_last=False,
         shard=dist_util.rank(),
@@ -78,8 +83,8 @@ def open_test_images(args: Namespace, data_dir: str) -> BatchStream:
     trained_on = args.trained_on.get("classes")
     if args.class_cond and trained_on not in (None, data["classes"]):
         raise InputError(
-            f"{data_dir} has the classes {data['classes']}, the model was trained on "
-            f"{trained_on}; evaluate it on the same ones"
+            f"{data_dir} has the classes {listed(data['classes'])}; the model was trained on "
+            f"{listed(trained_on)}: evaluate it on the same ones"
         )
     args.num_samples = min(
         args.num_samples, data["images"] // images.num_shards * images.num_shards
@@ -90,22 +95,25 @@ def open_test_images(args: Namespace, data_dir: str) -> BatchStream:
 def evaluate(args: Namespace, model, diffusion, images: BatchStream, table: BpdTable) -> None:
     """Fill the table, and log the mean as it goes."""
     timesteps = args.num_timesteps or diffusion.num_timesteps
-    ranks = dist_util.world_size()
+    rank, ranks = dist_util.rank(), dist_util.world_size()
     batches = -(-args.num_samples // (args.batch_size * ranks))
     with progress_bar(batches * timesteps, "step") as bar:
         while len(table.totals) < args.num_samples:
             batch, cond = next(images)
-            share = slice(-(-(args.num_samples - len(table.totals)) // ranks))
+            done = len(table.totals)
+            share = slice(-(-(args.num_samples - done) // ranks))
+            numbers = range(done + rank, done + len(batch[share]) * ranks, ranks)
             metrics = estimate_bpd(
                 diffusion,
                 model,
                 batch[share].to(dist_util.dev()),
                 timesteps,
+                noise=ImageNoise(args.seed, numbers),
                 clip_denoised=args.clip_denoised,
                 model_kwargs={k: v[share].to(dist_util.dev()) for k, v in cond.items()},
                 on_step=bar.update,
             )
-            table.add(metrics)
+            table.add(metrics, at_most=args.num_samples - done)
             error = f" ± {table.standard_error:.5f}" if len(table.totals) > 1 else ""
             logger.log(f"done {len(table.totals)} samples: bpd={table.mean:.5f}{error}")
 
@@ -114,7 +122,7 @@ def save(folder: str, args: Namespace, table: BpdTable) -> None:
     """Write the table, and if all timesteps are in it the reference's ``<name>_terms.npz`` too."""
     if dist_util.rank() > 0:
         return
-    about = {"model": args.model_path, "data": args.data_dir, "precision": args.precision}
+    about = args_to_dict(args, ("model_path", "data_dir", "precision", "seed", "clip_denoised"))
     logger.log(f"Saved the terms to {save_table(folder, table, about)}")
     for name in TERMS if table.counts.all() else ():
         with atomic_write(os.path.join(folder, f"{name}_terms.npz")) as file:

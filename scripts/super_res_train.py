@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch as th
 import torch.nn.functional as F
 
@@ -55,14 +56,17 @@ def main() -> None:
     images = open_images(args, args.large_size)
     model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, defaults))
     data = WithLowRes(images, args.small_size)
-    kwargs = {"low_res": data.shrink(first_images(images, PREVIEW_IMAGES))}
-    train("super_res_train", args, model, diffusion, images, data, kwargs)
+    train("super_res_train", args, model, diffusion, images, data, preview_kwargs(data))
 
 
-def first_images(images: BatchStream, count: int) -> th.Tensor:
-    """The first images of the folder, [count, C, H, W]; over again where there are fewer."""
-    dataset = images.dataset
-    return th.stack([th.from_numpy(dataset[i % len(dataset)][0]) for i in range(count)])
+def preview_kwargs(data: WithLowRes) -> dict[str, th.Tensor]:
+    """Conditions of the samples drawn on the way: images from all over the folder."""
+    dataset = data.images.dataset
+    indices = [i * len(dataset) // PREVIEW_IMAGES for i in range(PREVIEW_IMAGES)]
+    large, conds = zip(*(dataset[i] for i in indices), strict=True)
+    classes = [cond["y"] for cond in conds if "y" in cond]
+    low_res = data.shrink(th.from_numpy(np.stack(large)))
+    return {"low_res": low_res} | ({"y": th.tensor(np.array(classes))} if classes else {})
 
 
 if __name__ == "__main__":

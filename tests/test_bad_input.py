@@ -78,7 +78,7 @@ BAD_INPUT = [
     (TRAIN, {"image_size": 0}, "image size must be at least 1, got 0"),
     (TRAIN, {"in_channels": 2}, "in_channels must be 1, 3 or 4"),
     (TRAIN, {"sample_interval": -1}, "sample_interval must be 0"),
-    (TRAIN, {"num_classes": "many"}, "argument --num_classes: invalid"),
+    (TRAIN, {"num_classes": "many"}, "expected a number or auto, got 'many'"),
     (TRAIN, {"num_heads": 5}, "num_heads 5 does not divide .*nearest that does: 4"),
     (TRAIN, {"image_size": 12, "channel_mult": ""}, "such as --channel_mult 1,2"),
     (TRAIN, {"attention_resolutions": "7"}, "'7' never occurs at image size 16 .*: 16,8"),

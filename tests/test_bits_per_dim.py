@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from improved_diffusion.bits_per_dim import (
     strata_bounds,
 )
 from improved_diffusion.errors import InputError
+from improved_diffusion.image_noise import ImageNoise
 from improved_diffusion.script_util import create_gaussian_diffusion
 
 
@@ -40,7 +42,7 @@ def test_impossible_counts_are_refused(count):
 
 def test_timesteps_are_uniform_in_their_range():
     bounds = strata_bounds(100, 6)
-    t, lengths = draw_timesteps(bounds, 4000)
+    t, lengths = draw_timesteps(bounds, ImageNoise(0, range(4000)))
     assert lengths.tolist() == np.diff(bounds).tolist()
     for column, first, end in zip(t.T, bounds[:-1], bounds[1:], strict=True):
         counts = column.bincount(minlength=end)
@@ -65,12 +67,17 @@ def images(count):
     return one.expand(count, -1, -1, -1)
 
 
+def estimate(diffusion, count, timesteps, seed=0):
+    noise = ImageNoise(seed, range(count))
+    return estimate_bpd(diffusion, model, images(count), timesteps, noise=noise)
+
+
 def test_the_estimate_is_unbiased_and_precise(diffusion):
     th.manual_seed(0)
     x_start = images(4000)
     whole = diffusion.calc_bpd_loop(model, x_start[:400])["total_bpd"].mean()
     for count in (1, 4, 15):
-        totals = estimate_bpd(diffusion, model, x_start, count)["total_bpd"]
+        totals = estimate(diffusion, len(x_start), count)["total_bpd"]
         error = totals.std() / math.sqrt(len(totals))
         assert abs(totals.mean() - whole) < 4 * error + 0.01
         if count == 15:
@@ -79,7 +86,7 @@ def test_the_estimate_is_unbiased_and_precise(diffusion):
 
 def test_as_many_ranges_as_timesteps_are_the_bound(diffusion):
     th.manual_seed(0)
-    out = estimate_bpd(diffusion, model, images(300), 60)
+    out = estimate(diffusion, 300, 60)
     whole = diffusion.calc_bpd_loop(model, images(300))
     assert out["t"][0].tolist() == list(range(60))
     assert th.allclose(out["total_bpd"], out["vb"].sum(dim=1) + out["prior_bpd"])
@@ -89,9 +96,8 @@ def test_as_many_ranges_as_timesteps_are_the_bound(diffusion):
 
 
 def test_a_table_gathers_batches(diffusion, tmp_path):
-    th.manual_seed(0)
     table = BpdTable(diffusion)
-    parts = [estimate_bpd(diffusion, model, images(n), 8) for n in (3, 2)]
+    parts = [estimate(diffusion, count, 8, seed=count) for count in (3, 2)]
     for part in parts:
         table.add(part)
     totals = th.cat([part["total_bpd"] for part in parts])
@@ -123,10 +129,39 @@ def test_a_table_gathers_batches(diffusion, tmp_path):
     assert said["bits/dim"] == pytest.approx(table.mean)
     assert said["images"] == 5
     assert said["model"] == "m.pt"
+    summary = json.loads((tmp_path / "bits_per_dim.json").read_text())
+    assert summary["standard error"] == pytest.approx(table.standard_error)
+    assert summary["timesteps of each"] == 8
+
+
+def test_an_image_has_the_same_bits_in_any_batch(diffusion):
+    x_start = images(5)
+    whole = estimate(diffusion, 5, 7)
+    noise = ImageNoise(0, range(2, 5))
+    part = estimate_bpd(diffusion, model, x_start[2:], 7, noise=noise)
+    assert th.equal(whole["t"][2:], part["t"])
+    assert th.allclose(whole["total_bpd"][2:], part["total_bpd"])
+    assert len(whole["total_bpd"].unique()) == 5
+
+
+def test_the_last_batch_may_be_cut(diffusion):
+    table = BpdTable(diffusion)
+    table.add(estimate(diffusion, 5, 4), at_most=3)
+    assert len(table.totals) == 3
+    assert table.counts.sum() == 12
+
+
+def test_what_is_not_finite_is_shown_as_such(diffusion, tmp_path):
+    table = BpdTable(diffusion)
+    table.add({**estimate(diffusion, 2, 4), "vb": th.full((2, 4), math.inf)})
+    table.totals = [math.nan, 1.0]
+    save_table(str(tmp_path), table, {})
+    assert json.loads((tmp_path / "bits_per_dim.json").read_text())["bits/dim"] is None
+    assert len(load_workbook(tmp_path / "bits_per_dim.xlsx")["charts"]._charts) == 2
 
 
 def test_one_image_has_no_standard_error(diffusion, tmp_path):
     table = BpdTable(diffusion)
-    table.add(estimate_bpd(diffusion, model, images(1), 5))
+    table.add(estimate(diffusion, 1, 5))
     assert math.isnan(table.standard_error)
     save_table(str(tmp_path), table, {})

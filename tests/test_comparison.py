@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from improved_diffusion import comparison
 from improved_diffusion.bits_per_dim import BpdTable, estimate_bpd, save_table
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_grid import save_grid
+from improved_diffusion.image_noise import ImageNoise
 from improved_diffusion.script_util import create_gaussian_diffusion
 
 ROWS = 120
@@ -35,7 +37,8 @@ def make_run(folder, schedule="linear", scale=1.0, evaluated=("nll",), pictured=
         table = BpdTable(diffusion)
         th.manual_seed(0)
         x_start = th.rand(6, 3, 4, 4) * 2 - 1
-        table.add(estimate_bpd(diffusion, lambda x, t: scale * x, x_start, 20))
+        noise = ImageNoise(0, range(6))
+        table.add(estimate_bpd(diffusion, lambda x, t: scale * x, x_start, 20, noise=noise))
         save_table(str(folder / name), table, {})
     for name in pictured:
         (folder / name).mkdir()
@@ -86,9 +89,11 @@ def test_errors_of_all_runs_share_their_bins(runs):
     table = comparison.error_table(runs)
     assert list(table) == ["log-SNR", "one, nll", "two, nll"]
     assert table["log-SNR"] == sorted(table["log-SNR"])
-    lengths = {len(column) for column in table.values()}
-    assert len(lengths) == 1
-    assert None in table["one, nll"] or None in table["two, nll"] or lengths.pop() > 3
+    for run in runs:
+        errors = comparison.binned_error(run.evaluations[0].terms)
+        column = table[f"{run.name}, nll"]
+        assert column == [errors.get(middle) for middle in table["log-SNR"]]
+        assert len([value for value in column if value is not None]) > 3
 
 
 def test_the_workbook(runs, tmp_path):
@@ -124,6 +129,21 @@ def test_runs_without_evaluations_are_compared_too(tmp_path):
     assert "samples" not in load_workbook(tmp_path / "x.xlsx").sheetnames
     comparison.save_curves(bare, tmp_path / "curves.png")
     assert not comparison.save_samples(bare, tmp_path / "samples.png")
+
+
+def test_any_name_and_a_run_that_diverged(tmp_path):
+    folder = make_run(tmp_path / "lr:0.1 [a]", scale=math.nan, evaluated=(), pictured=())
+    run = comparison.read_run(folder)
+    comparison.save_workbook([run], tmp_path / "x.xlsx", None)
+    assert load_workbook(tmp_path / "x.xlsx").sheetnames[2] == "1 lr-0.1 -a-"
+
+
+def test_the_newest_grid_of_a_folder_is_shown(tmp_path):
+    folder = make_run(tmp_path / "one")
+    newer = folder / "ddpm" / "samples_16x8x8x3.png"
+    save_grid(newer, np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    os.utime(folder / "ddpm" / "samples_4x8x8x3.png", (1, 1))
+    assert comparison.read_run(folder).pictures["ddpm"] == newer
 
 
 def spoil(folder, name, text):

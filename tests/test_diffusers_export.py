@@ -223,7 +223,7 @@ def test_super_resolution_is_refused(tiny_sr):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(InputError, match=r"pip install improved-diffusion\[diffusers\]"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[diffusers\]'"):
         export.write_pipeline(*make(), SIZE, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -382,5 +382,5 @@ def test_the_script_without_diffusers(scripts, run_folder, tmp_path):
     flags = {"model_path": run_folder, "out_dir": tmp_path / "out", "num_threads": 1}
     _, err = scripts.run("export_diffusers.py", status=2, env=path, **flags)
     assert len(err.splitlines()) == 1
-    assert "pip install improved-diffusion[diffusers]" in err
+    assert "pip install -e '.[diffusers]'" in err
     assert not (tmp_path / "out").exists()

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch as th
@@ -84,8 +86,9 @@ def test_the_newest_picture(tmp_path):
     assert newest_picture(str(tmp_path)) is None
     folder = tmp_path / "samples"
     folder.mkdir()
-    for name in ("000100.png", "000200.png", "notes.txt", "grid.png", "1000000.png"):
+    names = ["000200.png", "000300.png", "000300_model.png", "samples_4x8x8x3.png"]
+    for age, name in enumerate([*names, "process.png", "notes.txt", "grid.png"]):
         (folder / name).touch()
-    assert newest_picture(str(tmp_path)) == str(folder / "1000000.png")
-    (folder / "1000000_model.png").touch()
-    assert newest_picture(str(tmp_path)) == str(folder / "1000000_model.png")
+        os.utime(folder / name, (age, age))
+        expected = name if name in names else names[-1]
+        assert newest_picture(str(tmp_path)) == str(folder / expected)

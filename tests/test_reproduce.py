@@ -1,6 +1,8 @@
 """results/reproduce.py: what it runs, skips and leaves; the scripts do nothing here."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +84,62 @@ def test_an_evaluation_that_was_interrupted_is_made_again(reproduce, monkeypatch
     called = start(reproduce, monkeypatch, "--only", "study_cosine")
     assert called == ["image_nll.py", "image_sample.py", "compare_runs.py"]
     assert not (torn.parent / "nll_ema_0.999" / "half").exists()
+
+
+def test_publishing_is_whole_or_not_at_all(reproduce, monkeypatch):
+    copytree = reproduce.shutil.copytree
+
+    def torn(source, target, **settings):
+        copytree(source, target, **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce.shutil, "copytree", torn)
+    with pytest.raises(KeyboardInterrupt):
+        start(reproduce, monkeypatch, "--only", "study_cosine")
+    monkeypatch.setattr(reproduce.shutil, "copytree", copytree)
+    Path("runs/results/study_cosine/state003000.pt").touch()
+    assert start(reproduce, monkeypatch, "--only", "study_cosine") == ["compare_runs.py"]
+    published = Path("results/study_cosine")
+    assert {path.name for path in published.iterdir()} >= {"progress.csv", "dpmpp_ema_0.999"}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_waits_for_the_script_to_save(number, status, tmp_path):
+    """The script takes a second to save after the signal; it must get that second."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "slow.py").write_text(
+        "import signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(1)\n"
+        "    open('saved', 'w').close()\n"
+        "    sys.exit(1)\n"
+        "signal.signal(signal.SIGINT, save)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    program = (
+        f"import sys; sys.path.insert(0, {str(PROJECT / 'results')!r})\n"
+        "import reproduce\n"
+        "from improved_diffusion import cli\n"
+        "cli.run(lambda: reproduce.run_script('slow.py', {}))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.stdout.readline() != "ready\n":
+        pass
+    # A terminal sends Ctrl-C to all of its processes, SIGTERM comes to one.
+    send = os.killpg if number == signal.SIGINT else os.kill
+    send(process.pid, number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    assert (tmp_path / "saved").exists()
 
 
 def test_the_study_has_every_schedule(reproduce, monkeypatch):

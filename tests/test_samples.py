@@ -141,7 +141,7 @@ DATA = {"pixel_mean": [120.0, 110.0, 100.0], "pixel_std": [60.0, 60.0, 60.0]}
 
 def compared(images, data, folder, capsys):
     with logger.scoped_configure(dir=folder, format_strs=["line"]):
-        samples.compare_colours(images, data)
+        samples.compare_colours(np.array_split(images, 2), data)
     return capsys.readouterr().out
 
 
@@ -174,6 +174,13 @@ def test_unknown_data_are_not_compared_with(data, tmp_path, capsys):
 def test_a_few_images_are_no_reason_to_warn(tmp_path, capsys):
     said = compared(coloured([250, 1, 1], 1, count=3), DATA, tmp_path, capsys)
     assert "far from" not in said
+
+
+def test_statistics_are_those_of_all_pixels():
+    images = coloured([120, 60, 200], 30)
+    mean, std = samples.pixel_statistics([images[:3], images[3:]])
+    assert np.allclose(mean, images.mean(axis=(0, 1, 2)))
+    assert np.allclose(std, images.std(axis=(0, 1, 2)))
 
 
 def test_no_condition_needs_no_classes(diffusion):

@@ -307,6 +307,40 @@ def test_a_workbook_is_exported_again(trained, scripts, tmp_path):
     assert any(height == 4 and width >= columns for height, width in sizes.values())
 
 
+def test_a_broken_image_is_skipped_and_named(tiny, make_images, scripts, tmp_path):
+    folder = make_images(tmp_path / "images", count=4)
+    (folder / "cat_000.png").write_bytes(b"broken")
+    settings = {"data_dir": folder, "batch_size": 4, "max_steps": 1, "on_bad_image": "skip"}
+    run = tmp_path / "run"
+    _, err = scripts.run("image_train.py", **tiny, **settings, log_dir=run, num_threads=1)
+    assert "left out: cannot read image" in err
+    assert "cat_000.png" in err
+    assert "pixel_mean" in json.loads((run / "config.json").read_text())["data"]
+
+
+def test_a_resumed_run_says_when_it_began(trained, flags, scripts, tmp_path):
+    run = tmp_path / "run"
+    settings = flags | {"log_dir": run, "resume_checkpoint": "auto"}
+    configs = []
+    for steps in (1, 2):
+        scripts.run("image_train.py", **settings, max_steps=steps)
+        configs.append(json.loads((run / "config.json").read_text()))
+    assert configs[0]["started"] == configs[1]["started"]
+    assert "resumed" in configs[1]
+    assert "resumed" not in configs[0]
+    assert configs[1]["flags"]["resume_checkpoint"] == "auto"
+
+
+def test_classes_that_were_never_trained_cannot_be_sampled(flags, scripts, tmp_path):
+    run = tmp_path / "run"
+    roomy = flags | {"num_classes": 5, "log_dir": run, "max_steps": 1}
+    out, _ = scripts.run("image_train.py", **roomy)
+    assert "2 classes (of the 5 that the model has room for)" in out
+    settings = {"model_path": run, "num_samples": 1, "num_threads": 1}
+    _, err = scripts.run("image_sample.py", classes=3, **settings, status=2)
+    assert "the model knows no class '3'; it knows cat, dog" in err
+
+
 # --- super-resolution
 
 
@@ -327,6 +361,15 @@ def test_super_resolution(tiny_sr, make_images, scripts, tmp_path):
     _, content = arrays(tmp_path / "out")
     assert content["arr_0"].shape == (4, 16, 16, 3)
     assert list(content) == ["arr_0"]
+
+
+def test_super_resolution_with_classes_draws_while_training(tiny_sr, images, scripts, tmp_path):
+    settings = {"data_dir": images, "batch_size": 2, "max_steps": 2, "sample_interval": 1}
+    settings |= {"class_cond": True, "num_classes": "auto", "in_channels": 1, "num_threads": 1}
+    run = tmp_path / "run"
+    out, _ = scripts.run("super_res_train.py", **tiny_sr, **settings, log_dir=run)
+    assert "Drew samples/000002.png" in out
+    assert Image.open(run / "samples" / "000002.png").mode == "L"
 
 
 def test_a_run_that_diverges_ends_with_one_line(tiny, images, scripts, tmp_path):

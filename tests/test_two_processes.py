@@ -1,7 +1,7 @@
 """Two processes: they stay equal, average their gradients, share the work, and resume exactly."""
 
-import csv
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -80,7 +80,7 @@ def test_the_log_is_of_both_ranks(trained):
     folder, _ = trained
     for row in killing.rows(folder):
         assert row["samples"] == str((int(row["step"]) + 1) * 8)
-        quarters = [float(row[f"loss_q{q}"]) for q in range(4) if row[f"loss_q{q}"]]
+        quarters = [float(row[key]) for q in range(4) if row.get(key := f"loss_q{q}")]
         assert min(quarters) <= float(row["loss"]) <= max(quarters)
 
 
@@ -107,11 +107,17 @@ def test_sampling_shares_the_work(trained, tmp_path):
 def test_bits_per_dimension_share_the_work(trained, images, tmp_path):
     folder, _ = trained
     flags = {"model_path": folder, "data_dir": images, "num_samples": 9, "batch_size": 3}
-    out = with_flags(SCRIPTS / "image_nll.py", log_dir=tmp_path, num_timesteps=4, **flags)
-    assert re.findall(r"done (\d+) samples", out) == ["6", "10"]  # as many on each rank
-    with open(tmp_path / "bits_per_dim.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert sum(int(row["images"]) for row in rows) == 10 * 4
+    found = []
+    for processes in (1, 2):
+        log_dir = tmp_path / str(processes)
+        settings = flags | {"log_dir": log_dir, "num_timesteps": 4}
+        out = with_flags(SCRIPTS / "image_nll.py", processes, **settings)
+        assert (
+            re.findall(r"done (\d+) samples", out) == [["3", "6", "9"], ["6", "9"]][processes - 1]
+        )
+        found.append(json.loads((log_dir / "bits_per_dim.json").read_text()))
+    for key in ("bits/dim", "standard error", "of which prior"):
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-4)
 
 
 def test_a_run_on_two_processes_resumes_exactly(images, tmp_path):
