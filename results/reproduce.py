@@ -147,7 +147,7 @@ def publish(job: Job) -> None:
     run, out = RUNS / job.name, RESULTS / job.name
     RESULTS.mkdir(exist_ok=True)
     if job.workbook:
-        picture = next((run / f"ddpm_ema_{job.ema_rates[-1]}").glob("samples_*.png"))
+        picture = next((run / f"ddpm_ema_{job.ema_rates[0]}").glob("samples_*.png"))
         export_workbook(run / "progress.csv", RESULTS / job.workbook, picture=picture)
     making = out.with_name(f".{job.name}")
     shutil.rmtree(making, ignore_errors=True)
