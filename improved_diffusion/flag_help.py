@@ -69,7 +69,7 @@ HELP = {
     "clip_denoised": "clip the predicted image to the range of pixels at each step",
     "use_ddim": "the same as --sampler ddim",
     "sampler": "ddpm (ancestral), ddim, or dpmpp "
-    "(DPM-Solver++(2M), a look in 20 steps); empty for ddpm",
+    "(DPM-Solver++(2M), 20 steps; a young model looks worse by it); empty for ddpm",
     "sampling_steps": "timesteps to sample in, spaced as suits the sampler; 0 for all, "
     "or 20 with dpmpp",
     "classes": "classes to sample in turn, by name or number, comma-separated; empty: random",
