@@ -6,6 +6,7 @@ sent anywhere.
 
 import atexit
 import contextlib
+import gc
 import io
 import os
 import socket
@@ -14,6 +15,10 @@ from typing import Any
 
 import torch as th
 import torch.distributed as dist
+
+# Here, before any group exists: its functions take the group of the moment of their import for
+# a default argument and would keep it, with its threads, until after Python has gone.
+import torch.distributed.nn.functional
 
 from .errors import InputError
 from .files import read_file
@@ -42,8 +47,10 @@ def setup_dist() -> None:
 
 
 def _leave() -> None:
+    """End the group's threads, which may abort the process if they outlive Python."""
+    gc.collect()  # a loop that is over but not collected holds the group too
     if dist.is_initialized():
-        dist.destroy_process_group()  # or its threads may abort while Python takes them down
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch as th
@@ -115,6 +116,30 @@ def test_two_processes_join_what_a_launcher_made(tmp_path):
         averaged = {"late": 5.0, "loss": 0.75}
         said = (tmp_path / f"program.py.{rank}").read_text()
         assert said == repr([2, [0, 10, 11], [1.0, 1.0, 2.0, 2.0], [1.5, 1.5], 7, averaged])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc to count threads in")
+def test_the_group_leaves_no_threads_to_abort_a_process_that_ends():
+    """DDP imports modules that keep the group, unless they were imported before it was made."""
+    program = (
+        "import atexit, os, time, torch as th\n"
+        "from improved_diffusion import dist_util\n"
+        "def threads():\n"
+        "    return len(os.listdir('/proc/self/task'))\n"
+        "def say_left():\n"
+        "    deadline = time.monotonic() + 5\n"  # the kernel lists one a moment longer than it runs
+        "    while threads() > before and time.monotonic() < deadline:\n"
+        "        time.sleep(0.01)\n"
+        "    print(threads() - before)\n"
+        "atexit.register(say_left)\n"  # the first registered runs last
+        "th.set_num_threads(1)\n"
+        "before = threads()\n"
+        "dist_util.setup_dist()\n"
+        "print(threads() - before > 0)\n"
+        "th.nn.parallel.DistributedDataParallel(th.nn.Linear(3, 3))(th.ones(3)).sum().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "0"], done.stdout + done.stderr
 
 
 def test_everything_works_without_a_group():
