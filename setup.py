@@ -30,6 +30,6 @@ setup(
         "lsun": ["lmdb"],  # datasets/lsun_bedroom.py
         "plots": ["matplotlib"],  # scripts/plot_schedules.py and compare_runs.py
         "diffusers": ["diffusers"],  # scripts/export_diffusers.py
-        "test": ["pytest", "hypothesis", "ruff", "matplotlib"],  # make test
+        "test": ["pytest", "hypothesis", "ruff"],  # make test
     },
 )

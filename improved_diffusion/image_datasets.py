@@ -267,23 +267,31 @@ class BatchStream:
         :raises InputError: if the folder, the seed, the batch size or the number of shards is not
             that stream's, or if ``state`` is not a stream's at all.
         """
-        own = self.state_dict()
-        if not isinstance(state, dict) or state.keys() != own.keys():
-            raise InputError(f"not the state of a data stream: expected {', '.join(own)}")
+        self.check_folder(state)
+        own = self._identity
         for key in ("seed", "batch_size", "num_shards"):
             if state[key] != own[key]:
                 raise InputError(
                     f"the data order to continue was made with {key} {state[key]}, "
                     f"not {own[key]}: use the same value"
                 )
+        self.close()
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def check_folder(self, state: dict[str, int | str]) -> None:
+        """Compare the folder with that of the stream that made ``state``.
+
+        :raises InputError: if its images are not the same, or ``state`` is not a stream's at all.
+        """
+        own = self.state_dict()
+        if not isinstance(state, dict) or state.keys() != own.keys():
+            raise InputError(f"not the state of a data stream: expected {', '.join(own)}")
         for key, change in (
             ("count", f"had {state['count']} images when the run was saved and has {own['count']}"),
             ("names", f"has {own['count']} images as when the run was saved, but other names"),
         ):
             if state[key] != own[key]:
                 raise InputError(f"{self.folder} {change}: restore it or start a new run")
-        self.close()
-        self.epoch, self.position = state["epoch"], state["position"]
 
     def close(self) -> None:
         """Stop the processes that read ahead; the stream starts them anew when it is used."""

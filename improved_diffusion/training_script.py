@@ -130,7 +130,7 @@ def train(
     given = dict(vars(args))
     with runs.open_run(script, args.log_dir, table=True) as folder:
         args.resume_checkpoint = _checkpoint_to_resume(args.resume_checkpoint)
-        _check_flags_of_checkpoint(args)
+        _check_against_checkpoint(args, images)
         _say_what_is_ahead(args, model, summary)
         model.to(dist_util.dev())
         loop = TrainLoop(
@@ -220,13 +220,15 @@ def _checkpoint_to_resume(resume_checkpoint: str) -> str:
     return newest or ""
 
 
-def _check_flags_of_checkpoint(args: argparse.Namespace) -> None:
+def _check_against_checkpoint(args: argparse.Namespace, images: BatchStream) -> None:
     if not args.resume_checkpoint:
         return
     step = checkpointing.parse_resume_step_from_filename(args.resume_checkpoint)
     path = checkpointing.companion(args.resume_checkpoint, "state", step)
     if path:
         state = checkpointing.load_state_file(path)
+        if data := state["ranks"][0]["data"]:
+            images.check_folder(data)  # first: with it changes what `--num_classes auto` is
         runs.check_resumed_flags(state["flags"], vars(args))
 
 

@@ -135,6 +135,7 @@ BAD_INPUT = [
     (TRAIN, RESUME | {"seed": 5}, "--seed was 0 and is 5 now"),
     (TRAIN, RESUME | {"noise_schedule": "linear", "diffusion_steps": 50}, "--noise_schedule was"),
     (TRAIN, RESUME | {"data_dir": "{fewer}"}, "had 10 images .* and has 4"),
+    (TRAIN, RESUME | {"data_dir": "{fewer}", "num_classes": "auto"}, "had 10 images .* and has 4"),
     (TRAIN, {"resume_checkpoint": "{bad_state}"}, "no checkpoint that can be loaded safely"),
     # models to use
     (SAMPLE, {"model_path": ""}, "no --model_path given"),
