@@ -1,4 +1,8 @@
-"""DPM-Solver++(2M): good samples in about 20 steps (Lu et al. 2022, arXiv 2211.01095)."""
+"""DPM-Solver++(2M): good samples in about 20 steps (Lu et al. 2022, arXiv 2211.01095).
+
+It solves the diffusion ODE, or with noise the reverse SDE, whose steps forget the errors of those
+before them: a young model needs that.
+"""
 
 import math
 from collections.abc import Iterator
@@ -27,17 +31,19 @@ def dpm_solver_sample_loop(
     model_kwargs: dict[str, Any] | None = None,
     device: th.device | str | None = None,
     progress: bool = False,
+    eta: float = 0.0,
     randn_like: RandnLike = th.randn_like,
 ) -> th.Tensor:
-    """Sample by solving the diffusion ODE over the timesteps of ``diffusion``.
+    """Sample by solving the diffusion ODE or SDE over the timesteps of ``diffusion``.
 
-    The arguments behind ``diffusion`` are those of ``GaussianDiffusion.p_sample_loop``. Given x_T
-    the result is deterministic; the variances that a model may have learned play no part. Few
-    steps come from a ``SpacedDiffusion``.
+    The arguments behind ``diffusion`` are those of ``GaussianDiffusion.ddim_sample_loop``. The
+    variances that a model may have learned play no part. Few steps come from a ``SpacedDiffusion``.
 
+    :param eta: how much noise each step adds, in [0, 1]: 0 for the ODE, which is deterministic
+        given x_T; 1 for the SDE, as much as ancestral steps.
     :return: samples of ``shape``, about [-1, 1].
     """
-    settings = (clip_denoised, denoised_fn, model_kwargs, device, progress, randn_like)
+    settings = (clip_denoised, denoised_fn, model_kwargs, device, progress, eta, randn_like)
     steps = dpm_solver_sample_loop_progressive(diffusion, model, shape, noise, *settings)
     return last(steps)["sample"]
 
@@ -52,6 +58,7 @@ def dpm_solver_sample_loop_progressive(
     model_kwargs: dict[str, Any] | None = None,
     device: th.device | str | None = None,
     progress: bool = False,
+    eta: float = 0.0,
     randn_like: RandnLike = th.randn_like,
 ) -> Iterator[dict[str, th.Tensor]]:
     """:func:`dpm_solver_sample_loop` that yields ``sample`` and ``pred_xstart`` each step."""
@@ -63,7 +70,7 @@ def dpm_solver_sample_loop_progressive(
             out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
             pred_xstart = out["pred_xstart"]
             length = log_snr(diffusion, i - 1) - log_snr(diffusion, i)
-            x = _step(diffusion, x, i, extrapolate(pred_xstart, length, before))
+            x = _step(diffusion, x, i, extrapolate(pred_xstart, length, before), eta, randn_like)
         before = pred_xstart, length
         yield {"sample": x, "pred_xstart": pred_xstart}
 
@@ -93,16 +100,28 @@ def extrapolate(
     return (1 + weight) * pred_xstart - weight * earlier
 
 
-def _step(diffusion: GaussianDiffusion, x: th.Tensor, i: int, prediction: th.Tensor) -> th.Tensor:
-    """x_{i-1} from x_i, exact for a constant prediction of x_start (eq. 9 with k = 1).
+def _step(
+    diffusion: GaussianDiffusion,
+    x: th.Tensor,
+    i: int,
+    prediction: th.Tensor,
+    eta: float,
+    randn_like: RandnLike,
+) -> th.Tensor:
+    """x_{i-1} from x_i, exact for a constant prediction of x_start.
 
-    With e^{-h} = (sigma' / sigma) (alpha / alpha'), -alpha' (e^{-h} - 1) is what stands before the
-    prediction here, in a form that stays finite where sigma' = 0.
+    Eq. 9 with k = 1 for eta = 0, SDE-DPM-Solver++ (appendix B) for eta = 1: less of x_i, more of
+    the prediction, and noise, so that x_{i-1} is as noisy as timestep i - 1 is. Written with
+    e^{-h} = (sigma' / sigma) (alpha / alpha'), which stays finite where sigma' = 0.
     """
     alpha, sigma = _alpha_sigma(diffusion.alphas_cumprod[i])
     alpha_next, sigma_next = _alpha_sigma(diffusion.alphas_cumprod_prev[i])
     ratio = sigma_next / sigma
-    return ratio * x + (alpha_next - ratio * alpha) * prediction
+    forgetting = (ratio * alpha / alpha_next) ** eta  # e^{-eta h}
+    kept = ratio * forgetting
+    mean = kept * x + (alpha_next - kept * alpha) * prediction
+    std = sigma_next * math.sqrt(1 - forgetting**2)
+    return mean + std * randn_like(x) if std else mean
 
 
 def _alpha_sigma(alpha_bar: float) -> tuple[float, float]:

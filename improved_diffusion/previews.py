@@ -18,7 +18,7 @@ from .image_noise import ImageNoise
 from .respace import SpacedDiffusion
 
 FOLDER = "samples"
-STEPS = 20  # of DPM-Solver++
+STEPS, ETA = 20, 0.5  # of DPM-Solver++
 
 Weights = Mapping[str, th.Tensor]
 
@@ -46,7 +46,8 @@ class Preview:
     ):
         self.diffusion = diffusion.respaced(f"logsnr{min(STEPS, diffusion.num_timesteps)}")
         self.batch_size = batch_size
-        self.noise = ImageNoise(seed, range(shape[0])).randn_like(th.empty(shape))
+        self.shape = shape
+        self.seed = seed
         self.model_kwargs = dict(model_kwargs or {})
 
     def draw(
@@ -84,19 +85,26 @@ class Preview:
         model.eval()  # no dropout, which would also draw random numbers
         try:
             with th.inference_mode():
-                starts = range(0, len(self.noise), self.batch_size)
-                parts = [slice(start, start + self.batch_size) for start in starts]
+                starts = range(0, self.shape[0], self.batch_size)
+                parts = [range(self.shape[0])[start:][: self.batch_size] for start in starts]
                 device = next(model.parameters()).device
                 return th.cat([self._sample_part(call, part, device) for part in parts])
         finally:
             model.train(was_training)
 
-    def _sample_part(self, model: Model, part: slice, device: th.device) -> th.Tensor:
-        noise = self.noise[part].to(device)
-        kwargs = {key: value[part].to(device) for key, value in self.model_kwargs.items()}
-        shape = tuple(noise.shape)
+    def _sample_part(self, model: Model, part: range, device: th.device) -> th.Tensor:
+        noise = ImageNoise(self.seed, part)
+        shape = (len(part), *self.shape[1:])
+        own = slice(part.start, part.stop)
+        kwargs = {key: value[own].to(device) for key, value in self.model_kwargs.items()}
         return dpm_solver_sample_loop(
-            self.diffusion, model, shape, noise=noise, model_kwargs=kwargs
+            self.diffusion,
+            model,
+            shape,
+            model_kwargs=kwargs,
+            device=device,
+            eta=ETA,
+            randn_like=noise.randn_like,
         )
 
 

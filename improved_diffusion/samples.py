@@ -21,6 +21,7 @@ from .image_noise import ImageNoise
 from .progress import progress_bar
 
 SAMPLERS = ("ddpm", "ddim", "dpmpp")
+NOISY = {"ddim": 0.0, "dpmpp": 0.5}  # samplers whose noise can be chosen, with the usual eta
 GRID_IMAGES = 64  # of the picture beside the .npz
 SHOWN_IMAGES, SHOWN_MOMENTS = 4, 11  # of the picture of the process
 # How far the samples' colours may lie from the training data's before it is worth a warning.
@@ -38,6 +39,7 @@ class Order:
     :param batch_size: images at a time on each rank.
     :param seed: with its number, decides an image's noise and class.
     :param sampler: one of :data:`SAMPLERS`.
+    :param eta: noise of the steps of ``ddim`` and ``dpmpp``, in [0, 1].
     :param clip_denoised: clip the predicted image at each step.
     """
 
@@ -46,6 +48,7 @@ class Order:
     batch_size: int
     seed: int
     sampler: str
+    eta: float = 0.0
     clip_denoised: bool = True
 
 
@@ -117,8 +120,8 @@ def _steps(
     """What each step of the sampler makes, and with it the x_t that it began at."""
     loops = {
         "ddpm": diffusion.p_sample_loop_progressive,
-        "ddim": diffusion.ddim_sample_loop_progressive,
-        "dpmpp": partial(dpm_solver_sample_loop_progressive, diffusion),
+        "ddim": partial(diffusion.ddim_sample_loop_progressive, eta=order.eta),
+        "dpmpp": partial(dpm_solver_sample_loop_progressive, diffusion, eta=order.eta),
     }
     x = noise.randn_like(th.empty(len(noise), *order.shape, device=dist_util.dev()))
     walk = loops[order.sampler](

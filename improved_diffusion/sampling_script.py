@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from .files import is_local
 from .gaussian_diffusion import GaussianDiffusion
 from .precision import Precision, check_precision
 from .samples import (
+    NOISY,
     SAMPLERS,
     Condition,
     Order,
@@ -38,6 +40,7 @@ def sampling_defaults() -> dict[str, Any]:
         "use_ddim": False,
         "sampler": "",
         "sampling_steps": 0,
+        "eta": "",
         "model_path": "",
         "seed": 0,
         "save_png": False,
@@ -109,7 +112,9 @@ def listed(names: Sequence[str] | None, most: int = 12) -> str:
 
 
 def choose_sampler(args: argparse.Namespace) -> None:
-    """Settle ``args.sampler``, and ``args.timestep_respacing`` from ``args.sampling_steps``.
+    """Settle ``args.sampler`` and its ``args.eta``, and how many steps it makes.
+
+    ``args.timestep_respacing`` becomes what ``args.sampling_steps`` asks for.
 
     :raises InputError: for an unknown sampler, or flags that contradict each other.
     """
@@ -118,6 +123,7 @@ def choose_sampler(args: argparse.Namespace) -> None:
     if args.use_ddim and args.sampler not in ("", "ddim"):
         raise InputError(f"--use_ddim True contradicts --sampler {args.sampler}; give one of them")
     args.sampler = args.sampler or ("ddim" if args.use_ddim else "ddpm")
+    args.eta = chosen_eta(args.sampler, args.eta)
     if args.sampling_steps and args.timestep_respacing:
         raise InputError("--sampling_steps and --timestep_respacing both given; give one of them")
     if args.sampling_steps < 0:
@@ -126,6 +132,22 @@ def choose_sampler(args: argparse.Namespace) -> None:
         args.timestep_respacing = f"logsnr{args.sampling_steps or DPMPP_STEPS}"
     elif args.sampling_steps:
         args.timestep_respacing = str(args.sampling_steps)
+
+
+def chosen_eta(sampler: str, text: str) -> float:
+    """The noise of each step of a sampler: what ``--eta`` says, or what is usual for it.
+
+    :raises InputError: if it is not in [0, 1], or the sampler takes none.
+    """
+    if text and sampler not in NOISY:
+        raise InputError(f"--eta is for --sampler {' and '.join(NOISY)}; leave it out")
+    try:
+        eta = float(text or NOISY.get(sampler, 0))
+    except ValueError:
+        eta = math.nan
+    if not 0 <= eta <= 1:
+        raise InputError(f"--eta must be a number from 0 to 1, got {text!r}")
+    return eta
 
 
 def check_counts(**counts: int) -> None:
@@ -188,6 +210,7 @@ def sample(
         batch_size=args.batch_size,
         seed=args.seed,
         sampler=args.sampler,
+        eta=args.eta,
         clip_denoised=args.clip_denoised,
     )
     made = Samples()

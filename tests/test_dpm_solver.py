@@ -113,6 +113,57 @@ def test_deterministic_and_clipped():
     )
 
 
+def test_with_all_noise_a_first_step_is_the_ancestral_one():
+    """Before there is a second order, the SDE's step is DDPM's with the posterior variance."""
+    diffusion = spaced(5, var_type=gd.ModelVarType.FIXED_SMALL)
+    model = ideal_model(diffusion)
+    x_T, noise = th.randn(2, *SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
+    last = th.full(SHAPE[:1], diffusion.num_timesteps - 1)
+    want = diffusion.p_sample(model, x_T, last, False, randn_like=lambda _: noise)["sample"]
+    path = dpm_solver_sample_loop_progressive(
+        diffusion, model, SHAPE, x_T, False, eta=1.0, randn_like=lambda _: noise
+    )
+    assert th.allclose(next(path)["sample"], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_noise_keeps_the_distribution(eta):
+    shape = (8, 3, 64, 64)
+    generator = th.Generator().manual_seed(4)
+
+    def randn_like(x):
+        return th.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    diffusion = spaced(80)
+    x_T = th.randn(shape, generator=generator, dtype=th.float64)
+    made = dpm_solver_sample_loop(
+        diffusion, ideal_model(diffusion), shape, x_T, False, eta=eta, randn_like=randn_like
+    )
+    assert abs(float(made.mean()) - MEAN) < 0.002
+    assert abs(float(made.std()) / STD - 1) < 0.01
+
+
+def test_noise_makes_up_for_an_error():
+    """A step off the path stays for ever in the ODE's samples; in the SDE's it fades."""
+    diffusion = spaced(40)
+    x_T = th.randn(SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
+
+    def made(eta, shift):
+        generator = th.Generator().manual_seed(5)
+        return dpm_solver_sample_loop(
+            diffusion,
+            ideal_model(diffusion),
+            SHAPE,
+            x_T + shift,
+            False,
+            eta=eta,
+            randn_like=lambda x: th.randn(x.shape, generator=generator, dtype=x.dtype),
+        )
+
+    left = [float((made(eta, 1.0) - made(eta, 0.0)).abs().mean()) for eta in (0.0, 0.5, 1.0)]
+    assert left[0] > 10 * left[1] > 10 * left[2]
+
+
 def test_log_snr_timesteps_are_distinct_and_even():
     betas = gd.get_named_beta_schedule("linear", 1000)
     for count in (1, 2, 20, 40, 500, 999, 1000):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from improved_diffusion import dist_util, logger, samples
 from improved_diffusion.samples import Order, Samples, make_samples, save_samples
+from improved_diffusion.sampling_script import chosen_eta
 from improved_diffusion.script_util import create_gaussian_diffusion
 
 SHAPE = (3, 8, 8)
@@ -38,10 +39,13 @@ def make(diffusion, wanted, condition=classes, model=guess):
     return made
 
 
-@pytest.mark.parametrize("sampler", samples.SAMPLERS)
-def test_images_and_classes_do_not_depend_on_the_batch_size(sampler, diffusion):
+@pytest.mark.parametrize(
+    ("sampler", "eta"), [("ddpm", 0), ("ddim", 0), ("ddim", 1), ("dpmpp", 0), ("dpmpp", 0.5)]
+)
+def test_images_and_classes_do_not_depend_on_the_batch_size(sampler, eta, diffusion):
     one, other = (
-        make(diffusion, order(batch_size=size, sampler=sampler)).arrays() for size in (2, 5)
+        make(diffusion, order(batch_size=size, sampler=sampler, eta=eta)).arrays()
+        for size in (2, 5)
     )
     assert one[0].shape == (5, 8, 8, 3)
     assert np.array_equal(one[0], other[0])
@@ -57,6 +61,20 @@ def test_more_samples_begin_with_the_same_ones(diffusion):
 def test_another_seed_makes_others(diffusion):
     one, other = (make(diffusion, order(seed=seed)).arrays()[0] for seed in (1, 2))
     assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
+def test_noise_of_the_steps_is_taken(sampler, diffusion):
+    one, other = (
+        make(diffusion, order(sampler=sampler, eta=eta)).arrays()[0] for eta in (0.0, 0.5)
+    )
+    assert not np.array_equal(one, other)
+
+
+def test_each_sampler_has_its_usual_noise():
+    assert [chosen_eta(sampler, "") for sampler in samples.SAMPLERS] == [0, 0, 0.5]
+    assert chosen_eta("dpmpp", "0") == 0
+    assert chosen_eta("ddim", "1") == 1
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 9])
