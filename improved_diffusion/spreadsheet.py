@@ -1,6 +1,7 @@
 """A run's CSV log as an Excel workbook: summary, charts, metrics, samples, configuration.
 
-pandas and openpyxl are imported where they are used: a training run starts without them.
+openpyxl is imported where it is used: a training run starts without it. pandas stays out of this
+module, for a training run would hold its 34 MB from the first workbook on.
 """
 
 import datetime
@@ -10,6 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from .errors import InputError
 from .log_formats import read_csv
@@ -31,7 +34,6 @@ from .sheets import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
     from openpyxl.chart import ScatterChart
     from openpyxl.worksheet.worksheet import Worksheet
 
@@ -40,6 +42,9 @@ FIRST_COLUMNS = ("step", "samples", *SUMMARY_METRICS)  # the others follow by na
 TIME_COLUMNS = ("wall_time", "elapsed", "time")
 MOST_ROWS = 1_048_575  # of an Excel sheet, less the header
 EPOCH_SECONDS = 1e9  # larger times are clock readings, smaller ones are durations
+
+Cells = Mapping[str, Sequence[int | float | str | None]]  # columns of the log, as they stand there
+Numbers = Mapping[str, np.ndarray]  # the same as float64, NaN where there is no number
 
 
 class Chart(NamedTuple):
@@ -81,10 +86,8 @@ def export_workbook(
     :param picture: a PNG for the sheet "samples".
     :raises InputError: if the CSV file, the picture or config.json is missing or is not one.
     """
-    import pandas as pd
-
     cells = _read_log(csv_path)
-    numbers = cells.apply(pd.to_numeric, errors="coerce").astype(float)
+    numbers = {name: np.array([_as_float(cell) for cell in cells[name]]) for name in cells}
     if config is None:
         config = _read_config(Path(csv_path).with_name("config.json"))
 
@@ -104,10 +107,8 @@ def export_workbook(
 # --- reading
 
 
-def _read_log(path: str | os.PathLike) -> "pd.DataFrame":
-    """Read the log as a table of ints, floats, other text and, where nothing stood, None."""
-    import pandas as pd
-
+def _read_log(path: str | os.PathLike) -> Cells:
+    """Read the log's columns of ints, floats, other text and, where nothing stood, None."""
     if not os.path.isfile(path):
         raise InputError(f"there is no log {path}; give the progress.csv of a training run")
     table = read_csv(path)
@@ -123,7 +124,8 @@ def _read_log(path: str | os.PathLike) -> "pd.DataFrame":
         raise InputError(f"{path} is not a training log; give the progress.csv of a training run")
     front = [name for name in FIRST_COLUMNS if name in table.header]
     rest = sorted(name for name in table.header if name not in front)
-    return pd.DataFrame(rows, columns=table.header, dtype=object)[front + rest]
+    columns = dict(zip(table.header, zip(*rows, strict=True), strict=True))
+    return {name: columns[name] for name in front + rest}
 
 
 def _number(cell: str) -> int | float | str | None:
@@ -133,6 +135,13 @@ def _number(cell: str) -> int | float | str | None:
         except ValueError:
             pass
     return cell or None
+
+
+def _as_float(cell: int | float | str | None) -> float:
+    try:
+        return float(cell) if isinstance(cell, (int, float)) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
 
 
 def _has_numbers(rows: Sequence[Sequence]) -> bool:
@@ -149,17 +158,14 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {"config": config}
 
 
-# --- cells
-
-
-def _finite(column: "pd.Series") -> "pd.Series":
-    return column[column.abs() < math.inf]
+def _finite(column: np.ndarray) -> np.ndarray:
+    return column[np.isfinite(column)]
 
 
 # --- sheets
 
 
-def _fill_summary(sheet: "Worksheet", numbers: "pd.DataFrame", csv_path: Path) -> None:
+def _fill_summary(sheet: "Worksheet", numbers: Numbers, csv_path: Path) -> None:
     folder = csv_path.resolve().parent.name
     put_title(sheet, 1, f"Training run {folder}")
     row = 3
@@ -180,8 +186,8 @@ def _fill_summary(sheet: "Worksheet", numbers: "pd.DataFrame", csv_path: Path) -
     set_widths(sheet, [18, 14, 16, 12, 14, 20, 12])
 
 
-def _facts(numbers: "pd.DataFrame") -> list[tuple[str, Any, str]]:
-    facts = [("log lines", len(numbers), "#,##0")]
+def _facts(numbers: Numbers) -> list[tuple[str, Any, str]]:
+    facts = [("log lines", _lines(numbers), "#,##0")]
     # A row names its last step, counted from 0: the updates made by then are one more.
     for title, name, extra in (("images", "samples", 0), ("steps", "step", 1)):
         if name in numbers and len(values := _finite(numbers[name])):
@@ -192,36 +198,39 @@ def _facts(numbers: "pd.DataFrame") -> list[tuple[str, Any, str]]:
     return facts
 
 
-def _duration(numbers: "pd.DataFrame") -> datetime.timedelta | None:
+def _lines(numbers: Numbers) -> int:
+    return len(next(iter(numbers.values())))
+
+
+def _duration(numbers: Numbers) -> datetime.timedelta | None:
     name = next((name for name in TIME_COLUMNS if name in numbers), None)
     if name is None or not len(times := _finite(numbers[name])):
         return None
-    if times.iloc[0] > EPOCH_SECONDS:
-        seconds = times.iloc[-1] - times.iloc[0]
+    if times[0] > EPOCH_SECONDS:
+        seconds = times[-1] - times[0]
     else:  # a resumed run may count from zero again
-        ends = times[times.diff(-1).fillna(1) > 0]
-        seconds = ends.sum()
+        seconds = times[np.append(times[:-1] > times[1:], True)].sum()
     return datetime.timedelta(seconds=round(max(float(seconds), 0.0)))
 
 
-def _put_metric(sheet: "Worksheet", row: int, name: str, numbers: "pd.DataFrame") -> None:
+def _put_metric(sheet: "Worksheet", row: int, name: str, numbers: Numbers) -> None:
     column = numbers[name]
     finite = _finite(column)
     put(sheet, row, 1, name)
     if len(finite):
-        best = finite.idxmin()
-        last_tenth = _finite(column.iloc[-math.ceil(len(column) / 10) :])
+        best = int(np.where(np.isfinite(column), column, math.inf).argmin())
+        last_tenth = _finite(column[-math.ceil(len(column) / 10) :])
         form = number_format(finite)
-        put(sheet, row, 2, float(finite.iloc[0]), number_format=form)
-        put(sheet, row, 3, float(finite[best]), number_format=form)
+        put(sheet, row, 2, float(finite[0]), number_format=form)
+        put(sheet, row, 3, float(column[best]), number_format=form)
         if "step" in numbers:
             put(sheet, row, 4, float(numbers["step"][best]), number_format="#,##0")
-        put(sheet, row, 5, float(finite.iloc[-1]), number_format=form)
+        put(sheet, row, 5, float(finite[-1]), number_format=form)
         put(sheet, row, 6, float(last_tenth.mean()), number_format=form)
     put(sheet, row, 7, len(column) - len(finite), number_format="#,##0")
 
 
-def _fill_metrics(sheet: "Worksheet", cells: "pd.DataFrame") -> None:
+def _fill_metrics(sheet: "Worksheet", cells: Cells) -> None:
     put_table(sheet, 1, list(cells), [list(cells[name]) for name in cells])
     set_widths(sheet, [max(len(name) + 4, 11) for name in cells])
     sheet.freeze_panes = "B2"
@@ -245,7 +254,7 @@ def _fill_config(sheet: "Worksheet", config: Mapping[str, Any]) -> None:
 # --- charts
 
 
-def _fill_charts(sheet: "Worksheet", metrics: "Worksheet", numbers: "pd.DataFrame") -> None:
+def _fill_charts(sheet: "Worksheet", metrics: "Worksheet", numbers: Numbers) -> None:
     drawn = 0
     for chart in CHARTS:
         columns = [name for name in chart.series if name in numbers and len(_finite(numbers[name]))]
@@ -257,23 +266,24 @@ def _fill_charts(sheet: "Worksheet", metrics: "Worksheet", numbers: "pd.DataFram
 
 
 def _draw(
-    chart: Chart, columns: Sequence[str], metrics: "Worksheet", numbers: "pd.DataFrame"
+    chart: Chart, columns: Sequence[str], metrics: "Worksheet", numbers: Numbers
 ) -> "ScatterChart":
-    x = numbers.columns.get_loc("step") + 1 if "step" in numbers else None
+    place = list(numbers).index
+    x = place("step") + 1 if "step" in numbers else None
     steps = _finite(numbers["step"]).tolist() if x else []
     lines = [
         Line(
             chart.series[name],
             metrics,
             x,
-            numbers.columns.get_loc(name) + 1,
+            place(name) + 1,
             steps,
             _finite(numbers[name]).tolist(),
-            len(numbers),
+            _lines(numbers),
         )
         for name in columns
     ]
     drawing = draw_lines(chart.title, "step" if x else "log line", chart.unit, lines)
-    if len(lines) == 1 and len(numbers) >= 100:
-        add_moving_mean(drawing, period=min(len(numbers) // 50, 255))
+    if len(lines) == 1 and _lines(numbers) >= 100:
+        add_moving_mean(drawing, period=min(_lines(numbers) // 50, 255))
     return drawing

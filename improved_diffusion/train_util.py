@@ -22,6 +22,7 @@ from .precision import Precision
 from .previews import Preview, newest_picture
 from .progress import progress_bar
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
+from .spreadsheet import export_workbook
 from .stopping import StopSignals
 from .train_options import check_training_numbers, parse_ema_rates
 
@@ -331,7 +332,7 @@ class TrainLoop:
         """Write a checkpoint and the workbook; only rank 0 writes."""
         ranks = self._gather_rank_states()
         self.opt.zero_grad(set_to_none=True)
-        cpu.give_back_memory()  # pandas comes in for the workbook, while no activations are held
+        cpu.give_back_memory()  # the workbook is written while no activations are held
         if dist_util.rank() == 0:
             logger.log(f"Saving checkpoint {self.updates:06d}")
             folder = get_blob_logdir()
@@ -385,8 +386,6 @@ class TrainLoop:
         folder = logger.get_dir()
         progress = os.path.join(folder, "progress.csv") if folder else ""
         if dist_util.rank() == 0 and os.path.exists(progress) and os.path.getsize(progress):
-            from .spreadsheet import export_workbook  # pandas is slow to import
-
             try:
                 workbook = os.path.join(folder, "results.xlsx")
                 export_workbook(progress, workbook, picture=newest_picture(folder))

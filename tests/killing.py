@@ -35,7 +35,7 @@ TINY = {
 # Python imports once in the server; each run is then a fork of it.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["improved_diffusion.training_script", "improved_diffusion.spreadsheet", "pandas", "openpyxl"]
+    ["improved_diffusion.training_script", "improved_diffusion.spreadsheet", "openpyxl"]
 )
 
 

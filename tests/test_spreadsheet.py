@@ -16,7 +16,6 @@ from improved_diffusion.log_formats import CSVOutputFormat
 from improved_diffusion.spreadsheet import export_workbook
 
 openpyxl = pytest.importorskip("openpyxl")
-pytest.importorskip("pandas")
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "export_results.py"
 
@@ -37,6 +36,18 @@ def export(path, **options):
     out = path.with_name("results.xlsx")
     export_workbook(path, out, **options)
     return openpyxl.load_workbook(out)
+
+
+def test_no_workbook_costs_a_training_the_memory_of_pandas(tmp_path):
+    log = write_log(tmp_path / "progress.csv")
+    program = (
+        "import sys\n"
+        "from improved_diffusion.spreadsheet import export_workbook\n"
+        f"export_workbook({str(log)!r}, {str(tmp_path / 'results.xlsx')!r})\n"
+        "print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def records(sheet):
