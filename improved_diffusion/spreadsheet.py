@@ -226,7 +226,8 @@ def _put_metric(sheet: "Worksheet", row: int, name: str, numbers: Numbers) -> No
         if "step" in numbers:
             put(sheet, row, 4, float(numbers["step"][best]), number_format="#,##0")
         put(sheet, row, 5, float(finite[-1]), number_format=form)
-        put(sheet, row, 6, float(last_tenth.mean()), number_format=form)
+        if len(last_tenth):
+            put(sheet, row, 6, float(last_tenth.mean()), number_format=form)
     put(sheet, row, 7, len(column) - len(finite), number_format="#,##0")
 
 
