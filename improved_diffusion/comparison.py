@@ -291,6 +291,8 @@ def save_curves(runs: Sequence[Run], path: str | os.PathLike) -> None:
     plots.label_axes(axes[3], title, "log-SNR (nats)", "mse of the noise")
     for panel in axes[:4]:
         panel.set_yscale("log")
+    for panel in (*axes[:3], axes[5]):
+        panel.locator_params(axis="x", nbins=5)
     plots.shared_legend(figure, axes[0])
     plots.save_figure(figure, path)
 

@@ -20,6 +20,9 @@ from .gaussian_diffusion import (
     starting_noise,
 )
 
+# What suits a young model: about as good as a thousand ancestral steps.
+USUAL_STEPS, USUAL_ETA = 20, 0.5
+
 
 def dpm_solver_sample_loop(
     diffusion: GaussianDiffusion,
@@ -42,6 +45,7 @@ def dpm_solver_sample_loop(
     :param eta: how much noise each step adds, in [0, 1]: 0 for the ODE, which is deterministic
         given x_T; 1 for the SDE, as much as ancestral steps.
     :return: samples of ``shape``, about [-1, 1].
+    :raises ValueError: if ``eta`` is not in [0, 1].
     """
     settings = (clip_denoised, denoised_fn, model_kwargs, device, progress, eta, randn_like)
     steps = dpm_solver_sample_loop_progressive(diffusion, model, shape, noise, *settings)
@@ -62,6 +66,8 @@ def dpm_solver_sample_loop_progressive(
     randn_like: RandnLike = th.randn_like,
 ) -> Iterator[dict[str, th.Tensor]]:
     """:func:`dpm_solver_sample_loop` that yields ``sample`` and ``pred_xstart`` each step."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
     x = starting_noise(model, shape, noise, device, randn_like)
     before: tuple[th.Tensor, float] | None = None  # the last step's prediction and length
     for i in descending(diffusion.num_timesteps, progress):
@@ -110,9 +116,10 @@ def _step(
 ) -> th.Tensor:
     """x_{i-1} from x_i, exact for a constant prediction of x_start.
 
-    Eq. 9 with k = 1 for eta = 0, SDE-DPM-Solver++ (appendix B) for eta = 1: less of x_i, more of
-    the prediction, and noise, so that x_{i-1} is as noisy as timestep i - 1 is. Written with
-    e^{-h} = (sigma' / sigma) (alpha / alpha'), which stays finite where sigma' = 0.
+    Eq. 9 with k = 1 for eta = 0, the paper's SDE-DPM-Solver++ for eta = 1, and between them the
+    interpolation of k-diffusion's ``sample_dpmpp_2m_sde``: less of x_i, more of the prediction, and
+    noise of variance sigma'^2 (1 - e^{-2 eta h}), so that x_{i-1} is as noisy as timestep i - 1 is.
+    Written with e^{-h} = (sigma' / sigma) (alpha / alpha'), which stays finite where sigma' = 0.
     """
     alpha, sigma = _alpha_sigma(diffusion.alphas_cumprod[i])
     alpha_next, sigma_next = _alpha_sigma(diffusion.alphas_cumprod_prev[i])

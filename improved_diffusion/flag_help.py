@@ -71,9 +71,9 @@ HELP = {
     "sampler": "ddpm (ancestral), ddim, or dpmpp (DPM-Solver++(2M), 20 steps); empty for ddpm",
     "sampling_steps": "timesteps to sample in, spaced as suits the sampler; 0 for all, "
     "or 20 with dpmpp",
-    "eta": "noise that each step of ddim or dpmpp adds, from 0 (none: the same picture from any "
-    "number of steps) to 1 (as ddpm does); empty for 0 with ddim, 0.5 with dpmpp: a young model "
-    "needs some",
+    "eta": "noise that each step of ddim or dpmpp adds, from 0 (none) to 1 (as much as ddpm), "
+    "between them not the same in both; empty for 0 with ddim, 0.5 with dpmpp: a young model needs "
+    "some",
     "classes": "classes to sample in turn, by name or number, comma-separated; empty: random",
     "save_png": "also write each sample as a picture of its own, to images/",
     "show_process": "also draw how the first samples came about, from noise on: process.png",

@@ -298,10 +298,9 @@ class GaussianDiffusion:
             * th.sqrt(1 - alpha_bar / alpha_bar_prev)
         )
         noise = randn_like(x)
-        mean = (
-            out["pred_xstart"] * th.sqrt(alpha_bar_prev)
-            + th.sqrt(1 - alpha_bar_prev - sigma**2) * eps
-        )
+        # Rounding may take what is left to below 0, where all of it is noise.
+        remaining = (1 - alpha_bar_prev - sigma**2).clamp(min=0)
+        mean = out["pred_xstart"] * th.sqrt(alpha_bar_prev) + th.sqrt(remaining) * eps
         sample = mean + _unless_last(t, x) * sigma * noise
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 

@@ -11,14 +11,13 @@ import torch as th
 
 from . import logger
 from .checkpointing import SETTLED, best_ema_rate
-from .dpm_solver import dpm_solver_sample_loop
+from .dpm_solver import USUAL_ETA, USUAL_STEPS, dpm_solver_sample_loop
 from .gaussian_diffusion import Model
 from .image_grid import save_grid, to_uint8
 from .image_noise import ImageNoise
 from .respace import SpacedDiffusion
 
 FOLDER = "samples"
-STEPS, ETA = 20, 0.5  # of DPM-Solver++
 
 Weights = Mapping[str, th.Tensor]
 
@@ -28,7 +27,7 @@ class Preview:
 
     It has random numbers of its own, and leaves those of the training and the model as they were.
 
-    :param diffusion: that of the training, of which the fast sampler takes :data:`STEPS`.
+    :param diffusion: that of the training, of which the fast sampler takes the usual few steps.
     :param shape: of the grid's images, [N, C, H, W].
     :param batch_size: how many of them to sample at a time.
     :param seed: of their noise.
@@ -44,7 +43,7 @@ class Preview:
         seed: int = 0,
         model_kwargs: Mapping[str, th.Tensor] | None = None,
     ):
-        self.diffusion = diffusion.respaced(f"logsnr{min(STEPS, diffusion.num_timesteps)}")
+        self.diffusion = diffusion.respaced(f"logsnr{min(USUAL_STEPS, diffusion.num_timesteps)}")
         self.batch_size = batch_size
         self.shape = shape
         self.seed = seed
@@ -86,7 +85,7 @@ class Preview:
         try:
             with th.inference_mode():
                 starts = range(0, self.shape[0], self.batch_size)
-                parts = [range(self.shape[0])[start:][: self.batch_size] for start in starts]
+                parts = [range(self.shape[0])[start : start + self.batch_size] for start in starts]
                 device = next(model.parameters()).device
                 return th.cat([self._sample_part(call, part, device) for part in parts])
         finally:
@@ -95,15 +94,15 @@ class Preview:
     def _sample_part(self, model: Model, part: range, device: th.device) -> th.Tensor:
         noise = ImageNoise(self.seed, part)
         shape = (len(part), *self.shape[1:])
-        own = slice(part.start, part.stop)
-        kwargs = {key: value[own].to(device) for key, value in self.model_kwargs.items()}
+        rows = slice(part.start, part.stop)
+        kwargs = {key: value[rows].to(device) for key, value in self.model_kwargs.items()}
         return dpm_solver_sample_loop(
             self.diffusion,
             model,
             shape,
             model_kwargs=kwargs,
             device=device,
-            eta=ETA,
+            eta=USUAL_ETA,
             randn_like=noise.randn_like,
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 
 from . import dist_util, logger
-from .dpm_solver import dpm_solver_sample_loop_progressive
+from .dpm_solver import USUAL_ETA, dpm_solver_sample_loop_progressive
 from .files import atomic_write
 from .gaussian_diffusion import GaussianDiffusion
 from .image_grid import make_grid, save_grid, save_png, to_uint8
@@ -21,7 +21,7 @@ from .image_noise import ImageNoise
 from .progress import progress_bar
 
 SAMPLERS = ("ddpm", "ddim", "dpmpp")
-NOISY = {"ddim": 0.0, "dpmpp": 0.5}  # samplers whose noise can be chosen, with the usual eta
+USUAL_ETAS = {"ddim": 0.0, "dpmpp": USUAL_ETA}  # of the samplers whose noise can be chosen
 GRID_IMAGES = 64  # of the picture beside the .npz
 SHOWN_IMAGES, SHOWN_MOMENTS = 4, 11  # of the picture of the process
 # How far the samples' colours may lie from the training data's before it is worth a warning.
@@ -48,7 +48,7 @@ class Order:
     batch_size: int
     seed: int
     sampler: str
-    eta: float = 0.0
+    eta: float
     clip_denoised: bool = True
 
 

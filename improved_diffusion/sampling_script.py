@@ -12,13 +12,14 @@ import torch as th
 from . import checkpointing, cpu, dist_util, logger, runs
 from .cli import Parser
 from .compiling import Compiled
+from .dpm_solver import USUAL_STEPS
 from .errors import InputError
 from .files import is_local
 from .gaussian_diffusion import GaussianDiffusion
 from .precision import Precision, check_precision
 from .samples import (
-    NOISY,
     SAMPLERS,
+    USUAL_ETAS,
     Condition,
     Order,
     Samples,
@@ -27,8 +28,6 @@ from .samples import (
     save_samples,
 )
 from .script_util import AUTO, add_dict_to_argparser, args_to_dict
-
-DPMPP_STEPS = 20  # where sampling_steps does not say
 
 
 def sampling_defaults() -> dict[str, Any]:
@@ -129,7 +128,7 @@ def choose_sampler(args: argparse.Namespace) -> None:
     if args.sampling_steps < 0:
         raise InputError(f"--sampling_steps must not be negative, got {args.sampling_steps}")
     if args.sampler == "dpmpp" and not args.timestep_respacing:
-        args.timestep_respacing = f"logsnr{args.sampling_steps or DPMPP_STEPS}"
+        args.timestep_respacing = f"logsnr{args.sampling_steps or USUAL_STEPS}"
     elif args.sampling_steps:
         args.timestep_respacing = str(args.sampling_steps)
 
@@ -139,10 +138,10 @@ def chosen_eta(sampler: str, text: str) -> float:
 
     :raises InputError: if it is not in [0, 1], or the sampler takes none.
     """
-    if text and sampler not in NOISY:
-        raise InputError(f"--eta is for --sampler {' and '.join(NOISY)}; leave it out")
+    if text and sampler not in USUAL_ETAS:
+        raise InputError(f"--eta is for --sampler {' and '.join(USUAL_ETAS)}; leave it out")
     try:
-        eta = float(text or NOISY.get(sampler, 0))
+        eta = float(text or USUAL_ETAS.get(sampler, 0))
     except ValueError:
         eta = math.nan
     if not 0 <= eta <= 1:
@@ -212,6 +211,11 @@ def sample(
         sampler=args.sampler,
         eta=args.eta,
         clip_denoised=args.clip_denoised,
+    )
+    noise = f", eta {order.eta:g}" if order.sampler in USUAL_ETAS else ""
+    logger.log(
+        f"Sampling {order.num_samples} images in {diffusion.num_timesteps} steps "
+        f"of {order.sampler}{noise}"
     )
     made = Samples()
     try:

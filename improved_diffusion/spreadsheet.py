@@ -131,17 +131,18 @@ def _read_log(path: str | os.PathLike) -> Cells:
 def _number(cell: str) -> int | float | str | None:
     for kind in (int, float):
         try:
-            return kind(cell)
+            number = kind(cell)
+            float(number)
+            return number
         except ValueError:
             pass
+        except OverflowError:  # hundreds of digits: no number that a sheet can hold
+            return cell
     return cell or None
 
 
 def _as_float(cell: int | float | str | None) -> float:
-    try:
-        return float(cell) if isinstance(cell, (int, float)) else math.nan
-    except OverflowError:  # a whole number of hundreds of digits
-        return math.inf
+    return float(cell) if isinstance(cell, (int, float)) else math.nan
 
 
 def _has_numbers(rows: Sequence[Sequence]) -> bool:

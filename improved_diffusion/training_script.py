@@ -228,7 +228,7 @@ def _check_against_checkpoint(args: argparse.Namespace, images: BatchStream) -> 
     if path:
         state = checkpointing.load_state_file(path)
         if data := state["ranks"][0]["data"]:
-            images.check_folder(data)  # first: with it changes what `--num_classes auto` is
+            images.check_folder(data)  # first: it decides what `--num_classes auto` is
         runs.check_resumed_flags(state["flags"], vars(args))
 
 

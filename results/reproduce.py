@@ -39,7 +39,7 @@ SETTINGS = {
 }
 NLL = {"data_dir": TEST_DATA, "num_samples": 256, "batch_size": 16, "num_timesteps": 20}
 SAMPLES = {"num_samples": 64, "batch_size": 16, "precision": "bf16"}
-SAMPLERS = {"ddpm": {}, "dpmpp": {"sampling_steps": 20}}
+SAMPLERS = {"ddpm": {}, "dpmpp": {"sampling_steps": 20, "eta": 0.5}}
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch as th
 
-from improved_diffusion import cli, dist_util, logger, runs
+from improved_diffusion import cli, dist_util, runs
 from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_noise import ImageNoise
@@ -37,7 +37,6 @@ def main() -> None:
     load_trained(model, args.model_path)
     with runs.open_run("image_sample", args.log_dir) as folder:
         describe(args.model_path, args.precision)
-        logger.log(f"Sampling {args.num_samples} images in {diffusion.num_timesteps} steps")
         sample(args, folder, model, diffusion, args.image_size, condition)
 
 

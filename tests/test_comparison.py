@@ -15,6 +15,8 @@ from improved_diffusion.image_grid import save_grid
 from improved_diffusion.image_noise import ImageNoise
 from improved_diffusion.script_util import create_gaussian_diffusion
 
+pytest.importorskip("matplotlib", reason="comparing draws with matplotlib")
+
 ROWS = 120
 
 
@@ -112,7 +114,6 @@ def test_the_workbook(runs, tmp_path):
 
 
 def test_pictures(runs, tmp_path):
-    pytest.importorskip("matplotlib", reason="drawing needs matplotlib")
     comparison.save_curves(runs, tmp_path / "curves.png")
     assert comparison.save_samples(runs, tmp_path / "samples.png")
     for name in ("curves.png", "samples.png"):

@@ -139,7 +139,7 @@ def test_the_group_leaves_no_threads_to_abort_a_process_that_ends():
         "th.nn.parallel.DistributedDataParallel(th.nn.Linear(3, 3))(th.ones(3)).sum().backward()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "0"], done.stdout + done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, ["True", "0"]), done.stdout + done.stderr
 
 
 def test_everything_works_without_a_group():

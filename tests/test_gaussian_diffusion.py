@@ -13,6 +13,7 @@ from improved_diffusion.gaussian_diffusion import (
     ModelMeanType,
     ModelVarType,
 )
+from improved_diffusion.script_util import create_gaussian_diffusion
 
 SHAPE = (4, 3, 8, 8)
 LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
@@ -244,6 +245,15 @@ def test_the_last_step_adds_no_noise():
         settings = {"eta": 1.0} if step == diffusion.ddim_sample else {}
         first, second = (step(constant(x), x, t, **settings)["sample"] for _ in range(2))
         assert th.equal(first, second)
+
+
+def test_rounding_does_not_take_the_root_of_less_than_nothing():
+    """With eta 1 and long steps nothing of x_t is left but noise, up to rounding."""
+    diffusion = create_gaussian_diffusion(
+        steps=4000, noise_schedule="cosine", timestep_respacing="20"
+    )
+    x = diffusion.ddim_sample_loop(lambda x, t: 0 * x, SHAPE, some_noise(), eta=1.0)
+    assert th.isfinite(x).all()
 
 
 def test_loops_repeat_with_the_same_seed_and_start_from_given_noise():

@@ -25,7 +25,7 @@ def guess(x, t, y=None):
 
 
 def order(num_samples=5, batch_size=2, **changes):
-    settings = {"shape": SHAPE, "seed": 3, "sampler": "ddpm", **changes}
+    settings = {"shape": SHAPE, "seed": 3, "sampler": "ddpm", "eta": 0, **changes}
     return Order(num_samples=num_samples, batch_size=batch_size, **settings)
 
 

@@ -210,6 +210,15 @@ def test_sampling_needs_the_model_alone(trained, scripts, tmp_path):
     with Image.open(path.with_suffix(".png")) as picture:
         assert min(picture.size) >= 32
 
+    made = {}
+    for name, eta in (("usual", {}), ("half", {"eta": 0.5}), ("none", {"eta": 0})):
+        flags = {"sampler": "dpmpp", "sampling_steps": 3, "log_dir": tmp_path / name, **eta}
+        out, _ = scripts.run("image_sample.py", model_path=run, **flags, **common)
+        made[name] = arrays(tmp_path / name)[1]["arr_0"]
+    assert "in 3 steps of dpmpp, eta 0" in out
+    assert (made["usual"] == made["half"]).all()
+    assert (made["usual"] != made["none"]).any()
+
     by_flags = {"model_path": run / "ema_0.5_000003.pt", "use_ddim": True, "seed": 7}
     by_flags |= {"timestep_respacing": "ddim2", "precision": "bf16"}
     out, _ = scripts.run("image_sample.py", log_dir=tmp_path / "b", **by_flags, **common)
@@ -357,7 +366,9 @@ def test_super_resolution(tiny_sr, make_images, scripts, tmp_path):
     np.savez(tmp_path / "small.npz", small)
     settings = {"num_samples": 4, "batch_size": 2, "base_samples": tmp_path / "small.npz"}
     settings |= {"model_path": tmp_path / "run" / "model000002.pt", "log_dir": tmp_path / "out"}
-    scripts.run("super_res_sample.py", num_threads=1, **settings)
+    settings |= {"sampler": "dpmpp", "sampling_steps": 3}
+    out, _ = scripts.run("super_res_sample.py", num_threads=1, **settings)
+    assert "Sampling 4 images in 3 steps of dpmpp, eta 0.5" in out
     _, content = arrays(tmp_path / "out")
     assert content["arr_0"].shape == (4, 16, 16, 3)
     assert list(content) == ["arr_0"]

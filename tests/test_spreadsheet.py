@@ -204,6 +204,18 @@ def test_column_that_is_never_finite(tmp_path):
     assert summary_of(book)["loss"] == [3]
 
 
+def test_last_tenth_that_is_not_finite(tmp_path, recwarn):
+    broken = dict.fromkeys(range(27, 30), math.nan)
+    book = export(write_log(tmp_path / "p.csv", lines=30, loss=broken))
+    names, row = (
+        next(row for row in book["summary"].values if row[0] == name) for name in ("metric", "loss")
+    )
+    loss = dict(zip(names, row, strict=True))
+    assert (loss["first"], loss["at step"], loss["not finite"]) == (1, 260, 3)
+    assert loss["mean of last tenth"] is None
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
 def test_text_never_becomes_a_formula(tmp_path):
     evil = ['=HYPERLINK("http://x")', "=1+1", "#N/A", "bell\a"]
     path = write_log(tmp_path / "p.csv", note=dict(enumerate(evil)), **{"=A1": {0: "=B2"}})
