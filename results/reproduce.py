@@ -83,7 +83,7 @@ def main() -> None:
     jobs = chosen_jobs()
     os.chdir(PROJECT)
     for folder in (TRAIN_DATA, TEST_DATA):
-        if not folder.is_dir():
+        if not folder.is_dir() and not all(map(is_done, jobs)):
             raise InputError(f"no images in {folder}; run `python datasets/cifar10.py` first")
     print(f"Processor: {processor_name()}", flush=True)
     for job in jobs:

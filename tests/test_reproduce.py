@@ -175,3 +175,12 @@ def test_bad_input_is_one_line(words, said, tmp_path):
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_only_what_is_not_done_needs_images(reproduce, monkeypatch):
+    start(reproduce, monkeypatch, "--only", "linear")
+    for folder in (reproduce.TRAIN_DATA, reproduce.TEST_DATA):
+        folder.rmdir()
+    assert start(reproduce, monkeypatch, "--only", "linear") == ["compare_runs.py"]
+    with pytest.raises(reproduce.InputError, match="no images in datasets/cifar_train"):
+        start(reproduce, monkeypatch, "--only", "linear,polynomial")
