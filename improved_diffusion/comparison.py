@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 CURVES = ("loss", "mse", "grad_norm")
 QUARTERS = tuple(f"mse_q{q}" for q in range(4))
 POINTS = 50  # a curve is smoothed over so many parts of it
-BIN = 2.0  # width of a bin of log-SNR, in nats
+GRID = 2.0  # from one log-SNR to the next at which errors are compared, in nats
+NEAR = 1.0  # an error is read off the timesteps within so many nats
 SHEET_NAME = 31  # characters that Excel takes
 WARNING = (
     "Losses of different schedules are means over different noise levels and do not compare; "
@@ -46,11 +47,16 @@ WARNING = (
 
 
 class Evaluation(NamedTuple):
-    """What ``image_nll.py`` found out: its summary, and log-SNR, error and count by timestep."""
+    """What ``image_nll.py`` found out.
+
+    ``terms`` has log-SNR, error of the predicted noise and count of each timestep, [rows, 3];
+    ``images`` the bits/dim of each image, or nothing where they were not kept.
+    """
 
     name: str
     summary: Mapping[str, Any]
-    terms: np.ndarray  # [rows, 3]
+    terms: np.ndarray
+    images: np.ndarray
 
 
 class Run(NamedTuple):
@@ -100,15 +106,21 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_evaluation(path: Path) -> Evaluation:
-    table = read_csv(path.with_suffix(".csv"))
+    images = path.with_name(f"{path.stem}_images.csv")
     try:
-        columns = [table.header.index(name) for name in ("log_snr", "mse", "images")]
-        terms = np.array([[float(row[c]) for c in columns] for row in table.rows])
+        terms = _read_numbers(path.with_suffix(".csv"), ("log_snr", "mse", "images"))
+        totals = _read_numbers(images, ("bits/dim",))[:, 0] if images.exists() else np.array([])
         summary = _read_json(path)
         float(summary["bits/dim"]), float(summary["standard error"] or 0)
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path.parent} holds no evaluation ({error}); make it again") from None
-    return Evaluation(path.parent.name, summary, terms)
+    return Evaluation(path.parent.name, summary, terms, totals)
+
+
+def _read_numbers(path: Path, names: Sequence[str]) -> np.ndarray:
+    table = read_csv(path)
+    columns = [table.header.index(name) for name in names]
+    return np.array([[float(row[c]) for c in columns] for row in table.rows])
 
 
 # -- what can be compared ------------------------------------------------------------------------
@@ -122,15 +134,62 @@ def smoothed(log: "pd.DataFrame") -> "pd.DataFrame":
     return log[["step"]].join(means)
 
 
-def binned_error(terms: np.ndarray) -> dict[float, float]:
-    """The error of the predicted noise by log-SNR: the middle of a bin to the mean in it.
+def error_at(terms: np.ndarray, log_snr: float) -> float:
+    """The error of the predicted noise at a log-SNR, by a line through the timesteps near it.
 
-    Every timestep in a bin counts alike, however often it was drawn.
+    Schedules have their timesteps at different log-SNRs, so a mean over a range would compare
+    errors of different places.
 
     :param terms: log-SNR, error and count, [rows, 3].
+    :return: NaN outside of the timesteps' log-SNRs.
     """
-    bins = np.floor(terms[:, 0] / BIN) * BIN + BIN / 2
-    return {float(b): float(terms[bins == b, 1].mean()) for b in np.unique(bins)}
+    offset = terms[:, 0] - log_snr
+    near = np.abs(offset) <= NEAR
+    for side in (offset <= 0, offset >= 0):
+        if not side.any():
+            return math.nan
+        if not (near & side).any():  # timesteps are far apart here: the next one on this side
+            near |= side & (np.abs(offset) == np.abs(offset[side]).min())
+    x, (y, count) = offset[near], terms[near, 1:].T
+    x_mean, y_mean = np.average(x, weights=count), np.average(y, weights=count)
+    spread = count @ (x - x_mean) ** 2
+    slope = count @ ((x - x_mean) * (y - y_mean)) / spread if spread else 0.0
+    return float(y_mean - slope * x_mean)
+
+
+def common_grid(evaluations: Sequence[Evaluation]) -> list[float]:
+    """The odd log-SNRs at which any of the evaluations has an error."""
+    ends = [(e.terms[:, 0].min(), e.terms[:, 0].max()) for e in evaluations]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    first = math.ceil((low - 1) / GRID) * GRID + 1
+    return np.arange(first, high + 1e-9, GRID).tolist()
+
+
+def error_bits(terms: np.ndarray, low: float, high: float) -> float:
+    """Bits/dim that a model's errors between two log-SNRs cost in infinitely many steps.
+
+    Half the area under the error of the noise over the log-SNR: whatever the schedule, and
+    whatever its steps and variances add (Kingma et al. 2021, arXiv 2107.00630, 5.1).
+    """
+    places = np.linspace(low, high, 1 + round((high - low) * 4))
+    errors = np.array([error_at(terms, place) for place in places])
+    area = ((errors[1:] + errors[:-1]) / 2 * np.diff(places)).sum()
+    return float(area / (2 * math.log(2)))
+
+
+def paired_difference(one: Evaluation, other: Evaluation) -> tuple[float, float] | None:
+    """Mean and standard error of ``one``'s bits/dim less ``other``'s, image by image.
+
+    Images differ far more than models do; on the same ones, most of that cancels.
+
+    :return: None unless both kept the bits of the same two or more images.
+    """
+    keys = ("data_dir", "seed", "timesteps of each")
+    same = all(one.summary.get(key) == other.summary.get(key) for key in keys)
+    if not same or len(one.images) != len(other.images) or len(one.images) < 2:
+        return None
+    gaps = one.images - other.images
+    return float(gaps.mean()), float(gaps.std(ddof=1) / math.sqrt(len(gaps)))
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -157,14 +216,18 @@ def facts(run: Run) -> dict[str, Any]:
 # -- the workbook --------------------------------------------------------------------------------
 
 
-def save_workbook(runs: Sequence[Run], path: str | os.PathLike, samples: Path | None) -> None:
+def save_workbook(
+    runs: Sequence[Run], path: str | os.PathLike, samples: Path | None, note: str = ""
+) -> None:
     """Write the comparison as a workbook.
 
     :param samples: picture of the samples side by side, if there is one.
+    :param note: a line to stand below the titles: what a reader must know of these runs.
     """
     book = new_book()
-    _fill_summary(book["summary"], runs)
+    _fill_summary(book["summary"], runs, note)
     charts = book.create_sheet("charts")
+    put(charts, 1, 1, note)
     curves = {run.name: smoothed(run.log) for run in runs}
     sheets = {
         run.name: book.create_sheet(_sheet_name(f"{number} {run.name}"))
@@ -176,7 +239,7 @@ def save_workbook(runs: Sequence[Run], path: str | os.PathLike, samples: Path | 
     drawn = _add_curves(charts, curves, sheets)
     _add_errors(book, charts, runs, drawn)
     if samples is not None:
-        put_picture(book.create_sheet("samples"), "Samples of the same noise", samples)
+        put_picture(book.create_sheet("samples"), "Samples of the same noise", samples, note)
     save_book(book, path)
 
 
@@ -188,28 +251,65 @@ def _cells(column: "pd.Series") -> list[float | None]:
     return [value if math.isfinite(value) else None for value in column.tolist()]
 
 
-def _fill_summary(sheet: Any, runs: Sequence[Run]) -> None:
+def _fill_summary(sheet: Any, runs: Sequence[Run], note: str) -> None:
     put_title(sheet, 1, "Runs side by side")
+    put(sheet, 2, 1, note)
     rows = [facts(run) for run in runs]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    put_table(sheet, 3, names, [[row.get(name) for row in rows] for name in names])
-    below = len(rows) + 5
-    put(sheet, below, 1, WARNING)
-    put_title(sheet, below + 2, "Bits per dimension of test images")
-    table = bits_table(runs)
-    put_table(sheet, below + 3, list(table), list(table.values()))
-    set_widths(sheet, [22, 24, 24, *[16] * 6])
+    put_table(sheet, 4, names, [[row.get(name) for row in rows] for name in names])
+    row = len(rows) + 6
+    put(sheet, row, 1, WARNING)
+    for title, table in (
+        ("Bits per dimension of test images", bits_table(runs)),
+        (f"The same images, less their bits in {runs[0].name}", difference_table(runs)),
+    ):
+        if table["run"]:
+            put_title(sheet, row + 2, title)
+            put_table(sheet, row + 3, list(table), list(table.values()))
+            row += len(table["run"]) + 3
+    set_widths(sheet, [22, 24, 24, *[18] * 6])
 
 
 def bits_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Columns of the bits/dim of all evaluations."""
-    rows = [(run.name, e.name, e.summary) for run in runs for e in run.evaluations]
-    keys = ("bits/dim", "standard error", "images", "timesteps of each")
-    return {
-        "run": [name for name, _, _ in rows],
-        "evaluation": [name for _, name, _ in rows],
-        **{key: [summary.get(key) for _, _, summary in rows] for key in keys},
+    """Columns of the bits/dim of all evaluations, and of what they are made of.
+
+    "of which fixed variance" is the schedule's; "by the errors" is the model's alone, see
+    :func:`error_bits`, over the log-SNRs that all evaluations have.
+    """
+    found = [(run.name, e) for run in runs for e in run.evaluations]
+    keys = ("bits/dim", "standard error", "images", "timesteps of each", "of which fixed variance")
+    table = {
+        "run": [name for name, _ in found],
+        "evaluation": [e.name for _, e in found],
+        **{key: [e.summary.get(key) for _, e in found] for key in keys},
     }
+    if shared := _shared_range([e for _, e in found]):
+        low, high = shared
+        column = f"by the errors, log-SNR {low:g} to {high:g}"
+        table[column] = [error_bits(e.terms, low, high) for _, e in found]
+    return table
+
+
+def _shared_range(evaluations: Sequence[Evaluation]) -> tuple[float, float] | None:
+    errors = {
+        place: [error_at(e.terms, place) for e in evaluations]
+        for place in (common_grid(evaluations) if evaluations else ())
+    }
+    shared = [place for place, values in errors.items() if not any(map(math.isnan, values))]
+    return (shared[0], shared[-1]) if len(shared) > 1 else None
+
+
+def difference_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Columns of the differences in bits/dim to the first run, image by image."""
+    first = {e.name: e for e in runs[0].evaluations}
+    rows = [
+        (run.name, e.name, *difference)
+        for run in runs[1:]
+        for e in run.evaluations
+        if e.name in first and (difference := paired_difference(e, first[e.name]))
+    ]
+    names = ("run", "evaluation", "difference", "standard error")
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
 def _add_curves(charts: Any, curves: Mapping[str, "pd.DataFrame"], sheets: Mapping) -> int:
@@ -254,51 +354,70 @@ def _add_errors(book: Any, charts: Any, runs: Sequence[Run], drawn: int) -> None
 
 def error_table(runs: Sequence[Run]) -> dict[str, list[float | None]]:
     """Columns of the error by log-SNR of all evaluations; empty if there are none."""
-    binned = {
-        f"{run.name}, {e.name}": binned_error(e.terms) for run in runs for e in run.evaluations
-    }
-    middles = sorted({middle for errors in binned.values() for middle in errors})
-    if not middles:
+    found = {f"{run.name}, {e.name}": e for run in runs for e in run.evaluations}
+    if not found:
         return {}
-    columns = {name: [errors.get(m) for m in middles] for name, errors in binned.items()}
-    return {"log-SNR": middles, **columns}
+    places = common_grid(list(found.values()))
+    columns = {
+        name: [None if math.isnan(v := error_at(e.terms, place)) else v for place in places]
+        for name, e in found.items()
+    }
+    return {"log-SNR": places, **columns}
 
 
 # -- the pictures --------------------------------------------------------------------------------
 
 
-def save_curves(runs: Sequence[Run], path: str | os.PathLike) -> None:
-    """Draw the curves of all runs, the error at equal log-SNR and bits/dim into one PNG."""
-    figure, axes = plots.new_figure(columns=3, rows=2, width=13, height=7.2)
-    for run, style in _styled(runs):
-        curve = smoothed(run.log)
-        for panel, name in zip(axes[:2], ("loss", "grad_norm"), strict=True):
-            if name in curve:
-                panel.plot(curve["step"], curve[name], label=run.name, **style)
-        for number, name in enumerate(name for name in QUARTERS if name in curve):
-            fading = {**style, "linestyle": "-", "alpha": 1 - 0.22 * number}
-            axes[2].plot(curve["step"], curve[name], **fading)
-        for evaluation in run.evaluations[:1]:
-            errors = binned_error(evaluation.terms)
-            axes[3].plot(errors.keys(), errors.values(), marker="o", markersize=3, **style)
-    _draw_bits(axes[4], runs)
-    _draw_step_time(axes[5], runs)
-    plots.label_axes(axes[0], "Training loss (does not compare)", "update", "loss, smoothed")
-    plots.label_axes(axes[1], "Gradient norm", "update", "L2 norm, smoothed")
-    plots.label_axes(axes[2], "mse by quarter of t, q0 darkest", "update", "mse, smoothed")
-    shown = sorted({e.name for run in runs for e in run.evaluations[:1]})
-    title = ", ".join(["Error at equal log-SNR", *shown])
-    plots.label_axes(axes[3], title, "log-SNR (nats)", "mse of the noise")
-    for panel in axes[:4]:
-        panel.set_yscale("log")
-    for panel in (*axes[:3], axes[5]):
-        panel.locator_params(axis="x", nbins=5)
+def save_curves(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> None:
+    """Draw the curves of all runs, the error at equal log-SNR and bits/dim into one PNG.
+
+    :param note: a line to stand below: what a reader must know of these runs.
+    """
+    figure, axes = plots.new_figure(columns=3, rows=3, width=13, height=10.4)
+    curves = [smoothed(run.log) for run in runs]
+    mse_is_loss = all("mse" not in c or c["mse"].equals(c["loss"]) for c in curves)
+    title = "Training loss and mse" if mse_is_loss else "Training loss"
+    _draw_curves(axes[0], runs, curves, "loss", f"{title} (do not compare)")
+    _draw_curves(axes[1], runs, curves, "grad_norm", "Gradient norm")
+    _draw_bits(axes[2], runs)
+    for panel, name, part in zip(
+        axes[3:7], QUARTERS, (", least noise", "", "", ", most noise"), strict=True
+    ):
+        _draw_curves(panel, runs, curves, name, f"mse of quarter {name[-2:]} of t{part}")
+    _draw_errors(axes[7:], runs)
     plots.shared_legend(figure, axes[0])
+    plots.write_below(figure, note)
     plots.save_figure(figure, path)
 
 
 def _styled(runs: Sequence[Run]) -> list[tuple[Run, dict[str, Any]]]:
     return [(run, plots.line_style(number)) for number, run in enumerate(runs)]
+
+
+def _draw_curves(
+    panel: Any, runs: Sequence[Run], curves: Sequence["pd.DataFrame"], name: str, title: str
+) -> None:
+    for (run, style), curve in zip(_styled(runs), curves, strict=True):
+        if name in curve:
+            panel.plot(curve["step"], curve[name], label=run.name, **style)
+    panel.locator_params(axis="x", nbins=5)
+    plots.make_logarithmic(panel)
+    plots.label_axes(panel, title, "update", "smoothed")
+
+
+def _draw_errors(panels: Sequence[Any], runs: Sequence[Run]) -> None:
+    """The first evaluation of each run, and its ratio to that of the first run."""
+    evaluated = [(run, style) for run, style in _styled(runs) if run.evaluations]
+    found = [run.evaluations[0] for run, _ in evaluated]
+    places = common_grid(found) if found else []
+    columns = [np.array([error_at(e.terms, place) for place in places]) for e in found]
+    for (_, style), errors in zip(evaluated, columns, strict=True):
+        panels[0].plot(places, errors, marker="o", markersize=3, **style)
+        panels[1].plot(places, errors / columns[0], marker="o", markersize=3, **style)
+    shown = ", ".join(sorted({e.name for e in found}))
+    ratio = f"The same, over that of {evaluated[0][0].name}" if found else "Ratio"
+    plots.label_axes(panels[0], f"Error at equal log-SNR, {shown}", "log-SNR (nats)", "mse")
+    plots.label_axes(panels[1], ratio, "log-SNR (nats)", "ratio")
 
 
 def _draw_bits(panel: Any, runs: Sequence[Run]) -> None:
@@ -320,14 +439,7 @@ def _draw_bits(panel: Any, runs: Sequence[Run]) -> None:
     plots.label_axes(panel, "Test images, ± 2 standard errors", "", "bits/dim")
 
 
-def _draw_step_time(panel: Any, runs: Sequence[Run]) -> None:
-    for run, style in _styled(runs):
-        if "wall_time" in run.log:
-            panel.plot(run.log["step"], run.log["wall_time"] / 3600, **style)
-    plots.label_axes(panel, "Time", "update", "hours")
-
-
-def save_samples(runs: Sequence[Run], path: str | os.PathLike) -> bool:
+def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> bool:
     """Draw the grids of samples side by side, a column for each run; False if there are none."""
     names = sorted({name for run in runs for name in run.pictures})
     if not names:
@@ -340,5 +452,6 @@ def save_samples(runs: Sequence[Run], path: str | os.PathLike) -> bool:
         if name in run.pictures:
             with open_image(str(run.pictures[name])) as picture:
                 panel.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
+    plots.write_below(figure, note)
     plots.save_figure(figure, path)
     return True

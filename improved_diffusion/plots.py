@@ -6,6 +6,7 @@ global changes and no window is ever opened.
 
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,16 @@ def label_axes(axes: "Axes", title: str, x: str, y: str) -> None:
     axes.set_ylabel(y, fontsize=LABEL_SIZE, color=INK)
 
 
+def make_logarithmic(axes: "Axes") -> None:
+    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def line_style(index: int) -> dict[str, Any]:
     """Colour and dashes of the line of that number: all differ in one, neighbours in both."""
     colour = COLOURS[index % len(COLOURS)]
@@ -99,6 +110,13 @@ def shared_legend(figure: "Figure", axes: "Axes") -> None:
         handlelength=2.2,
         columnspacing=1.6,
     )
+
+
+def write_below(figure: "Figure", text: str) -> None:
+    """Write a line below the whole figure, broken where it is too long; nothing for ""."""
+    if text:
+        letters = int(figure.get_figwidth() * 72 / (0.52 * TICK_SIZE))
+        figure.supxlabel("\n".join(textwrap.wrap(text, letters)), fontsize=TICK_SIZE, color=INK)
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:

@@ -136,8 +136,8 @@ def put_table(
                 put(sheet, i, column, value, number_format=form)
 
 
-def put_picture(sheet: "Worksheet", title: str, path: Path) -> None:
-    """Fill a sheet with a picture under a title.
+def put_picture(sheet: "Worksheet", title: str, path: Path, note: str = "") -> None:
+    """Fill a sheet with a picture under a title and a note.
 
     :raises InputError: if ``path`` is no picture.
     """
@@ -150,7 +150,8 @@ def put_picture(sheet: "Worksheet", title: str, path: Path) -> None:
     scale = min(1.0, PICTURE_WIDTH / image.width)
     image.width, image.height = round(image.width * scale), round(image.height * scale)
     put_title(sheet, 1, title)
-    sheet.add_image(image, "A3")
+    put(sheet, 2, 1, note)
+    sheet.add_image(image, "A4")
 
 
 # -- charts --------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def add_moving_mean(chart: "ScatterChart", period: int) -> None:
 
 
 def add_chart(sheet: "Worksheet", chart: "ScatterChart", number: int) -> None:
-    """Put a chart on a sheet as the ``number``-th, from 0, of two columns of charts."""
+    """Put a chart on a sheet as the ``number``-th, from 0, of two columns below its first row."""
     chart.anchor = _place(row=number // 2, column=number % 2)
     sheet.add_chart(chart)
 
@@ -275,6 +276,6 @@ def _place(row: int, column: int) -> "AbsoluteAnchor":
     from openpyxl.drawing.xdr import XDRPoint2D, XDRPositiveSize2D
     from openpyxl.utils.units import cm_to_EMU
 
-    width, height, gap = cm_to_EMU(16), cm_to_EMU(10), cm_to_EMU(0.3)
-    corner = XDRPoint2D(gap + column * (width + gap), gap + row * (height + gap))
+    width, height, gap, top = (cm_to_EMU(cm) for cm in (16, 10, 0.3, 0.8))
+    corner = XDRPoint2D(gap + column * (width + gap), top + row * (height + gap))
     return AbsoluteAnchor(pos=corner, ext=XDRPositiveSize2D(width, height))

@@ -78,12 +78,14 @@ def export_workbook(
     xlsx_path: str | os.PathLike,
     config: Mapping[str, Any] | None = None,
     picture: str | os.PathLike | None = None,
+    note: str = "",
 ) -> None:
     """Write the log at ``csv_path`` as a workbook to ``xlsx_path``, atomically.
 
     :param config: what the sheet "config" lists, dictionaries in it as sections; default
         ``config.json`` beside the CSV file, if there is one.
     :param picture: a PNG for the sheet "samples".
+    :param note: a line to stand on every sheet that shows figures or pictures.
     :raises InputError: if the CSV file, the picture or config.json is missing or is not one.
     """
     cells = _read_log(csv_path)
@@ -92,14 +94,14 @@ def export_workbook(
         config = _read_config(Path(csv_path).with_name("config.json"))
 
     book = new_book()
-    _fill_summary(book["summary"], numbers, Path(csv_path))
+    _fill_summary(book["summary"], numbers, Path(csv_path), note)
     charts = book.create_sheet("charts")
     metrics = book.create_sheet("metrics")
     _fill_metrics(metrics, cells)
-    _fill_charts(charts, metrics, numbers)
+    _fill_charts(charts, metrics, numbers, note)
     if picture is not None:
         title = f"Newest samples: {Path(picture).name}"
-        put_picture(book.create_sheet("samples"), title, Path(picture))
+        put_picture(book.create_sheet("samples"), title, Path(picture), note)
     _fill_config(book.create_sheet("config"), config)
     save_book(book, xlsx_path)
 
@@ -166,10 +168,11 @@ def _finite(column: np.ndarray) -> np.ndarray:
 # --- sheets
 
 
-def _fill_summary(sheet: "Worksheet", numbers: Numbers, csv_path: Path) -> None:
+def _fill_summary(sheet: "Worksheet", numbers: Numbers, csv_path: Path, note: str) -> None:
     folder = csv_path.resolve().parent.name
     put_title(sheet, 1, f"Training run {folder}")
-    row = 3
+    put(sheet, 2, 1, note)
+    row = 4
     for name, value, form in _facts(numbers):
         put(sheet, row, 1, name)
         put(sheet, row, 2, value, number_format=form)
@@ -256,7 +259,8 @@ def _fill_config(sheet: "Worksheet", config: Mapping[str, Any]) -> None:
 # --- charts
 
 
-def _fill_charts(sheet: "Worksheet", metrics: "Worksheet", numbers: Numbers) -> None:
+def _fill_charts(sheet: "Worksheet", metrics: "Worksheet", numbers: Numbers, note: str) -> None:
+    put(sheet, 1, 1, note)
     drawn = 0
     for chart in CHARTS:
         columns = [name for name in chart.series if name in numbers and len(_finite(numbers[name]))]
@@ -264,7 +268,7 @@ def _fill_charts(sheet: "Worksheet", metrics: "Worksheet", numbers: Numbers) -> 
             add_chart(sheet, _draw(chart, columns, metrics, numbers), drawn)
             drawn += 1
     if not drawn:
-        put(sheet, 1, 1, "the log has no loss, mse or grad_norm to draw")
+        put(sheet, 2, 1, "the log has no loss, mse or grad_norm to draw")
 
 
 def _draw(

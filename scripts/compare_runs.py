@@ -20,9 +20,9 @@ def main() -> None:
         raise InputError(f"runs must have different folder names, got {', '.join(names)}")
     out = Path(args.out)
     curves, samples = (out.with_name(f"{out.stem}{end}.png") for end in ("", "_samples"))
-    comparison.save_curves(runs, curves)
-    found = comparison.save_samples(runs, samples)
-    comparison.save_workbook(runs, out, samples if found else None)
+    comparison.save_curves(runs, curves, args.note)
+    found = comparison.save_samples(runs, samples, args.note)
+    comparison.save_workbook(runs, out, samples if found else None, args.note)
     print_tables(runs)
     for path in (out, curves, *([samples] if found else [])):
         print(path.absolute())
@@ -32,6 +32,7 @@ def parse_flags() -> Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--out", default="compare_runs.xlsx", help="workbook to write; PNGs beside")
+    parser.add_argument("--note", default="", help="a line to stand in the workbook and the PNGs")
     args = parser.parse_args()
     out = Path(args.out)
     if out.suffix != ".xlsx" or out.is_dir() or not out.absolute().parent.is_dir():
@@ -42,17 +43,16 @@ def parse_flags() -> Namespace:
 def print_tables(runs: list[comparison.Run]) -> None:
     """What the summary of the workbook says, in plain lines."""
     for run in runs:
-        print(", ".join(f"{key} {_short(value)}" for key, value in comparison.facts(run).items()))
+        print(_line(comparison.facts(run)))
     print(comparison.WARNING)
-    for run in runs:
-        for e in run.evaluations:
-            bits, error = e.summary["bits/dim"], e.summary["standard error"]
-            spread = f" ± {error:.4f}" if error else ""
-            print(f"{run.name}, {e.name}: {bits:.4f}{spread} bits/dim")
+    for table in (comparison.bits_table(runs), comparison.difference_table(runs)):
+        for row in zip(*table.values(), strict=True):
+            print(_line(dict(zip(table, row, strict=True))))
 
 
-def _short(value: object) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def _line(values: dict[str, object]) -> str:
+    shown = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in values.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ def main() -> None:
         raise InputError(f"the folder of --out {out} does not exist; make it first")
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give a file name that ends in .xlsx")
-    export_workbook(csv_path, out, picture=newest_picture(str(csv_path.parent)))
+    picture = args.picture or newest_picture(str(csv_path.parent))
+    export_workbook(csv_path, out, picture=picture, note=args.note)
     print(out.absolute())
 
 
@@ -27,6 +28,8 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--log_dir", default="", help="folder of a run, which has a progress.csv")
     parser.add_argument("--csv", default="", help="the log itself, instead of --log_dir")
     parser.add_argument("--out", default="", help="workbook to write (empty: results.xlsx beside)")
+    parser.add_argument("--picture", default="", help="PNG to show (empty: the run's newest)")
+    parser.add_argument("--note", default="", help="a line to stand by the figures and the picture")
     return parser
 
 

@@ -82,25 +82,67 @@ def test_curves_are_means_of_the_rows_before(runs):
     assert curve["step"].tolist() == runs[0].log["step"].tolist()
 
 
-def test_error_is_binned_by_log_snr():
-    terms = np.array([[0.1, 1.0, 9], [1.9, 3.0, 1], [-0.1, 5.0, 2]])
-    assert comparison.binned_error(terms) == {1.0: 2.0, -1.0: 5.0}
+def test_errors_are_read_off_at_a_log_snr_wherever_the_timesteps_are():
+    def line(places):
+        return np.array([[place, 3 + 2 * place, 5] for place in places])
+
+    for places in ([0.1, 0.7, 1.8], [-7.0, 9.0], [-0.4, 0.9, 4.0]):
+        assert comparison.error_at(line(places), 1.0) == pytest.approx(5.0)
+    assert comparison.error_at(line([1.0]), 1.0) == pytest.approx(5.0)
+    assert math.isnan(comparison.error_at(line([1.1, 1.5]), 1.0))
+    assert math.isnan(comparison.error_at(line([0.1, 0.9]), 1.0))
 
 
-def test_errors_of_all_runs_share_their_bins(runs):
+def test_timesteps_count_as_often_as_they_were_drawn():
+    terms = np.array([[0.0, 1.0, 900], [0.0, 11.0, 100]])
+    assert comparison.error_at(terms, 0.0) == pytest.approx(2.0)
+
+
+def test_errors_of_all_runs_share_their_places(runs):
     table = comparison.error_table(runs)
     assert list(table) == ["log-SNR", "one, nll", "two, nll"]
-    assert table["log-SNR"] == sorted(table["log-SNR"])
+    assert all(place % 2 == 1 for place in table["log-SNR"])
+    assert np.diff(table["log-SNR"]).tolist() == [2.0] * (len(table["log-SNR"]) - 1)
     for run in runs:
-        errors = comparison.binned_error(run.evaluations[0].terms)
-        column = table[f"{run.name}, nll"]
-        assert column == [errors.get(middle) for middle in table["log-SNR"]]
-        assert len([value for value in column if value is not None]) > 3
+        terms = run.evaluations[0].terms
+        for place, value in zip(table["log-SNR"], table[f"{run.name}, nll"], strict=True):
+            inside = terms[:, 0].min() <= place <= terms[:, 0].max()
+            assert (value is not None) == inside
+
+
+def test_errors_in_bits_do_not_depend_on_the_schedule():
+    """The best prediction of independent normal pixels errs by alpha_bar, whatever the schedule."""
+
+    def bits(schedule):
+        ab = create_gaussian_diffusion(steps=1000, noise_schedule=schedule).alphas_cumprod
+        return comparison.error_bits(np.stack([np.log(ab / (1 - ab)), ab, ab * 0 + 1], 1), -9, 9)
+
+    area = np.log1p(np.exp(9.0)) - np.log1p(np.exp(-9.0))  # of the logistic function
+    for schedule in ("linear", "cosine", "polynomial"):
+        assert bits(schedule) == pytest.approx(area / (2 * np.log(2)), rel=2e-3)
+
+
+def test_differences_are_taken_image_by_image(runs):
+    one, two = (run.evaluations[0] for run in runs)
+    mean, error = comparison.paired_difference(two, one)
+    gaps = two.images - one.images
+    assert len(gaps) == 6
+    assert mean == pytest.approx(two.summary["bits/dim"] - one.summary["bits/dim"])
+    assert error == pytest.approx(np.std(gaps, ddof=1) / math.sqrt(6))
+    table = comparison.difference_table(runs)
+    assert table["run"] == ["two"]
+    assert table["difference"] == [mean]
+    others = (
+        two._replace(images=two.images[:5]),
+        two._replace(images=np.array([])),
+        two._replace(summary={**two.summary, "seed": 1}),
+    )
+    assert [comparison.paired_difference(other, one) for other in others] == [None] * 3
 
 
 def test_the_workbook(runs, tmp_path):
     comparison.save_samples(runs, tmp_path / "samples.png")
-    comparison.save_workbook(runs, tmp_path / "x.xlsx", tmp_path / "samples.png")
+    comparison.save_workbook(runs, tmp_path / "x.xlsx", tmp_path / "samples.png", "of copies")
     book = load_workbook(tmp_path / "x.xlsx")
     sheets = ["summary", "charts", "1 one", "2 two", "error at equal log-SNR", "samples"]
     assert book.sheetnames == sheets
@@ -109,15 +151,21 @@ def test_the_workbook(runs, tmp_path):
     assert all(len(chart.series) == 2 for chart in charts)
     cells = [cell.value for row in book["summary"].iter_rows() for cell in row]
     assert comparison.WARNING in cells
+    assert "The same images, less their bits in one" in cells
+    assert book["summary"]["A2"].value == book["charts"]["A1"].value == "of copies"
+    assert book["samples"]["A2"].value == "of copies"
     assert runs[0].evaluations[0].summary["bits/dim"] in cells
     assert book["1 one"].max_row == ROWS + 1
 
 
 def test_pictures(runs, tmp_path):
-    comparison.save_curves(runs, tmp_path / "curves.png")
-    assert comparison.save_samples(runs, tmp_path / "samples.png")
-    for name in ("curves.png", "samples.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for note in ("", "a note of the runs"):
+        comparison.save_curves(runs, tmp_path / f"curves{note}.png", note)
+        assert comparison.save_samples(runs, tmp_path / f"samples{note}.png", note)
+    for name in ("curves", "samples"):
+        plain, noted = (tmp_path / f"{name}{note}.png" for note in ("", "a note of the runs"))
+        assert plain.read_bytes().startswith(b"\x89PNG")
+        assert plain.read_bytes() != noted.read_bytes()
 
 
 def test_runs_without_evaluations_are_compared_too(tmp_path):
@@ -159,6 +207,7 @@ def spoil(folder, name, text):
         ("nll/bits_per_dim.json", "[]", "is not what it should be"),
         ("nll/bits_per_dim.json", "{}", "holds no evaluation"),
         ("nll/bits_per_dim.csv", "t,mse\n1,x\n", "holds no evaluation"),
+        ("nll/bits_per_dim_images.csv", "image,bits\n0,1\n", "holds no evaluation"),
     ],
 )
 def test_what_cannot_be_read_is_said(name, text, said, tmp_path):
@@ -173,7 +222,8 @@ def test_the_script(tmp_path, scripts):
         make_run(tmp_path / name, scale=scale)
     folders = (tmp_path / "a", tmp_path / "b")
     out, _ = scripts.run("compare_runs.py", *folders, out=tmp_path / "c.xlsx")
-    assert "a, nll: " in out
+    assert "run a, evaluation nll, bits/dim " in out
+    assert "run b, evaluation nll, difference " in out
     assert comparison.WARNING in out
     assert (tmp_path / "c.png").exists()
     assert (tmp_path / "c_samples.png").exists()

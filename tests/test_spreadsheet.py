@@ -256,6 +256,21 @@ def test_config_from_the_file_beside(tmp_path):
         export(path)
 
 
+def test_a_note_stands_by_figures_and_picture(tmp_path):
+    path = write_log(tmp_path / "progress.csv")
+    Image.new("RGB", (64, 64)).save(tmp_path / "grid.png")
+    words = ["--csv", path, "--picture", tmp_path / "grid.png", "--note", "=of copies"]
+    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    book = openpyxl.load_workbook(tmp_path / "results.xlsx")
+    places = (("summary", "A2"), ("charts", "A1"), ("samples", "A2"))
+    assert [book[sheet][cell].value for sheet, cell in places] == ["=of copies"] * 3
+    assert [book[sheet][cell].data_type for sheet, cell in places] == ["s"] * 3
+    anchor = book["charts"]._charts[0].anchor
+    assert anchor.pos.y > 200_000, "charts begin below the note"
+    assert len(book["samples"]._images) == 1
+
+
 def test_picture(tmp_path):
     Image.fromarray(np.zeros((100, 2000, 3), np.uint8)).save(tmp_path / "000010.png")
     path = write_log(tmp_path / "progress.csv")
