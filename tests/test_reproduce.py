@@ -25,14 +25,14 @@ def reproduce(tmp_path, monkeypatch):
     module.called = []
     monkeypatch.setattr(module, "PROJECT", tmp_path)
     monkeypatch.setattr(module, "run_script", lambda *args: pretend(module, *args))
-    monkeypatch.setattr(module, "export_workbook", lambda csv, out, picture: out.touch())
     monkeypatch.chdir(tmp_path)
     return module
 
 
 def pretend(module, script, flags, *words):
     module.called.append((script, {key: str(value) for key, value in flags.items()}, words))
-    if script == "compare_runs.py":
+    if "out" in flags:
+        Path(flags["out"]).touch()
         return
     folder = Path(flags["log_dir"])
     folder.mkdir(parents=True)
@@ -55,7 +55,8 @@ def start(module, monkeypatch, *words):
 def test_a_run_is_trained_evaluated_and_published(reproduce, monkeypatch):
     called = start(reproduce, monkeypatch, "--only", "linear")
     evaluated = ["image_nll.py", "image_sample.py", "image_sample.py"]
-    assert called == ["image_train.py", *evaluated, *evaluated, "compare_runs.py"]
+    presented = ["export_results.py", "compare_runs.py"]
+    assert called == ["image_train.py", *evaluated, *evaluated, *presented]
     flags = reproduce.called[0][1]
     course = {"image_size": "32", "num_channels": "64", "num_res_blocks": "2", "lr": "0.0001"}
     course |= {"diffusion_steps": "1000", "batch_size": "8", "microbatch": "4"}
@@ -63,7 +64,9 @@ def test_a_run_is_trained_evaluated_and_published(reproduce, monkeypatch):
     assert flags.items() >= course.items()
     assert reproduce.called[1][1]["model_path"] == "runs/results/linear/ema_0.999_020000.pt"
     results = Path("results")
-    assert (results / "results_lin_sched.xlsx").exists()
+    workbook = reproduce.called[-2][1]
+    assert workbook["out"] == "results/results_lin_sched.xlsx"
+    assert workbook["picture"] == "results/linear/ddpm_ema_0.999/samples_1x1x1x3.png"
     assert (results / "linear" / "nll_ema_0.9999" / "bits_per_dim.json").exists()
     assert not list(results.rglob("*.npz"))
     assert not list(results.rglob("log.txt"))
@@ -71,8 +74,19 @@ def test_a_run_is_trained_evaluated_and_published(reproduce, monkeypatch):
 
 
 def test_what_is_done_is_skipped(reproduce, monkeypatch):
-    start(reproduce, monkeypatch, "--only", "study_cosine")
-    assert start(reproduce, monkeypatch, "--only", "study_cosine") == ["compare_runs.py"]
+    start(reproduce, monkeypatch, "--only", "linear,study_cosine")
+    assert start(reproduce, monkeypatch, "--only", "linear,study_cosine") == []
+    Path("results/study.xlsx").unlink()
+    Path("results/results_lin_sched.xlsx").unlink()
+    called = start(reproduce, monkeypatch, "--only", "study_cosine")
+    assert called == ["export_results.py", "compare_runs.py"]
+
+
+def test_what_the_images_are_stands_by_the_figures(reproduce, monkeypatch):
+    start(reproduce, monkeypatch, "--only", "linear", "--data", "Data: copies.")
+    notes = [flags["note"] for _, flags, _ in reproduce.called if "note" in flags]
+    assert len(notes) == 2
+    assert all(note.startswith("Data: copies. Trained in bfloat16") for note in notes)
 
 
 def test_an_evaluation_that_was_interrupted_is_made_again(reproduce, monkeypatch):
@@ -148,7 +162,7 @@ def test_the_study_has_every_schedule(reproduce, monkeypatch):
     trained = [flags for script, flags, _ in reproduce.called if script == "image_train.py"]
     assert [flags["max_steps"] for flags in trained] == ["20000"] * 2 + ["3000"] * 5
     powers = [flags.get("poly_power", flags["noise_schedule"]) for flags in trained]
-    assert powers == ["linear", "2", "0.5", "1", "2", "3", "cosine"]
+    assert powers == ["linear", "2", "1", "0.5", "2", "3", "cosine"]
 
 
 def test_the_flags_are_known_to_the_scripts(reproduce, scripts):
@@ -160,6 +174,8 @@ def test_the_flags_are_known_to_the_scripts(reproduce, scripts):
         assert all(f"--{flag} " in help_texts["image_train.py"] for flag in job.flags)
     assert all(f"--{flag} " in help_texts["image_train.py"] for flag in reproduce.SETTINGS)
     assert all(f"--{flag} " in help_texts["image_nll.py"] for flag in reproduce.NLL)
+    for name in ("export_results.py", "compare_runs.py"):
+        assert "--note " in scripts.run(name, "--help")[0]
     samples = [reproduce.SAMPLES, *reproduce.SAMPLERS.values()]
     assert all(f"--{flag} " in help_texts["image_sample.py"] for part in samples for flag in part)
 
@@ -182,6 +198,6 @@ def test_only_what_is_not_done_needs_images(reproduce, monkeypatch):
     start(reproduce, monkeypatch, "--only", "linear")
     for folder in (reproduce.TRAIN_DATA, reproduce.TEST_DATA):
         folder.rmdir()
-    assert start(reproduce, monkeypatch, "--only", "linear") == ["compare_runs.py"]
+    assert start(reproduce, monkeypatch, "--only", "linear") == []
     with pytest.raises(reproduce.InputError, match="no images in datasets/cifar_train"):
         start(reproduce, monkeypatch, "--only", "linear,polynomial")
