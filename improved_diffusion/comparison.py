@@ -4,6 +4,7 @@ Training losses of different noise schedules are means over different noise leve
 nothing; bits/dim, the error at equal log-SNR and samples do.
 """
 
+import itertools
 import json
 import math
 import os
@@ -259,15 +260,17 @@ def _fill_summary(sheet: Any, runs: Sequence[Run], note: str) -> None:
     put_table(sheet, 4, names, [[row.get(name) for row in rows] for name in names])
     row = len(rows) + 6
     put(sheet, row, 1, WARNING)
+    bits = bits_table(runs)
     for title, table in (
-        ("Bits per dimension of test images", bits_table(runs)),
+        ("Bits per dimension of test images", bits),
         (f"The same images, less their bits in {runs[0].name}", difference_table(runs)),
     ):
         if table["run"]:
             put_title(sheet, row + 2, title)
             put_table(sheet, row + 3, list(table), list(table.values()))
             row += len(table["run"]) + 3
-    set_widths(sheet, [22, 24, 24, *[18] * 6])
+    headers = itertools.zip_longest(names, bits, fillvalue="")
+    set_widths(sheet, [max(22, *(len(name) + 3 for name in column)) for column in headers])
 
 
 def bits_table(runs: Sequence[Run]) -> dict[str, list[Any]]:

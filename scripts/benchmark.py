@@ -95,7 +95,11 @@ def variants(args: Namespace, task: str) -> list[Variant]:
         if task == "training":
             rows.append(Variant(f"{precision}, microbatches", precision, microbatches=True))
     if args.compile:
-        rows.append(Variant("bf16, compiled", "bf16", compile=True))
+        rows += [
+            Variant(f"{row.name}, compiled", "bf16", row.microbatches, compile=True)
+            for row in rows
+            if row.precision == "bf16"
+        ]
     return rows
 
 
