@@ -8,7 +8,7 @@ image_nll.py left there (--log_dir RUN/nll) and the samples of image_sample.py
 from argparse import Namespace
 from pathlib import Path
 
-from improved_diffusion import cli, comparison
+from improved_diffusion import cli, comparison, comparison_report
 from improved_diffusion.errors import InputError
 
 
@@ -20,9 +20,9 @@ def main() -> None:
         raise InputError(f"runs must have different folder names, got {', '.join(names)}")
     out = Path(args.out)
     curves, samples = (out.with_name(f"{out.stem}{end}.png") for end in ("", "_samples"))
-    comparison.save_curves(runs, curves, args.note)
-    found = comparison.save_samples(runs, samples, args.note)
-    comparison.save_workbook(runs, out, samples if found else None, args.note)
+    comparison_report.save_curves(runs, curves, args.note)
+    found = comparison_report.save_samples(runs, samples, args.note)
+    comparison_report.save_workbook(runs, out, samples if found else None, args.note)
     print_tables(runs)
     for path in (out, curves, *([samples] if found else [])):
         print(path.absolute())

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from openpyxl import load_workbook
 
-from improved_diffusion import comparison
+from improved_diffusion import comparison, comparison_report
 from improved_diffusion.bits_per_dim import BpdTable, estimate_bpd, save_table
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_grid import save_grid
@@ -141,8 +141,10 @@ def test_differences_are_taken_image_by_image(runs):
 
 
 def test_the_workbook(runs, tmp_path):
-    comparison.save_samples(runs, tmp_path / "samples.png")
-    comparison.save_workbook(runs, tmp_path / "x.xlsx", tmp_path / "samples.png", "of copies")
+    comparison_report.save_samples(runs, tmp_path / "samples.png")
+    comparison_report.save_workbook(
+        runs, tmp_path / "x.xlsx", tmp_path / "samples.png", "of copies"
+    )
     book = load_workbook(tmp_path / "x.xlsx")
     sheets = ["summary", "charts", "1 one", "2 two", "error at equal log-SNR", "samples"]
     assert book.sheetnames == sheets
@@ -160,8 +162,8 @@ def test_the_workbook(runs, tmp_path):
 
 def test_pictures(runs, tmp_path):
     for note in ("", "a note of the runs"):
-        comparison.save_curves(runs, tmp_path / f"curves{note}.png", note)
-        assert comparison.save_samples(runs, tmp_path / f"samples{note}.png", note)
+        comparison_report.save_curves(runs, tmp_path / f"curves{note}.png", note)
+        assert comparison_report.save_samples(runs, tmp_path / f"samples{note}.png", note)
     for name in ("curves", "samples"):
         plain, noted = (tmp_path / f"{name}{note}.png" for note in ("", "a note of the runs"))
         assert plain.read_bytes().startswith(b"\x89PNG")
@@ -174,16 +176,16 @@ def test_runs_without_evaluations_are_compared_too(tmp_path):
         for name in ("one", "two")
     ]
     assert comparison.error_table(bare) == {}
-    comparison.save_workbook(bare, tmp_path / "x.xlsx", None)
+    comparison_report.save_workbook(bare, tmp_path / "x.xlsx", None)
     assert "samples" not in load_workbook(tmp_path / "x.xlsx").sheetnames
-    comparison.save_curves(bare, tmp_path / "curves.png")
-    assert not comparison.save_samples(bare, tmp_path / "samples.png")
+    comparison_report.save_curves(bare, tmp_path / "curves.png")
+    assert not comparison_report.save_samples(bare, tmp_path / "samples.png")
 
 
 def test_any_name_and_a_run_that_diverged(tmp_path):
     folder = make_run(tmp_path / "lr:0.1 [a]", scale=math.nan, evaluated=(), pictured=())
     run = comparison.read_run(folder)
-    comparison.save_workbook([run], tmp_path / "x.xlsx", None)
+    comparison_report.save_workbook([run], tmp_path / "x.xlsx", None)
     assert load_workbook(tmp_path / "x.xlsx").sheetnames[2] == "1 lr-0.1 -a-"
 
 

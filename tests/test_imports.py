@@ -49,6 +49,7 @@ ORDER = [
     "diffusers_export",
     "image_files",
     "comparison",
+    "comparison_report",
     "image_datasets",
     "denoising",
     "train_util",
