@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 from .errors import InputError
 from .files import atomic_write, atomic_write_text
+from .progress import bar_is_shown
 
 TABLE_CELL_WIDTH = 30
 FORMATS = ("stdout", "line", "log", "json", "csv", "tensorboard")
@@ -94,11 +95,11 @@ def _shorten(text: str) -> str:
 class LineOutputFormat(KVWriter, SeqWriter):
     """Messages, and one plain line for each log line, on whatever ``sys.stdout`` is by then.
 
-    On a terminal, where training shows a progress bar, log lines are left to the bar.
+    Log lines are left to the training's progress bar where that is on the same terminal.
     """
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        if not sys.stderr.isatty():
+        if not (sys.stdout.isatty() and bar_is_shown()):
             cells = [f"{key} {float(kvs[key]):.6g}" for key in LINE_KEYS if key in kvs]
             print("  ".join(cells), flush=True)
 
