@@ -169,6 +169,7 @@ def create_model(
         num_heads=num_heads,
         num_heads_upsample=num_heads_upsample,
         use_scale_shift_norm=use_scale_shift_norm,
+        image_size=image_size,
     )
 
 
@@ -274,6 +275,7 @@ def sr_create_model(
         num_heads=num_heads,
         num_heads_upsample=num_heads_upsample,
         use_scale_shift_norm=use_scale_shift_norm,
+        image_size=large_size,
     )
 
 

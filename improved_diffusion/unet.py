@@ -244,6 +244,7 @@ class UNetModel(nn.Module):
     :param num_heads: attention heads.
     :param num_heads_upsample: attention heads on the way up; -1 means ``num_heads``.
     :param use_scale_shift_norm: see :class:`ResBlock`.
+    :param image_size: height that the images will have, for messages; it limits nothing.
     :raises InputError: if 32 or the heads do not divide the channels.
     """
 
@@ -263,8 +264,10 @@ class UNetModel(nn.Module):
         num_heads: int = 1,
         num_heads_upsample: int = -1,
         use_scale_shift_norm: bool = False,
+        image_size: int | None = None,
     ):
         super().__init__()
+        self.image_size = image_size
         self.in_channels = in_channels
         self.model_channels = model_channels
         self.out_channels = out_channels
@@ -341,7 +344,7 @@ class UNetModel(nn.Module):
         self.out = nn.Sequential(
             normalization(channels),
             SiLU(),
-            zero_module(conv_nd(dims, model_channels, out_channels, 3, padding=1)),
+            zero_module(conv_nd(dims, channels, out_channels, 3, padding=1)),
         )
         self._res_blocks = [block for block in self.modules() if isinstance(block, ResBlock)]
 

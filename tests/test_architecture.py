@@ -28,14 +28,16 @@ def build_sr(**changes):
 
 
 def test_flags_are_read_from_weights():
-    assert infer_flags(build().state_dict()) == {
+    weights = build().state_dict()
+    assert infer_flags(weights, 16)["attention_resolutions"] == "8"
+    assert infer_flags(weights) == {
         "num_channels": 32,
         "in_channels": 3,
         "super_resolution": False,
         "learn_sigma": False,
         "num_res_blocks": 1,
         "channel_mult": "1,2",
-        "attention_levels": [1],
+        "attention_resolutions": "image_size/2",
         "use_scale_shift_norm": True,
         "class_cond": False,
         "num_classes": None,
@@ -48,8 +50,8 @@ def test_flags_are_read_from_weights():
         ({"num_channels": 64}, "num_channels", 64),
         ({"num_res_blocks": 3}, "num_res_blocks", 3),
         ({"channel_mult": "1,2,3"}, "channel_mult", "1,2,3"),
-        ({"attention_resolutions": ""}, "attention_levels", []),
-        ({"attention_resolutions": "16,8"}, "attention_levels", [0, 1]),
+        ({"attention_resolutions": ""}, "attention_resolutions", ""),
+        ({"attention_resolutions": "16,8"}, "attention_resolutions", "16,8"),
         ({"learn_sigma": True}, "learn_sigma", True),
         ({"use_scale_shift_norm": False}, "use_scale_shift_norm", False),
         ({"class_cond": True}, "class_cond", True),
@@ -58,24 +60,35 @@ def test_flags_are_read_from_weights():
 )
 def test_each_flag_is_read_and_a_misfit_names_it(changes, flag, value):
     trained, model = build(**changes), build()
-    assert infer_flags(trained.state_dict())[flag] == value
-    assert infer_flags(model.state_dict())[flag] != value
+    theirs, ours = (infer_flags(m.state_dict(), 16)[flag] for m in (trained, model))
+    assert theirs == value != ours
     with pytest.raises(InputError) as raised:
         load_weights(model, trained.state_dict(), "model.pt")
-    name = flag if flag != "attention_levels" else "attention_"
-    assert str(raised.value).startswith("model.pt does not fit the model: ")
-    assert name in str(raised.value)
-    assert "\n" not in str(raised.value)
+    said = str(raised.value)
+    assert said.startswith("model.pt does not fit the model: ")
+    assert f"{flag} is {value if value != '' else repr('')} there and {ours} here" in said
+    assert "\n" not in said
+
+
+def test_the_advised_attention_fits_whatever_the_image_size():
+    trained = build(attention_resolutions="16,8").state_dict()
+    with pytest.raises(InputError, match="attention_resolutions is 32,16 there and 16 here"):
+        load_weights(build(image_size=32, attention_resolutions="16"), trained, "model.pt")
+    load_weights(build(image_size=32, attention_resolutions="32,16"), trained, "model.pt")
 
 
 @pytest.mark.parametrize("learn_sigma", [True, False])
-def test_super_resolution_is_told_from_images(learn_sigma):
-    flags = infer_flags(build_sr(learn_sigma=learn_sigma).state_dict())
-    assert flags["super_resolution"]
-    assert flags["in_channels"] == 3
-    assert flags["learn_sigma"] == learn_sigma
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_super_resolution_is_told_from_images(channels, learn_sigma):
+    flags = {"in_channels": channels, "learn_sigma": learn_sigma}
+    image_model, sr_model = build(**flags), build_sr(**flags)
+    for model, super_resolution in ((image_model, False), (sr_model, True)):
+        expected = flags | {"super_resolution": super_resolution}
+        assert infer_flags(model.state_dict()).items() >= expected.items()
     with pytest.raises(InputError, match="it is a super-resolution model; use the super_res"):
-        load_weights(build(), build_sr().state_dict(), "model.pt")
+        load_weights(image_model, sr_model.state_dict(), "model.pt")
+    with pytest.raises(InputError, match="it is no super-resolution model; use the image_"):
+        load_weights(sr_model, image_model.state_dict(), "model.pt")
 
 
 def test_weights_that_fit_are_loaded():

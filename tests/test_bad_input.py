@@ -151,7 +151,7 @@ BAD_INPUT = [
     (SAMPLE, BARE | {"num_channels": 64}, "num_channels is 32 there and 64 here"),
     (SAMPLE, BARE | {"learn_sigma": True}, "learn_sigma is False there and True here"),
     (SAMPLE, BARE | {"channel_mult": "1,2"}, "channel_mult is 1,1 there and 1,2 here"),
-    (SAMPLE, BARE | {"attention_resolutions": "8"}, "attention"),
+    (SAMPLE, BARE | {"attention_resolutions": "8"}, "attention_resolutions is '' there and 8 here"),
     (NLL, BARE | {"use_scale_shift_norm": False}, "use_scale_shift_norm is True there"),
     (SAMPLE, {"num_channels": 64}, "--num_channels is 64, trained with 32"),
     (SAMPLE, {"model_path": "{bad_config}"}, r"config\.json is not a run's configuration"),
