@@ -2,14 +2,16 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import gaussian_diffusion as gd
 from .cli import str2bool
-from .errors import InputError
+from .errors import InputError, together
 from .flag_help import HELP
+from .model_flags import check_model_flags, sr_check_model_flags
 from .respace import SpacedDiffusion, respaced_timesteps
 from .unet import SuperResModel, UNetModel
 
@@ -29,9 +31,6 @@ __all__ = [
 
 NUM_CLASSES = 1000
 AUTO = "auto"  # as many classes as the images have
-GROUPS = 32  # of every group norm
-IMAGE_CHANNELS = (1, 3, 4)
-CHANNEL_MULTS = {256: (1, 1, 2, 2, 4, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2)}
 
 
 def model_and_diffusion_defaults() -> dict[str, Any]:
@@ -99,7 +98,8 @@ def create_model_and_diffusion(
 
     :raises InputError: naming everything about the flags that cannot work.
     """
-    diffusion = create_gaussian_diffusion(
+    make_diffusion = partial(
+        create_gaussian_diffusion,
         steps=diffusion_steps,
         learn_sigma=learn_sigma,
         sigma_small=sigma_small,
@@ -111,7 +111,8 @@ def create_model_and_diffusion(
         timestep_respacing=timestep_respacing,
         poly_power=poly_power,
     )
-    model = create_model(
+    make_model = partial(
+        create_model,
         image_size,
         num_channels,
         num_res_blocks,
@@ -127,7 +128,7 @@ def create_model_and_diffusion(
         num_classes=num_classes,
         in_channels=in_channels,
     )
-    return model, diffusion
+    return together(make_model, make_diffusion)
 
 
 def create_model(
@@ -150,20 +151,26 @@ def create_model(
 
     :raises InputError: naming everything about the flags that cannot work.
     """
-    mult = parse_channel_mult(channel_mult, image_size, (32, 64, 256))
-    factors = attention_factors(attention_resolutions, image_size, mult)
-    check_model_flags(
-        image_size, mult, num_channels, num_res_blocks, num_heads, num_heads_upsample, dropout
+    levels = check_model_flags(
+        image_size,
+        num_channels=num_channels,
+        num_res_blocks=num_res_blocks,
+        num_heads=num_heads,
+        num_heads_upsample=num_heads_upsample,
+        attention_resolutions=attention_resolutions,
+        dropout=dropout,
+        channel_mult=channel_mult,
+        in_channels=in_channels,
+        num_classes=num_classes if class_cond else None,
     )
-    check_channels_and_classes(in_channels, class_cond, num_classes)
     return UNetModel(
         in_channels=in_channels,
         model_channels=num_channels,
         out_channels=2 * in_channels if learn_sigma else in_channels,
         num_res_blocks=num_res_blocks,
-        attention_resolutions=factors,
+        attention_resolutions=levels.attention_factors,
         dropout=dropout,
-        channel_mult=mult,
+        channel_mult=levels.channel_mult,
         num_classes=num_classes if class_cond else None,
         use_checkpoint=use_checkpoint,
         num_heads=num_heads,
@@ -202,7 +209,8 @@ def sr_create_model_and_diffusion(
 
     :raises InputError: naming everything about the flags that cannot work.
     """
-    diffusion = create_gaussian_diffusion(
+    make_diffusion = partial(
+        create_gaussian_diffusion,
         steps=diffusion_steps,
         learn_sigma=learn_sigma,
         noise_schedule=noise_schedule,
@@ -213,7 +221,8 @@ def sr_create_model_and_diffusion(
         timestep_respacing=timestep_respacing,
         poly_power=poly_power,
     )
-    model = sr_create_model(
+    make_model = partial(
+        sr_create_model,
         large_size,
         small_size,
         num_channels,
@@ -230,7 +239,7 @@ def sr_create_model_and_diffusion(
         num_classes=num_classes,
         in_channels=in_channels,
     )
-    return model, diffusion
+    return together(make_model, make_diffusion)
 
 
 def sr_create_model(
@@ -254,22 +263,27 @@ def sr_create_model(
 
     :raises InputError: naming everything about the flags that cannot work.
     """
-    if not 1 <= small_size <= large_size:
-        raise InputError(f"small_size must lie in 1..{large_size} (large_size), got {small_size}")
-    mult = parse_channel_mult(channel_mult, large_size, (64, 256), flag="large_size")
-    factors = attention_factors(attention_resolutions, large_size, mult)
-    check_model_flags(
-        large_size, mult, num_channels, num_res_blocks, num_heads, num_heads_upsample, dropout
+    levels = sr_check_model_flags(
+        large_size,
+        small_size,
+        num_channels=num_channels,
+        num_res_blocks=num_res_blocks,
+        num_heads=num_heads,
+        num_heads_upsample=num_heads_upsample,
+        attention_resolutions=attention_resolutions,
+        dropout=dropout,
+        channel_mult=channel_mult,
+        in_channels=in_channels,
+        num_classes=num_classes if class_cond else None,
     )
-    check_channels_and_classes(in_channels, class_cond, num_classes)
     return SuperResModel(
         in_channels=in_channels,
         model_channels=num_channels,
         out_channels=2 * in_channels if learn_sigma else in_channels,
         num_res_blocks=num_res_blocks,
-        attention_resolutions=factors,
+        attention_resolutions=levels.attention_factors,
         dropout=dropout,
-        channel_mult=mult,
+        channel_mult=levels.channel_mult,
         num_classes=num_classes if class_cond else None,
         use_checkpoint=use_checkpoint,
         num_heads=num_heads,
@@ -325,113 +339,33 @@ def create_gaussian_diffusion(
     )
 
 
-# -- what flags can work -----------------------------------------------------------------------
+# What shapes a model and a diffusion, under the names of their flags.
+MODEL_FLAGS = (
+    "num_channels num_res_blocks num_heads num_heads_upsample attention_resolutions dropout "
+    "channel_mult in_channels"
+).split()
+DIFFUSION_FLAGS = (
+    "learn_sigma sigma_small noise_schedule use_kl predict_xstart rescale_timesteps "
+    "rescale_learned_sigmas timestep_respacing poly_power"
+).split()
 
 
-def parse_channel_mult(
-    text: str, image_size: int, known_sizes: Iterable[int], flag: str = "image_size"
-) -> tuple[int, ...]:
-    """The channel multiples ``"1,2,2,2"``, or where there are none those of the image size.
+def check_flags(flags: Mapping[str, Any]) -> None:
+    """Whether a model and a diffusion can be made of flags, before anything slow begins.
 
-    :raises InputError: for another form, or an image size that has no multiples of its own.
+    The number of classes is not looked at: it may depend on the data.
+
+    :param flags: by name; those of a super-resolution model have a ``large_size``.
+    :raises InputError: naming everything that cannot work.
     """
-    if not text:
-        if image_size not in known_sizes:
-            raise InputError(
-                f"{flag} {image_size} has no default channel_mult ({list(known_sizes)} have); "
-                f"give one, such as --channel_mult {suggested_mult(image_size)}"
-            )
-        return CHANNEL_MULTS[image_size]
-    try:
-        mult = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        mult = ()
-    if not mult or min(mult) < 1:
-        raise InputError(f"channel_mult must be whole numbers such as 1,2,2,2, got {text!r}")
-    return mult
-
-
-def suggested_mult(image_size: int) -> str:
-    """Channel multiples for an image size without defaults: as many levels as halve it evenly."""
-    levels = 1
-    while levels < 4 and image_size % 2**levels == 0 and image_size >= 4 * 2**levels:
-        levels += 1
-    return ",".join(["1", *["2"] * (levels - 1)])
-
-
-def attention_factors(text: str, image_size: int, mult: tuple[int, ...]) -> tuple[int, ...]:
-    """How much smaller than the image the resolutions of ``"16,8"`` are.
-
-    :raises InputError: if a resolution is no number, or never occurs in the model.
-    """
-    occurring = {image_size // 2**level: 2**level for level in range(len(mult))}
-    factors = []
-    for part in filter(None, text.split(",")):
-        if not part.strip().isdigit() or int(part) not in occurring:
-            raise InputError(
-                f"attention_resolutions {text!r}: {part.strip()!r} never occurs at image size "
-                f"{image_size} with channel_mult {','.join(map(str, mult))}; "
-                f"these do: {','.join(map(str, occurring))}"
-            )
-        factors.append(occurring[int(part)])
-    return tuple(factors)
-
-
-def check_model_flags(
-    image_size: int,
-    mult: tuple[int, ...],
-    num_channels: int,
-    num_res_blocks: int,
-    num_heads: int,
-    num_heads_upsample: int,
-    dropout: float,
-) -> None:
-    """:raises InputError: naming all numbers that no UNet can be made of."""
-    problems = []
-    factor = 2 ** (len(mult) - 1)
-    if image_size < 1 or image_size % factor:
-        nearest = max(factor, round(image_size / factor) * factor)
-        problems.append(
-            f"image size {image_size} is not divisible by {factor}, the downsampling of "
-            f"{len(mult)} levels (nearest that is: {nearest})"
-        )
-    if num_channels < 1 or any(num_channels * m % GROUPS for m in mult):
-        nearest = max(GROUPS, round(num_channels / GROUPS) * GROUPS)
-        problems.append(
-            f"num_channels {num_channels} times channel_mult must be divisible by {GROUPS}, "
-            f"the groups of the group norm (nearest that is: {nearest})"
-        )
-    if num_res_blocks < 1:
-        problems.append(f"num_res_blocks must be at least 1, got {num_res_blocks}")
-    for flag, heads in (("num_heads", num_heads), ("num_heads_upsample", num_heads_upsample)):
-        if heads == -1 and flag == "num_heads_upsample":
-            continue
-        if heads < 1 or any(num_channels * m % heads for m in mult):
-            problems.append(
-                f"{flag} {heads} does not divide the channels {num_channels} x {mult} "
-                f"(nearest that does: {_nearest_divisor(num_channels, heads)})"
-            )
-    if not 0 <= dropout < 1:
-        problems.append(f"dropout must lie in [0, 1), got {dropout}")
-    if problems:
-        raise InputError("; ".join(problems))
-
-
-def check_channels_and_classes(in_channels: int, class_cond: bool, num_classes: int) -> None:
-    """:raises InputError: for images of another kind than grey, colour, or colour with alpha."""
-    if in_channels not in IMAGE_CHANNELS:
-        nearest = min(IMAGE_CHANNELS, key=lambda channels: abs(channels - in_channels))
-        raise InputError(
-            "in_channels must be 1 (grey), 3 (colour) or 4 (colour with alpha), "
-            f"got {in_channels} (nearest that can be: {nearest})"
-        )
-    if class_cond and num_classes < 1:
-        raise InputError(f"num_classes must be at least 1, got {num_classes}")
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [d for d in range(1, max(number, 1) + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(d - wanted), default=1)
+    of_the_diffusion = {name: flags[name] for name in DIFFUSION_FLAGS if name in flags}
+    of_the_model = {name: flags[name] for name in MODEL_FLAGS}
+    sizes = ("large_size", "small_size") if "large_size" in flags else ("image_size",)
+    check = sr_check_model_flags if "large_size" in flags else check_model_flags
+    together(
+        partial(check, *(flags[size] for size in sizes), **of_the_model),
+        partial(create_gaussian_diffusion, steps=flags["diffusion_steps"], **of_the_diffusion),
+    )
 
 
 # -- flags <-> dictionaries ----------------------------------------------------------------------

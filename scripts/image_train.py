@@ -4,6 +4,7 @@ from improved_diffusion import cli, dist_util
 from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.script_util import (
     args_to_dict,
+    check_flags,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
@@ -13,6 +14,7 @@ from improved_diffusion.training_script import open_images, parse_training_flags
 def main() -> None:
     defaults = model_and_diffusion_defaults()
     args = parse_training_flags(__doc__, defaults)
+    check_flags(vars(args))
     dist_util.setup_dist()
     seed_everything(args.seed)
     images = open_images(args, args.image_size)

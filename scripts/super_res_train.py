@@ -11,6 +11,7 @@ from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.image_datasets import BatchStream
 from improved_diffusion.script_util import (
     args_to_dict,
+    check_flags,
     sr_create_model_and_diffusion,
     sr_model_and_diffusion_defaults,
 )
@@ -51,6 +52,7 @@ class WithLowRes:
 def main() -> None:
     defaults = sr_model_and_diffusion_defaults()
     args = parse_training_flags(__doc__, defaults)
+    check_flags(vars(args))
     dist_util.setup_dist()
     seed_everything(args.seed)
     images = open_images(args, args.large_size)

@@ -37,6 +37,7 @@ ORDER = [
     "image_grid",
     "precision",
     "architecture",
+    "model_flags",
     "checkpointing",
     "noise_schedules",
     "gaussian_diffusion",
