@@ -21,6 +21,7 @@ from .files import atomic_write, is_local
 
 STATE_VERSION = 2
 STATE_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "precision"}
+EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
 
 
@@ -92,14 +93,20 @@ def newest_checkpoint(folder: str) -> str | None:
 def choose_ema(folder: str) -> str:
     """Path of the EMA to sample from: the newest, and of several rates :func:`best_ema_rate`.
 
-    :raises InputError: if the folder has no complete checkpoint with an EMA.
+    It is of a complete checkpoint, or if none has an EMA, as in the published code's folders, of
+    any.
+
+    :raises InputError: if the folder has no EMA.
     """
-    for step in reversed(complete_steps(folder)):
-        matches = (re.fullmatch(rf"ema_([^_]+)_{step:06d}\.pt", n) for n in list_folder(folder))
-        names = {float(match.group(1)): match.string for match in matches if match}
-        if names:
-            return join(folder, names[best_ema_rate(names, step)])
-    raise InputError(f"{folder} has no complete checkpoint with an ema_*.pt; name a file in it")
+    found: dict[int, dict[float, str]] = {}  # names by step and rate
+    for name in list_folder(folder):
+        if match := re.fullmatch(EMA_NAME, name):
+            found.setdefault(int(match.group(2)), {})[float(match.group(1))] = name
+    steps = found.keys() & complete_steps(folder) or found.keys()
+    if not steps:
+        raise InputError(f"{folder} has no checkpoint with an ema_*.pt; name a file in it")
+    step = max(steps)
+    return join(folder, found[step][best_ema_rate(found[step], step)])
 
 
 def best_ema_rate(rates: Iterable[float], step: int) -> float:
@@ -113,7 +120,7 @@ def best_ema_rate(rates: Iterable[float], step: int) -> float:
 
 def initial_share(path: str) -> float:
     """The share of the initial weights in the EMA of that file name; 0 for any other file."""
-    match = re.search(r"ema_([^_/\\]+)_(\d+)\.pt$", path)
+    match = re.search(rf"(?:^|[/\\]){EMA_NAME}$", path)
     return float(match.group(1)) ** int(match.group(2)) if match else 0.0
 
 

@@ -63,8 +63,9 @@ HELP = {
     "rounds": "steps of each variant",
     "json": "file to write the table to as JSON; empty for none",
     # sampling and evaluation
-    "model_path": "a model*.pt or ema_*.pt file, or a run's folder for its newest ema_*.pt; the "
-    "model's flags come from config.json beside it, if there is one",
+    "model_path": "a model*.pt or ema_*.pt file, or a run's folder for its newest ema_*.pt, of "
+    "several rates the highest that holds no more than a twentieth of the initial weights, or else "
+    "the lowest; the model's flags come from config.json beside it, if there is one",
     "num_samples": "how many images",
     "clip_denoised": "clip the predicted image to the range of pixels at each step",
     "use_ddim": "the same as --sampler ddim",

@@ -142,7 +142,7 @@ BAD_INPUT = [
     (NLL, {"model_path": ""}, "no --model_path given"),
     (SR_SAMPLE, {"model_path": ""}, "no --model_path given"),
     (SAMPLE, {"model_path": "{missing}"}, "cannot read .*missing"),
-    (SAMPLE, {"model_path": "{empty}"}, "has no complete checkpoint"),
+    (SAMPLE, {"model_path": "{empty}"}, "has no checkpoint with an ema"),
     (SAMPLE, {"model_path": "{bomb}"}, "no checkpoint that can be loaded safely"),
     (NLL, {"model_path": "{file}"}, "no checkpoint that can be loaded safely"),
     (SAMPLE, {"model_path": "{opt}"}, "is an optimizer's file; give the model"),

@@ -90,6 +90,67 @@ def test_an_incomplete_checkpoint_is_not_counted_among_those_to_keep(tmp_path):
     assert checkpointing.complete_steps(str(tmp_path)) == [1]
 
 
+def make_files(folder, *names):
+    for name in names:
+        (folder / name).touch()
+
+
+def emas(step, *rates):
+    return [f"ema_{rate}_{step:06d}.pt" for rate in rates]
+
+
+def chosen(folder):
+    return os.path.basename(checkpointing.choose_ema(str(folder)))
+
+
+def test_the_newest_complete_checkpoints_ema_is_chosen(tmp_path):
+    for step in (5, 40):
+        save(tmp_path, step)
+    make_files(tmp_path, *emas(90, 0.9), "model000090.pt")  # its state is missing
+    assert chosen(tmp_path) == "ema_0.9_000040.pt"
+    (tmp_path / "state000005.pt").unlink()
+    for name in emas(40, 0.9, 0.999):
+        (tmp_path / name).unlink()
+    assert chosen(tmp_path) == "ema_0.9_000090.pt"
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"), [(10, 0.9), (28, 0.9), (29, 0.9), (298, 0.9), (299, 0.99), (40000, 0.9999)]
+)
+def test_of_several_rates_the_highest_settled_one_is_chosen(step, rate, tmp_path):
+    make_files(tmp_path, *emas(step, 0.9, 0.99, 0.9999), f"model{step:06d}.pt")
+    make_files(tmp_path, f"state{step:06d}.pt")
+    assert chosen(tmp_path) == f"ema_{rate}_{step:06d}.pt"
+    assert checkpointing.initial_share(chosen(tmp_path)) == rate**step
+
+
+def test_a_folder_without_any_state_has_its_emas(tmp_path):
+    """As the published code leaves it; numbers are compared as numbers."""
+    make_files(tmp_path, *emas(990000, 0.9999), *emas(1000000, 0.9999), "model1000000.pt")
+    make_files(tmp_path, "ema_best_2000000.pt", "opt1000000.pt", "old_ema_0.9_3000000.pt")
+    assert chosen(tmp_path) == "ema_0.9999_1000000.pt"
+
+
+def test_a_folder_without_an_ema_is_refused(tmp_path):
+    make_files(tmp_path, "model000001.pt", "state000001.pt", "ema_best_000001.pt")
+    with pytest.raises(InputError, match=r"no checkpoint with an ema_\*\.pt; name a file in it"):
+        checkpointing.choose_ema(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "share"),
+    [
+        ("ema_0.5_000002.pt", 0.25),
+        ("gs://bucket/run/ema_0.5_000001.pt", 0.5),
+        ("/runs/ema_0.5_000001.pt/model000001.pt", 0),
+        ("ema_best_000001.pt", 0),
+        ("schema_0.5_000001.pt", 0),
+    ],
+)
+def test_the_share_of_the_initial_weights_stands_in_the_name(path, share):
+    assert checkpointing.initial_share(path) == share
+
+
 def test_companions_lie_beside_the_model(tmp_path, monkeypatch):
     path = save(tmp_path, 7)
     found = checkpointing.companion(path, "ema_0.9_", 7)
