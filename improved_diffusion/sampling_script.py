@@ -87,14 +87,18 @@ def class_numbers(args: argparse.Namespace, text: str) -> list[int]:
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     names = args.trained_on.get("classes") or []
-    count = len(names) or args.num_classes  # a model may have room for classes it never saw
-    numbers = {str(number): number for number in range(count)}
+    numbers = {str(number): number for number in range(count_classes(args))}
     numbers |= {name: number for number, name in enumerate(names)}
     unknown = [word for word in words if word not in numbers]
     if unknown:
         known = known_classes(args)
         raise InputError(f"the model knows no class {unknown[0]!r}; it knows {known}")
     return [numbers[word] for word in words]
+
+
+def count_classes(args: argparse.Namespace) -> int:
+    """How many classes a model was trained on; it may have room for some that it never saw."""
+    return len(args.trained_on.get("classes") or range(args.num_classes))
 
 
 def known_classes(args: argparse.Namespace) -> str:

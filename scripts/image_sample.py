@@ -13,6 +13,7 @@ from improved_diffusion.samples import Condition
 from improved_diffusion.sampling_script import (
     choose_sampler,
     class_numbers,
+    count_classes,
     describe,
     load_trained,
     parse_flags_for_model,
@@ -48,7 +49,7 @@ def class_condition(args: Namespace) -> Condition:
     if args.classes and not args.class_cond:
         raise InputError("--classes given, but the model was trained without classes; leave it out")
     chosen = class_numbers(args, args.classes)
-    count = len(args.trained_on.get("classes") or range(args.num_classes))
+    count = count_classes(args)
 
     def condition(indices: Sequence[int], noise: ImageNoise) -> dict[str, th.Tensor]:
         if not args.class_cond:

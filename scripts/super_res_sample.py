@@ -17,6 +17,7 @@ from improved_diffusion.image_noise import ImageNoise
 from improved_diffusion.samples import Condition
 from improved_diffusion.sampling_script import (
     choose_sampler,
+    count_classes,
     describe,
     load_trained,
     parse_flags_for_model,
@@ -66,14 +67,13 @@ def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
             f"{path} holds {images.dtype} {images.shape}; --small_size {size} needs "
             f"uint8 (N, {size}, {size}, {channels})"
         )
+    count = count_classes(args)
     if classes is not None and not (
         classes.shape == images.shape[:1]
         and np.issubdtype(classes.dtype, np.integer)
-        and np.isin(classes, range(args.num_classes)).all()
+        and np.isin(classes, range(count)).all()
     ):
-        raise InputError(
-            f"{path}: arr_1 must be one class of 0 to {args.num_classes - 1} for each image"
-        )
+        raise InputError(f"{path}: arr_1 must be one class of 0 to {count - 1} for each image")
     scaled = th.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return scaled, None if classes is None else th.from_numpy(classes.astype(np.int64))
 
