@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, cpu, dist_util, logger
+from .checkpointing import join, list_folder
 from .errors import InputError
-from .files import atomic_write_text, is_local, remove_leftovers
+from .files import atomic_write_text, is_local, read_file, remove_leftovers
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIG_NAME = "config.json"
@@ -141,13 +142,13 @@ def _held(folder: str) -> Iterator[None]:
 
 
 def say_what_computes(precision: str) -> None:
-    """Log the device, and what there is to know about it in that precision."""
-    if dist_util.dev().type != "cpu":
-        logger.log(f"Device: {dist_util.dev()}")
-        return
+    """Log the device and the processor, and what there is to know about it in that precision."""
+    device = dist_util.dev()
+    if device.type != "cpu":
+        logger.log(f"Device: {device}")
     if cpu.configured is not None:
         logger.log(f"Processor: {cpu.configured}")
-    if advice := cpu.precision_advice(precision):
+    if device.type == "cpu" and (advice := cpu.precision_advice(precision)):
         logger.log(advice)
 
 
@@ -161,7 +162,8 @@ def _formats(table: bool) -> list[str] | None:
 def write_config(folder: str, script: str, flags: Mapping[str, Any], **about: Any) -> None:
     """Write ``config.json``: flags, versions, processor and whatever else is known of the run.
 
-    A run that goes on keeps the time of its start, and says when it was resumed.
+    A run that goes on keeps the time of its start, and says when it was resumed. Where checkpoints
+    go elsewhere, the file lies beside them too.
     """
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     started = _started(os.path.join(folder, CONFIG_NAME))
@@ -175,7 +177,21 @@ def write_config(folder: str, script: str, flags: Mapping[str, Any], **about: An
     }
     if dist_util.rank() == 0:
         text = json.dumps(config, indent=2, default=str) + "\n"
-        atomic_write_text(os.path.join(folder, CONFIG_NAME), text)
+        for place in {folder, _folder_of_checkpoints() or folder}:
+            atomic_write_text(join(place, CONFIG_NAME), text)
+
+
+def _folder_of_checkpoints() -> str:
+    """``$DIFFUSION_BLOB_LOGDIR``, made if it is missing."""
+    folder = os.environ.get("DIFFUSION_BLOB_LOGDIR", "")
+    try:
+        if folder and is_local(folder):
+            os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make DIFFUSION_BLOB_LOGDIR {folder} ({error.strerror}); set another"
+        ) from None
+    return folder
 
 
 def _started(path: str) -> str | None:
@@ -195,6 +211,12 @@ def versions() -> dict[str, str]:
     return {"improved_diffusion": __version__, "python": platform.python_version(), **installed}
 
 
+def find_config(model_path: str) -> str | None:
+    """Path of the ``config.json`` beside a model's file, if there is one."""
+    folder = os.path.dirname(model_path) or "."
+    return join(folder, CONFIG_NAME) if CONFIG_NAME in list_folder(folder) else None
+
+
 def adopt_config(
     args: argparse.Namespace, given: Set[str], model_path: str, keys: Set[str]
 ) -> dict[str, Any]:
@@ -204,11 +226,11 @@ def adopt_config(
     :return: what ``config.json`` says of the data; empty where there is none.
     :raises InputError: if a given flag contradicts it; names all such with both values.
     """
-    path = os.path.join(os.path.dirname(model_path), CONFIG_NAME)
-    if not is_local(path) or not os.path.exists(path):
+    path = find_config(model_path)
+    if path is None:
         return {}
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = json.loads(read_file(path))
         trained, data = config["flags"], dict(config.get("data", {}))
         wrong = [k for k in keys & trained.keys() if type(trained[k]) is not type(getattr(args, k))]
         if wrong:

@@ -29,6 +29,13 @@ from .samples import (
 )
 from .script_util import AUTO, add_dict_to_argparser, args_to_dict
 
+# Flags that leave no trace in a model's weights: a wrong one gives noise without a word.
+TRACELESS = (
+    "noise_schedule poly_power diffusion_steps num_heads predict_xstart rescale_timesteps"
+).split()
+
+remarks: list[str] = []  # on the model, made before there is a log; describe() says them
+
 
 def sampling_defaults() -> dict[str, Any]:
     """Defaults of the flags of sampling: the reference's, and ours behind them."""
@@ -68,16 +75,33 @@ def parse_flags_for_model(
     check_counts(**args_to_dict(args, {"num_samples", "batch_size"} & defaults.keys()))
     if not args.model_path:
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
-    if is_local(args.model_path) and os.path.isdir(args.model_path):
+    if _is_folder(args.model_path):
         args.model_path = checkpointing.choose_ema(args.model_path)
     if args.num_classes == AUTO:
         raise InputError("--num_classes auto is for training; leave it out, or give the number")
     args.trained_on = runs.adopt_config(args, given, args.model_path, model_defaults.keys())
+    remarks[:] = [] if runs.find_config(args.model_path) else [_without_config(args)]
     if "precision" in defaults:
         check_precision(args.precision, dist_util.dev())
     if "timestep_respacing" not in given:
         args.timestep_respacing = ""  # how a model was trained does not say how to sample
     return args
+
+
+def _is_folder(path: str) -> bool:
+    if is_local(path):
+        return os.path.isdir(path)
+    import blobfile as bf  # slow to import, and local runs have no use for it here
+
+    return bf.isdir(path)
+
+
+def _without_config(args: argparse.Namespace) -> str:
+    flags = " ".join(f"--{name} {getattr(args, name)}" for name in TRACELESS)
+    return (
+        f"No {runs.CONFIG_NAME} beside the model: its flags are the command line's, or defaults. "
+        f"Its weights do not show whether these are right: {flags}"
+    )
 
 
 def class_numbers(args: argparse.Namespace, text: str) -> list[int]:
@@ -166,13 +190,17 @@ def load_trained(model: th.nn.Module, model_path: str) -> th.nn.Module:
     :raises InputError: if its file is missing, unsafe or does not fit.
     """
     checkpointing.load_into(model, model_path)
+    remarks.append(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
     return model.to(dist_util.dev()).eval()
 
 
 def describe(model_path: str, precision: str) -> None:
-    """Log which model is used, and warn of an EMA that is too young; log what computes."""
+    """Log what computes, which model, how; and warn of an EMA that is too young."""
     runs.say_what_computes(precision)
     logger.log(f"Model: {model_path}")
+    for remark in remarks:
+        logger.log(remark)
+    logger.log(f"Precision: {precision}")
     share = checkpointing.initial_share(model_path)
     if share > checkpointing.SETTLED:
         logger.warn(

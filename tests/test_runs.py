@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch as th
 
-from improved_diffusion import logger, runs
+from improved_diffusion import cpu, dist_util, logger, runs
 from improved_diffusion.errors import InputError
 
 
@@ -93,6 +94,31 @@ def test_the_configuration_describes_the_run(tmp_path):
     assert {"torch", "numpy", "python", "improved_diffusion"} <= config["versions"].keys()
     assert config["processor"]
     assert config["started"].startswith("20")
+
+
+def test_the_configuration_lies_beside_the_checkpoints_too(tmp_path, monkeypatch):
+    blobs = tmp_path / "new" / "blobs"
+    monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(blobs))
+    runs.write_config(str(tmp_path), "image_train", {"lr": 0.5})
+    texts = {(folder / "config.json").read_text() for folder in (tmp_path, blobs)}
+    assert len(texts) == 1
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot make DIFFUSION_BLOB_LOGDIR .*set another"):
+        runs.write_config(str(tmp_path), "image_train", {"lr": 0.5})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_says_what_computes(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(dist_util, "dev", lambda: th.device(device))
+    monkeypatch.setattr(cpu, "has_native_bfloat16", lambda: True)
+    cpu.configure_cpu(1)
+    with logger.scoped_configure(dir=tmp_path, format_strs=["log"]):
+        runs.say_what_computes("fp32")
+    text = (tmp_path / "log.txt").read_text()
+    assert ("Device: cuda" in text) == (device == "cuda")
+    assert "1 threads" in text
+    assert ("--precision bf16 is about" in text) == (device == "cpu")
 
 
 @pytest.mark.parametrize("flag", ["num_channels", "noise_schedule", "batch_size", "seed"])
