@@ -1,9 +1,11 @@
 import os
 
+import killing
 import numpy as np
 import pytest
 import torch as th
 from PIL import Image
+from test_bad_input import in_process
 
 from improved_diffusion import checkpointing, logger
 from improved_diffusion.precision import Precision
@@ -80,6 +82,20 @@ def test_nothing_of_the_training_is_disturbed(precision, trained, tmp_path):
     assert all(p.requires_grad for p in model.parameters())
     x = th.randn(2, 3, 16, 16)
     model(x, th.zeros(2, dtype=th.int64)).sum().backward()  # no inference tensors were left behind
+
+
+def test_a_run_that_draws_is_the_run_that_does_not(tiny, images, to_words, tmp_path):
+    """Bit for bit, with all that draws random numbers while training."""
+    settings = {"data_dir": images, "batch_size": 4, "max_steps": 4, "log_interval": 1}
+    settings |= {"dropout": 0.3, "random_flip": True, "num_threads": 1, "ema_rate": "0.1,0.9"}
+    for name, interval in (("drawing", 1), ("not", 0)):
+        words = {"log_dir": tmp_path / name, "sample_interval": interval}
+        assert in_process("image_train.py", to_words(tiny | settings | words)) == 0
+    assert (tmp_path / "drawing" / "samples" / "000004.png").exists()
+    drawing, other = (killing.tensors(tmp_path / name, 4) for name in ("drawing", "not"))
+    assert drawing.keys() == other.keys()
+    assert [name for name in other if not th.equal(drawing[name], other[name])] == []
+    assert killing.rows(tmp_path / "drawing") == killing.rows(tmp_path / "not")
 
 
 def test_the_newest_picture(tmp_path):
