@@ -198,11 +198,15 @@ SCRIPT = "image_denoise.py"
 
 @pytest.fixture(scope="module")
 def trained(tiny, images, to_words, tmp_path_factory):
-    """Runs of one update of a model without classes, and of one with."""
+    """A model without classes that has learned of scenes, and one with, of one update."""
     root = tmp_path_factory.mktemp("runs")
-    settings = {"data_dir": images, "batch_size": 2, "max_steps": 1, "num_threads": 1}
-    settings |= tiny | {"diffusion_steps": 100, "ema_rate": "0.5"}
-    for name, more in (("plain", {}), ("classes", {"class_cond": True, "num_classes": 2})):
+    for angle in range(16):
+        saved(root / "scenes" / f"{angle}.png", denoising.to_picture(scene(16, angle)[None]))
+    settings = tiny | {"diffusion_steps": 100, "ema_rate": "0.9", "num_threads": 1}
+    learned = {"data_dir": root / "scenes", "batch_size": 8, "lr": 3e-3, "max_steps": 60}
+    classes = {"class_cond": True, "num_classes": 2, "data_dir": images}
+    classes |= {"batch_size": 2, "max_steps": 1}
+    for name, more in (("plain", learned), ("classes", classes)):
         words = to_words(settings | more | {"log_dir": root / name})
         assert in_process("image_train.py", words) == 0
     return {"plain": root / "plain", "classes": root / "classes"}
@@ -242,6 +246,7 @@ def test_the_script_cleans_a_folder(trained, pair, scripts, tmp_path):
         before[stem] = denoising.psnr(pixels(noisy / f"{stem}.png"), pixels(clean / f"{stem}.png"))
         with Image.open(tmp_path / f"{stem}_compared.png") as row:
             assert row.width > 2.5 * row.height
+        assert after[stem] > before[stem] + 6
         line = f"{stem}: PSNR {before[stem]:.2f} dB before, {after[stem]:.2f} dB after"
         assert line in out
         (sigma,) = re.findall(rf"{stem}: noise of sigma ([\d.]+)", out)
