@@ -62,5 +62,5 @@ $(VENV)/.package: $(VENV)/.torch setup.py
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) install -q -c constraints.txt -e '.[test,digits,lsun,tensorboard,plots]'
+	$(PIP) install -q -c constraints.txt -e '.[test,digits,lsun,tensorboard,plots,diffusers]'
 	@touch $@

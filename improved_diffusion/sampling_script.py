@@ -34,8 +34,6 @@ TRACELESS = (
     "noise_schedule poly_power diffusion_steps num_heads predict_xstart rescale_timesteps"
 ).split()
 
-remarks: list[str] = []  # on the model, made before there is a log; describe() says them
-
 
 def sampling_defaults() -> dict[str, Any]:
     """Defaults of the flags of sampling: the reference's, and ours behind them."""
@@ -80,7 +78,7 @@ def parse_flags_for_model(
     if args.num_classes == AUTO:
         raise InputError("--num_classes auto is for training; leave it out, or give the number")
     args.trained_on = runs.adopt_config(args, given, args.model_path, model_defaults.keys())
-    remarks[:] = [] if runs.find_config(args.model_path) else [_without_config(args)]
+    args.knows_its_flags = runs.find_config(args.model_path) is not None
     if "precision" in defaults:
         check_precision(args.precision, dist_util.dev())
     if "timestep_respacing" not in given:
@@ -94,14 +92,6 @@ def _is_folder(path: str) -> bool:
     import blobfile as bf  # slow to import, and local runs have no use for it here
 
     return bf.isdir(path)
-
-
-def _without_config(args: argparse.Namespace) -> str:
-    flags = " ".join(f"--{name} {getattr(args, name)}" for name in TRACELESS)
-    return (
-        f"No {runs.CONFIG_NAME} beside the model: its flags are the command line's, or defaults. "
-        f"Its weights do not show whether these are right: {flags}"
-    )
 
 
 def class_numbers(args: argparse.Namespace, text: str) -> list[int]:
@@ -190,18 +180,29 @@ def load_trained(model: th.nn.Module, model_path: str) -> th.nn.Module:
     :raises InputError: if its file is missing, unsafe or does not fit.
     """
     checkpointing.load_into(model, model_path)
-    remarks.append(f"Parameters: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
     return model.to(dist_util.dev()).eval()
 
 
-def describe(model_path: str, precision: str) -> None:
+def about_model(args: argparse.Namespace, model: th.nn.Module) -> list[str]:
+    """Lines that say which model is used, its size, and whether its flags are known."""
+    parameters = sum(p.numel() for p in model.parameters())
+    lines = [f"Model: {args.model_path}", f"Parameters: {parameters / 1e6:.2f} M"]
+    if not args.knows_its_flags:
+        flags = " ".join(f"--{name} {getattr(args, name)}" for name in TRACELESS)
+        lines.append(
+            f"No {runs.CONFIG_NAME} beside the model: its flags are the command line's, or "
+            f"defaults. Its weights do not show whether these are right: {flags}"
+        )
+    return lines
+
+
+def describe(args: argparse.Namespace, model: th.nn.Module) -> None:
     """Log what computes, which model, how; and warn of an EMA that is too young."""
-    runs.say_what_computes(precision)
-    logger.log(f"Model: {model_path}")
-    for remark in remarks:
-        logger.log(remark)
-    logger.log(f"Precision: {precision}")
-    share = checkpointing.initial_share(model_path)
+    runs.say_what_computes(args.precision)
+    for line in about_model(args, model):
+        logger.log(line)
+    logger.log(f"Precision: {args.precision}")
+    share = checkpointing.initial_share(args.model_path)
     if share > checkpointing.SETTLED:
         logger.warn(
             f"This EMA still holds {share:.0%} of its initial weights, so expect noise; "

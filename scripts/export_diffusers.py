@@ -4,7 +4,7 @@ from improved_diffusion import cli, diffusers_export
 from improved_diffusion.architecture import infer_flags
 from improved_diffusion.checkpointing import load_model_file
 from improved_diffusion.errors import InputError
-from improved_diffusion.sampling_script import load_trained, parse_flags_for_model, remarks
+from improved_diffusion.sampling_script import about_model, load_trained, parse_flags_for_model
 from improved_diffusion.script_util import (
     args_to_dict,
     create_model_and_diffusion,
@@ -21,7 +21,7 @@ def main() -> None:
     refuse_super_resolution(args.model_path)
     model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
-    print(f"Model: {args.model_path}", *remarks, sep="\n")
+    print(*about_model(args, model), sep="\n")
     outputs, steps = diffusers_export.write_pipeline(
         model.cpu(), diffusion, args.image_size, args.out_dir
     )

@@ -71,7 +71,7 @@ def main() -> None:
     sigmas = [choose_sigma(args.sigma, diffusion, picture.noisy) for picture in pictures]
     load_trained(model, args.model_path)
     with runs.open_run("image_denoise", args.log_dir) as folder:
-        describe(args.model_path, args.precision)
+        describe(args, model)
         scores = []
         with evaluating(model, args.precision) as call:
             for picture, sigma in zip(pictures, sigmas, strict=True):

@@ -52,7 +52,7 @@ def main() -> None:
     load_trained(model, args.model_path)
     images = open_test_images(args, data_dir)
     with runs.open_run("image_nll", args.log_dir) as folder:
-        describe(args.model_path, args.precision)
+        describe(args, model)
         logger.log(f"Evaluating {args.num_samples} images of {os.path.abspath(data_dir)}")
         table = BpdTable(diffusion)
         try:

@@ -37,7 +37,7 @@ def main() -> None:
     model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
     with runs.open_run("image_sample", args.log_dir) as folder:
-        describe(args.model_path, args.precision)
+        describe(args, model)
         sample(args, folder, model, diffusion, args.image_size, condition)
 
 

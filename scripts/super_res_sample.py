@@ -43,7 +43,7 @@ def main() -> None:
     model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, model_defaults))
     load_trained(model, args.model_path)
     with runs.open_run("super_res_sample", args.log_dir) as folder:
-        describe(args.model_path, args.precision)
+        describe(args, model)
         logger.log(f"Enlarging {args.num_samples} images to {args.large_size} pixels")
         sample(args, folder, model, diffusion, args.large_size, small_condition(small, classes))
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -12,32 +13,33 @@ from improved_diffusion import logger, sampling_script
 
 
 @pytest.fixture
-def log(tmp_path):
-    """What is logged."""
-    sampling_script.remarks.clear()
-    with logger.scoped_configure(dir=tmp_path / "log", format_strs=["log"]):
-        yield lambda: (tmp_path / "log" / "log.txt").read_text()
+def said(tmp_path):
+    """What is logged of a model with 9,999 parameters whose file has a certain name."""
+
+    def describe(path, precision="fp32"):
+        args = Namespace(model_path=path, precision=precision, knows_its_flags=True)
+        with logger.scoped_configure(dir=tmp_path / "log", format_strs=["log"]):
+            sampling_script.describe(args, th.nn.Linear(100, 99))
+        return (tmp_path / "log" / "log.txt").read_text()
+
+    return describe
 
 
-@pytest.mark.parametrize(("step", "said"), [(5, "77% of its initial"), (58, "5%"), (59, "")])
-def test_a_young_ema_is_warned_of(step, said, log):
-    sampling_script.describe(f"runs/x/ema_0.95_{step:06d}.pt", "fp32")
-    assert ("so expect noise" in log()) == bool(said)
-    assert said in log()
+@pytest.mark.parametrize(("step", "share"), [(5, "77% of its initial"), (58, "5%"), (59, "")])
+def test_a_young_ema_is_warned_of(step, share, said):
+    text = said(f"runs/x/ema_0.95_{step:06d}.pt")
+    assert ("so expect noise" in text) == bool(share)
+    assert share in text
 
 
-def test_the_model_itself_is_not_warned_of(log):
-    sampling_script.describe("runs/ema_0.95_000001/model000001.pt", "fp32")
-    assert "expect noise" not in log()
+def test_the_model_itself_is_not_warned_of(said):
+    assert "expect noise" not in said("runs/ema_0.95_000001/model000001.pt")
 
 
-def test_parameters_and_precision_are_said(log, tmp_path):
-    model = th.nn.Linear(100, 99)
-    th.save(model.state_dict(), tmp_path / "model.pt")
-    sampling_script.load_trained(model, str(tmp_path / "model.pt"))
-    sampling_script.describe("model.pt", "bf16")
-    assert "Parameters: 0.01 M" in log()
-    assert "Precision: bf16" in log()
+def test_parameters_and_precision_are_said(said):
+    text = said("model.pt", "bf16")
+    assert "Parameters: 0.01 M" in text
+    assert "Precision: bf16" in text
 
 
 class Bucket:
