@@ -1,10 +1,11 @@
 """Checkpoints: atomic files, finding them, and everything that is needed to go on exactly.
 
 A checkpoint after NNNNNN updates is ``modelNNNNNN.pt``, one ``ema_RATE_NNNNNN.pt`` a rate,
-``optNNNNNN.pt`` and ``stateNNNNNN.pt``. The last is written last, so a checkpoint is complete when
-it is there.
+``optNNNNNN.pt`` and ``stateNNNNNN.pt``. The last appears last and goes first, so a checkpoint is
+complete when it is there.
 """
 
+import itertools
 import os
 import random
 import re
@@ -17,8 +18,9 @@ import torch as th
 from . import dist_util
 from .architecture import load_weights
 from .errors import InputError
-from .files import atomic_write, is_local
+from .files import atomic_files, is_local, remove_file, sync_folder
 
+PART = re.compile(r"(state|model|opt|ema_[0-9.e-]+_)(?P<step>\d{6}|[1-9]\d{6,})\.pt")
 STATE_VERSION = 2
 STATE_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "precision"}
 EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
@@ -39,41 +41,30 @@ def list_folder(folder: str) -> list[str]:
     return sorted(bf.listdir(folder)) if bf.isdir(folder) else []
 
 
-def remove_file(path: str) -> None:
-    """Delete one file of a checkpoint."""
-    if is_local(path):
-        os.unlink(path)
-        return
-    import blobfile as bf
-
-    bf.remove(path)
-
-
-def save_file(path: str, value: Any) -> None:
-    """``torch.save`` that leaves the old file or the whole new one."""
-    with atomic_write(path) as file:
-        th.save(value, file)
-
-
 def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
-    """Write the parts of a checkpoint, ``state`` last.
+    """Write the parts of a checkpoint, which appear together when all are whole, ``state`` last.
 
     :param parts: content of each file by the beginning of its name: ``model``, ``ema_0.9999_``,
         ``opt``, ``state``.
     :return: path of the model's file.
-    :raises OSError: if the disk is full; older checkpoints are untouched then.
+    :raises OSError: if the disk is full; every checkpoint that was complete still is, and nothing
+        is left of one that was not.
     """
-    written: list[str] = []
-    try:
+    _remove_stale_state(folder, step)
+    with atomic_files() as start:
         for prefix in sorted(parts, key=lambda name: name == "state"):
-            path = join(folder, f"{prefix}{step:06d}.pt")
-            save_file(path, parts[prefix])
-            written.append(path)
-    except OSError:
-        for path in written:  # parts of no use, on a disk that may be full
-            remove_file(path)
-        raise
+            with start(join(folder, f"{prefix}{step:06d}.pt")) as file:
+                th.save(parts[prefix], file)
     return join(folder, f"model{step:06d}.pt")
+
+
+def _remove_stale_state(folder: str, step: int) -> None:
+    """Remove a torn checkpoint's state, with which the first files of a new one would count."""
+    name = f"state{step:06d}.pt"
+    if step not in complete_steps(folder) and name in list_folder(folder):
+        remove_file(join(folder, name))
+        if is_local(folder):
+            sync_folder(folder)
 
 
 def complete_steps(folder: str) -> list[int]:
@@ -125,13 +116,17 @@ def initial_share(path: str) -> float:
 
 
 def remove_older_checkpoints(folder: str, keep: int) -> None:
-    """Delete all but the newest ``keep`` complete checkpoints; 0 keeps all."""
-    for step in complete_steps(folder)[:-keep] if keep else []:
-        pattern = re.compile(rf"(state|model|opt|ema_[^_]+_){step:06d}\.pt")
-        # The state goes first: what is left, should this be interrupted, does not count any more.
-        names = [name for name in list_folder(folder) if pattern.fullmatch(name)]
-        for name in sorted(names, key=lambda name: not name.startswith("state")):
-            remove_file(join(folder, name))
+    """Delete all but the newest ``keep`` complete checkpoints, and what is left of older torn ones.
+
+    0 keeps all.
+    """
+    steps = complete_steps(folder)
+    kept = {f"{step:06d}" for step in steps[-keep:]}
+    parts = filter(None, map(PART.fullmatch, list_folder(folder))) if keep and steps else ()
+    old = [p.string for p in parts if int(p["step"]) < steps[-1] and p["step"] not in kept]
+    # States go first: what is left, should this be interrupted, does not count any more.
+    for name in sorted(old, key=lambda name: not name.startswith("state")):
+        remove_file(join(folder, name))
 
 
 def parse_resume_step_from_filename(filename: str) -> int:
@@ -145,6 +140,11 @@ def companion(model_path: str, prefix: str, step: int) -> str | None:
     folder = re.split(r"[^/\\]*$", model_path)[0] or "."
     name = f"{prefix}{step:06d}.pt"
     return join(folder, name) if name in list_folder(folder) else None
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether ``folder`` is where the file ``path`` is."""
+    return os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
 
 
 def load_model_file(path: str) -> dict[str, th.Tensor]:
@@ -165,9 +165,24 @@ def load_model_file(path: str) -> dict[str, th.Tensor]:
 def load_optimizer_file(path: str) -> dict[str, Any]:
     """:raises InputError: if the file is missing, unsafe, or no optimizer's."""
     state = dist_util.load_state_dict(path, map_location="cpu")
-    if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
+    try:
+        whole = all("params" in group for group in state["param_groups"]) and "state" in state
+    except (TypeError, LookupError):
+        whole = False
+    if not whole:
         raise InputError(f"{path} is no optimizer's file; move it away or restore it")
     return state
+
+
+def is_for(opt: th.optim.Optimizer, state: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's file is for as many parameters, of the same shapes, as ``opt``."""
+    theirs = [group["params"] for group in state["param_groups"]]
+    ours = [group["params"] for group in opt.param_groups]
+    if [*map(len, theirs)] != [*map(len, ours)]:
+        return False
+    pairs = zip(itertools.chain(*theirs), itertools.chain(*ours), strict=True)
+    moments = ((state["state"].get(number, {}).get("exp_avg"), own) for number, own in pairs)
+    return all(moment is None or moment.shape == own.shape for moment, own in moments)
 
 
 def load_state_file(path: str) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import random
@@ -80,6 +81,48 @@ def test_older_checkpoints_are_removed_whole(tmp_path, keep, left):
     files = {step: len(files_of(tmp_path, step)) for step in (2, 3)}
     assert files == {step: 5 if step in left else 0 for step in (2, 3)}
     assert (tmp_path / "results000001.pt").exists()
+
+
+def test_what_is_left_of_torn_older_checkpoints_is_removed(tmp_path):
+    """Of the names of a checkpoint's files only, and only with a number of checkpoints to keep."""
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, step)
+    (tmp_path / "state000001.pt").unlink()  # killed while it was removed
+    for name in ("model", "ema_0.9_", "opt"):  # of these only a state and an EMA are left
+        (tmp_path / f"{name}000003.pt").unlink()
+    (tmp_path / "state000005.pt").unlink()  # of the newest, which is still being written
+    foreign = ["model1.pt", "model0000001.pt", "ema_best_000001.pt", "opt000001.pt.old", "a.pt"]
+    for name in foreign:
+        (tmp_path / name).touch()
+    everything = set(os.listdir(tmp_path))
+    checkpointing.remove_older_checkpoints(str(tmp_path), 0)
+    assert set(os.listdir(tmp_path)) == everything
+    checkpointing.remove_older_checkpoints(str(tmp_path), 2)
+    wanted = {name for step in (2, 4, 5) for name in files_of(tmp_path, step)}
+    assert len(wanted) == 14
+    assert set(os.listdir(tmp_path)) == wanted | set(foreign)
+
+
+@pytest.mark.parametrize("removals", range(12))
+def test_a_removal_that_is_killed_leaves_nothing_that_counts(tmp_path, monkeypatch, removals):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    remove, left = os.unlink, [None] * removals
+
+    def die(path):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        remove(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", die)
+        with contextlib.suppress(KeyboardInterrupt):
+            checkpointing.remove_older_checkpoints(str(tmp_path), 1)
+    for step in checkpointing.complete_steps(str(tmp_path)):
+        assert len(files_of(tmp_path, step)) == 5
+    checkpointing.remove_older_checkpoints(str(tmp_path), 1)
+    assert sorted(os.listdir(tmp_path)) == files_of(tmp_path, 3)
 
 
 def test_an_incomplete_checkpoint_is_not_counted_among_those_to_keep(tmp_path):
