@@ -8,14 +8,16 @@ import csv
 import io
 import json
 import math
+import operator
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from .errors import InputError
-from .files import atomic_write, atomic_write_text
+from .files import append_bytes, atomic_write, atomic_write_text
 from .progress import bar_is_shown
 
 TABLE_CELL_WIDTH = 30
@@ -53,10 +55,13 @@ class HumanOutputFormat(KVWriter, SeqWriter):
     """Boxed tables and messages, for a terminal (an open file) or appended to a file (its name)."""
 
     def __init__(self, filename_or_file: str | os.PathLike | TextIO):
-        self._owned = isinstance(filename_or_file, (str, os.PathLike))
-        self.file = filename_or_file
-        if self._owned:
-            self.file = open(filename_or_file, "a", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._path = self.file = None
+        if isinstance(filename_or_file, (str, os.PathLike)):
+            self._path = filename_or_file
+            append_bytes(self._path, b"")
+        else:
+            self.file = filename_or_file
+        self._fails = False
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
         cells = [
@@ -73,13 +78,18 @@ class HumanOutputFormat(KVWriter, SeqWriter):
     def writeseq(self, seq: Iterable[str]) -> None:
         self._write(" ".join(seq))
 
-    def close(self) -> None:
-        if self._owned:
-            self.file.close()
-
     def _write(self, text: str) -> None:
-        self.file.write(text + "\n")
-        self.file.flush()
+        if self._path is None:
+            self.file.write(text + "\n")
+            self.file.flush()
+            return
+        try:
+            append_bytes(self._path, f"{text}\n".encode(errors="replace"))
+            self._fails = False
+        except OSError as error:  # a text to read is not worth a training
+            if not self._fails:
+                print(f"warning: {self._path} lacks lines: {error.strerror}", file=sys.stderr)
+            self._fails = True
 
 
 def _readable(value: Any) -> str:
@@ -117,8 +127,7 @@ class JSONOutputFormat(KVWriter):
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
         line = json.dumps({key: _json_value(value) for key, value in kvs.items()})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_bytes(self.path, f"{line}\n".encode())
 
 
 def _json_value(value: Any) -> Any:
@@ -154,18 +163,17 @@ class CSVOutputFormat(KVWriter):
         new = sorted(kvs.keys() - set(self.keys))
         if new:
             self._grow(new)
-        with open(self.path, "a", **_TEXT) as file:
-            rows = _writer(file)
-            if file.tell() == 0:
-                rows.writerow(self.keys)
-            rows.writerow([_csv_cell(kvs.get(key)) for key in self.keys])
+        row = [_csv_cell(kvs.get(key)) for key in self.keys]
+        is_empty = not self.path.exists() or self.path.stat().st_size == 0
+        append_bytes(self.path, _csv_bytes([self.keys, row] if is_empty else [row]))
 
     def _grow(self, new: list[str]) -> None:
         table = read_csv(self.path)
-        self.keys = self.keys + new
+        keys = self.keys + new
         if table.header:
             padding = [""] * len(new)
-            write_csv(self.path, self.keys, [row + padding for row in table.rows])
+            write_csv(self.path, keys, [row + padding for row in table.rows])
+        self.keys = keys
 
 
 class Table(NamedTuple):
@@ -217,17 +225,15 @@ def _is_whole(text: str, records: Sequence[Sequence[str]]) -> bool:
 
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Replace the CSV file at ``path`` atomically; no columns make an empty file."""
-    text = io.StringIO(newline="")
-    if header:
-        _writer(text).writerows([header, *rows])
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode(_TEXT["encoding"], _TEXT["errors"]))
+        file.write(_csv_bytes([header, *rows] if header else []))
 
 
 def cut_csv(path: str | os.PathLike, step: int) -> int:
     """Remove the rows of the CSV file at ``path`` whose "step" is ``step`` or later.
 
-    When there are any, the file as it was is kept beside it with ``.bak`` at the end of its name.
+    They are kept beside it, in a file with ``.bak`` at the end of its name, behind those of earlier
+    cuts.
 
     :return: the number of rows removed.
     """
@@ -236,10 +242,25 @@ def cut_csv(path: str | os.PathLike, step: int) -> int:
         return 0
     column = table.header.index("step")
     kept = [row for row in table.rows if not _reaches(row[column], step)]
-    if len(kept) < len(table.rows):
-        _keep_copy(path)
+    cut = [row for row in table.rows if _reaches(row[column], step)]
+    if cut:
+        _keep_rows(f"{os.fspath(path)}.bak", table.header, cut)
         write_csv(path, table.header, kept)
-    return len(table.rows) - len(kept)
+    return len(cut)
+
+
+def _keep_rows(path: str, header: list[str], rows: list[list[str]]) -> None:
+    """Add rows to the CSV file at ``path``, but for those that a killed cut has added before."""
+    table = read_csv(path)
+    columns = table.header + [name for name in header if name not in table.header]
+    old = [_spread(row, table.header, columns) for row in table.rows]
+    new = [_spread(row, header, columns) for row in rows]
+    write_csv(path, columns, [*old, *(row for row in new if row not in old)])
+
+
+def _spread(row: list[str], header: list[str], columns: list[str]) -> list[str]:
+    cells = dict(zip(header, row, strict=True))
+    return [cells.get(name, "") for name in columns]
 
 
 def cut_json(path: str | os.PathLike, step: int) -> int:
@@ -249,13 +270,19 @@ def cut_json(path: str | os.PathLike, step: int) -> int:
     lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     try:
-        kept = [line for line in whole if not _reaches(json.loads(line).get("step"), step)]
+        reached = [_reaches(json.loads(line).get("step"), step) for line in whole]
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is no file of JSON lines ({error}); move it away") from None
-    if len(kept) < len(whole):
-        _keep_copy(path)
-        atomic_write_text(path, "".join(kept))
-    return len(whole) - len(kept)
+    if any(reached):
+        _keep_lines(Path(f"{os.fspath(path)}.bak"), list(compress(whole, reached)))
+        atomic_write_text(path, "".join(compress(whole, map(operator.not_, reached))))
+    return sum(reached)
+
+
+def _keep_lines(path: Path, lines: list[str]) -> None:
+    """Do what :func:`_keep_rows` does, for a file of JSON lines."""
+    old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    atomic_write_text(path, "".join(old + [line for line in lines if line not in old]))
 
 
 def _reaches(value: Any, step: int) -> bool:
@@ -265,13 +292,10 @@ def _reaches(value: Any, step: int) -> bool:
         return False
 
 
-def _keep_copy(path: str | os.PathLike) -> None:
-    with atomic_write(f"{os.fspath(path)}.bak") as file:
-        file.write(Path(path).read_bytes())
-
-
-def _writer(file: TextIO) -> Any:
-    return csv.writer(file, lineterminator="\n")
+def _csv_bytes(rows: Iterable[Sequence]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(_TEXT["encoding"], _TEXT["errors"])
 
 
 def _csv_cell(value: Any) -> Any:

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 import random
 import struct
 
@@ -372,13 +373,35 @@ def test_cut_and_continue_gives_the_bytes_of_the_run_that_never_stopped(tmp_path
     write(CSVOutputFormat(tmp_path / "whole.csv"), range(10))
     path = tmp_path / "progress.csv"
     write(CSVOutputFormat(path), range(8))
-    stopped = path.read_bytes()
     table = CSVOutputFormat(path)
     assert cut_csv(path, 5) == 3
-    assert (tmp_path / "progress.csv.bak").read_bytes() == stopped
+    assert [row["step"] for row in rows_of(tmp_path / "progress.csv.bak")] == ["5", "6", "7"]
     assert [row["step"] for row in rows_of(path)] == ["0", "1", "2", "3", "4"]
     write(table, range(5, 10))
     assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_what_was_cut_off_stays_through_later_cuts(tmp_path):
+    """Also where the columns have grown, and where a kill came between keeping and cutting."""
+    path, kept = tmp_path / "p.csv", tmp_path / "p.csv.bak"
+    path.write_bytes(b"step,x\n1,a\n2,b\n3,c\n")
+    assert cut_csv(path, 3) == 1
+    path.write_bytes(b"step,x,y\n1,a,\n2,d,e\n3,f,\xff\n")
+    with pytest.MonkeyPatch.context() as patched:
+        replace = os.replace
+
+        def die(source, destination):
+            if os.fspath(destination).endswith(".csv"):
+                raise KeyboardInterrupt
+            replace(source, destination)
+
+        patched.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            cut_csv(path, 2)
+    assert path.read_bytes().count(b"\n") == 4
+    assert cut_csv(path, 2) == 2
+    assert path.read_bytes() == b"step,x,y\n1,a,\n"
+    assert kept.read_bytes() == b"step,x,y\n3,c,\n2,d,e\n3,f,\xff\n"
 
 
 def test_cutting_nothing_touches_nothing(tmp_path):
@@ -416,11 +439,12 @@ def test_json_lines_are_cut(tmp_path):
     output = JSONOutputFormat(path)
     for step in range(4):
         output.writekvs({"step": step})
-    before = path.read_bytes()
     assert cut_json(path, 2) == 2
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
-    assert (tmp_path / "progress.json.bak").read_bytes() == before
+    assert (tmp_path / "progress.json.bak").read_text() == '{"step": 2}\n{"step": 3}\n'
     assert cut_json(path, 2) == 0
+    assert cut_json(path, 1) == 1
+    assert (tmp_path / "progress.json.bak").read_text().endswith('{"step": 3}\n{"step": 1}\n')
     assert cut_json(tmp_path / "missing.json", 2) == 0
 
 

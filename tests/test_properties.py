@@ -84,12 +84,11 @@ def test_a_file_torn_anywhere_loses_no_finished_row(rows, data, tmp_path_factory
 def test_cutting_keeps_exactly_the_rows_before(rows, step, tmp_path_factory):
     path = tmp_path_factory.mktemp("csv") / "progress.csv"
     written(path, numbered(rows))
-    before = path.read_bytes()
     removed = cut_csv(path, step)
     assert values(path) == as_floats(numbered(rows)[:step])
     assert removed == max(0, len(rows) - step)
     if removed:
-        assert path.with_name("progress.csv.bak").read_bytes() == before
+        assert values(path.with_name("progress.csv.bak")) == as_floats(numbered(rows)[step:])
     assert not read_csv(path).torn
 
 
