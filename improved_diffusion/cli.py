@@ -86,5 +86,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 def _complain(message: object, status: int) -> int:
     line = " ".join(str(message).split())
-    print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
+    if not getattr(message, "is_said_elsewhere", False):  # by rank 0 of several processes
+        print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
     return status

@@ -11,7 +11,7 @@ import io
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from .errors import InputError
 from .files import read_file
 
 GPUS_PER_NODE = 8  # the reference's name; where no launcher sets LOCAL_RANK
+Error = TypeVar("Error", bound=Exception)
+_leaving_together = False
 
 
 def setup_dist() -> None:
@@ -50,6 +52,9 @@ def _leave() -> None:
     """End the group's threads, which may abort the process if they outlive Python."""
     gc.collect()  # a loop that is over but not collected holds the group too
     if dist.is_initialized():
+        if _leaving_together:  # a launcher ends all when one has gone, before rank 0 has spoken
+            with contextlib.suppress(RuntimeError):
+                dist.barrier()
         dist.destroy_process_group()
 
 
@@ -145,6 +150,36 @@ def from_rank_0(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, 0)
     return values[0]
+
+
+@contextlib.contextmanager
+def agreeing() -> Iterator[None]:
+    """Run a block that may fail on one rank alone; then it fails on all, with one error.
+
+    Without that the others would go on to the next collective and wait there. A collective in the
+    block must come before what may fail.
+
+    :raises InputError, OSError: that of the first rank that failed.
+    """
+    failure = None
+    try:
+        yield
+    except (InputError, OSError) as error:
+        failure = error
+    if not any_rank(int(failure is not None)):
+        return
+    failures = [failure] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(failures, failure)
+    raise of_all_ranks(next(filter(None, failures)))
+
+
+def of_all_ranks(error: Error) -> Error:
+    """Mark an error that every rank raises: rank 0 says it, and the others wait for that."""
+    global _leaving_together
+    _leaving_together = world_size() > 1
+    error.is_said_elsewhere = rank() > 0
+    return error
 
 
 def all_gather_cat(values: th.Tensor) -> th.Tensor:

@@ -141,10 +141,12 @@ class TrainLoop:
             weight_decay=weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        self._load_model()
-        self.ema_params = [copy.deepcopy(self.model_params) for _ in self.ema_rate]
-        self._load_companions()
-        self._cut_log(self.last_row_step + 1)
+        dist_util.sync_params(self.model_params)
+        with dist_util.agreeing():
+            self._load_model()
+            self.ema_params = [copy.deepcopy(self.model_params) for _ in self.ema_rate]
+            self._load_companions()
+            self._cut_log(self.last_row_step + 1)
         self.use_ddp = dist_util.world_size() > 1
         self.ddp_model = self._distributed(device) if self.use_ddp else model
         if compile:
@@ -192,12 +194,17 @@ class TrainLoop:
             raise SystemExit(128 + signal_number)
 
     def _next_batch(self) -> Batch:
+        position = self.data.state_dict() if hasattr(self.data, "state_dict") else None
         try:
-            return next(self.data)
+            with dist_util.agreeing():
+                return next(self.data)
         except InputError as error:  # an image that cannot be read must not cost hours of training
+            if position is not None:
+                self.data.load_state_dict(position)  # of a rank whose batch was whole, but unused
             if self.updates and self.last_saved != self.updates:
                 self.save()
-            raise InputError(f"{error}; {self.updates} updates are saved") from error
+            said = InputError(f"{error}; {self.updates} updates are saved")
+            raise dist_util.of_all_ranks(said) from error
 
     @property
     def last_update(self) -> int | None:
@@ -268,7 +275,7 @@ class TrainLoop:
         if self.skipped_in_a_row >= self.max_skipped:
             self.log_step()
             self._dump_unfinished_line()
-            raise DivergedError(self._divergence())
+            raise dist_util.of_all_ranks(DivergedError(self._divergence()))
 
     def _divergence(self) -> str:
         folder = get_blob_logdir()
@@ -308,7 +315,8 @@ class TrainLoop:
         updates = self.updates - 1 - self.last_row_step
         logger.logkv("wall_time", round(seconds, 3))
         logger.logkv("steps_per_second", round(updates / (seconds - self._last_row_seconds), 4))
-        logger.dumpkvs()
+        with dist_util.agreeing():
+            logger.dumpkvs()
         self._last_row_seconds = seconds
 
     def _dump_unfinished_line(self) -> None:
@@ -329,19 +337,26 @@ class TrainLoop:
     # -- checkpoints ---------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint and the workbook; only rank 0 writes."""
+        """Write a checkpoint and the workbook; only rank 0 writes.
+
+        :raises OSError: on every rank, if it cannot be written.
+        """
         ranks = self._gather_rank_states()
         self.opt.zero_grad(set_to_none=True)
         cpu.give_back_memory()  # the workbook is written while no activations are held
-        if dist_util.rank() == 0:
-            logger.log(f"Saving checkpoint {self.updates:06d}")
-            folder = get_blob_logdir()
-            checkpointing.save_checkpoint(folder, self.updates, self._checkpoint(ranks))
-            checkpointing.remove_older_checkpoints(folder, self.keep_checkpoints)
-            self._export_results()
+        with dist_util.agreeing():
+            if dist_util.rank() == 0:
+                logger.log(f"Saving checkpoint {self.updates:06d}")
+                parts = self._checkpoint(ranks)
+                checkpointing.save_checkpoint(get_blob_logdir(), self.updates, parts)
         self.last_saved = self.updates
-        if dist_util.world_size() > 1:
-            dist.barrier()
+        self._remove_older_checkpoints()
+        self._export_results()
+
+    def _remove_older_checkpoints(self) -> None:
+        with dist_util.agreeing():
+            if dist_util.rank() == 0:
+                checkpointing.remove_older_checkpoints(get_blob_logdir(), self.keep_checkpoints)
 
     def _checkpoint(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         emas = zip(self.ema_rate, self.ema_params, strict=True)
