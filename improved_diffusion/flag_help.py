@@ -43,14 +43,16 @@ HELP = {
     "log_interval": "updates between two lines of the log",
     "sample_interval": "updates between two grids of samples drawn to samples/; 0 for none",
     "save_interval": "updates between two checkpoints",
-    "resume_checkpoint": "a modelNNNNNN.pt to go on from, or auto for the newest in log_dir",
+    "resume_checkpoint": "a modelNNNNNN.pt to go on from, or auto for the newest in log_dir; an "
+    "older one of a run goes on in another log_dir only, so that what followed it is not lost",
     "use_fp16": "the same as --precision fp16",
     "fp16_scale_growth": "growth of the base-2 logarithm of fp16's loss scale with each update",
     "precision": "arithmetic of the model: fp32, bf16 or fp16 (GPU only)",
     "compile": "run the model through torch.compile: minutes of compiling, then faster steps",
     "max_steps": "updates to make in all; 0 for no end",
     "max_skipped": "updates in a row that may be skipped as not finite before the run gives up",
-    "keep_checkpoints": "checkpoints to keep, newest first; 0 for all",
+    "keep_checkpoints": "checkpoints to keep, newest first; older ones and what is left of them "
+    "are removed; 0 for all",
     "seed": "seed of all random numbers",
     "log_dir": "folder of the run's files; empty for OPENAI_LOGDIR, "
     "or else runs/<script>-<date-time> of the project",

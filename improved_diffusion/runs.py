@@ -17,6 +17,7 @@ from . import __version__, cpu, dist_util, logger
 from .checkpointing import join, list_folder
 from .errors import InputError
 from .files import atomic_write_text, is_local, read_file, remove_leftovers
+from .previews import FOLDER as SAMPLES
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIG_NAME = "config.json"
@@ -85,7 +86,9 @@ def find_data_dir(data_dir: str, default: str = "cifar_train") -> str:
 
 
 @contextlib.contextmanager
-def open_run(script: str, log_dir: str, *, table: bool = False) -> Iterator[str]:
+def open_run(
+    script: str, log_dir: str, *, table: bool = False, checkpoints: bool = False
+) -> Iterator[str]:
     """Configure the logger in the run's folder, and print that folder first and last.
 
     The folder is held until the block ends: a second run in it is refused, and a crash sets it
@@ -94,18 +97,18 @@ def open_run(script: str, log_dir: str, *, table: bool = False) -> Iterator[str]
     :param script: name of the script, for the default folder.
     :param log_dir: the folder, or "" for :func:`default_log_dir`.
     :param table: whether the run logs values, for a progress.csv.
+    :param checkpoints: whether it writes checkpoints; their folder is held too then.
     :return: absolute path of the folder.
-    :raises InputError: if the folder cannot be written, or another run holds it.
+    :raises InputError: on every rank, if a folder cannot be written, or another run holds it.
     """
     chosen = os.path.abspath(os.path.expanduser(log_dir or default_log_dir(script)))
     folder = dist_util.from_rank_0(chosen)  # the ranks' clocks may differ
     with contextlib.ExitStack() as stack:
-        if dist_util.rank() == 0:
-            _make_folder(folder)
-            stack.enter_context(_held(folder))
-            remove_leftovers(folder)
-        comm = dist_util.RankAverager() if dist_util.world_size() > 1 else None
-        logger.configure(folder, format_strs=_formats(table), comm=comm)
+        with dist_util.agreeing():
+            if dist_util.rank() == 0:
+                _take(folder, checkpoints, stack)
+            comm = dist_util.RankAverager() if dist_util.world_size() > 1 else None
+            logger.configure(folder, format_strs=_formats(table), comm=comm)
         try:
             yield folder
         finally:
@@ -114,29 +117,32 @@ def open_run(script: str, log_dir: str, *, table: bool = False) -> Iterator[str]
                 print(f"Results are in {folder}", flush=True)
 
 
-def _make_folder(folder: str) -> None:
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to the log directory {folder} ({error.strerror}); give another --log_dir"
-        ) from None
+def _take(folder: str, checkpoints: bool, stack: contextlib.ExitStack) -> None:
+    """Hold the run's folder, and that of its checkpoints; remove what killed runs left there."""
+    stack.enter_context(_held(folder, "--log_dir"))
+    remove_leftovers(folder)
+    # In samples/ the training's own pictures only: image_sample.py may be writing others there.
+    remove_leftovers(os.path.join(folder, SAMPLES), "[0-9]*.png")
+    other = (checkpoints and os.environ.get("DIFFUSION_BLOB_LOGDIR")) or folder
+    if is_local(other) and os.path.realpath(other) != os.path.realpath(folder):
+        stack.enter_context(_held(other, "DIFFUSION_BLOB_LOGDIR"))
+        remove_leftovers(other)
 
 
 @contextlib.contextmanager
-def _held(folder: str) -> Iterator[None]:
+def _held(folder: str, named_by: str) -> Iterator[None]:
     from filelock import FileLock, Timeout  # comes with torch and blobfile
 
     try:
+        os.makedirs(folder, exist_ok=True)
         lock = FileLock(os.path.join(folder, LOCK_NAME), timeout=0).acquire()
     except Timeout:
         raise InputError(
-            f"another run is writing to {folder}; give another --log_dir or wait for it to end"
+            f"another run is writing to {folder}; give another {named_by} or wait for it to end"
         ) from None
     except OSError as error:
-        raise InputError(
-            f"cannot write to the log directory {folder} ({error.strerror}); give another --log_dir"
-        ) from None
+        said = f"cannot write to the log directory {folder} ({error.strerror})"
+        raise InputError(f"{said}; give another {named_by}") from None
     with lock:
         yield
 
@@ -264,7 +270,7 @@ def check_resumed_flags(saved: Mapping[str, Any], given: Mapping[str, Any]) -> N
         logger.log(f"Resuming with --{key} {given[key]} (was {saved[key]})")
 
 
-def command_to_continue(folder: str) -> str:
+def command_to_continue(folder: str, checkpoint: str = "auto") -> str:
     """The command line that takes this run up again."""
     dropped = ("--log_dir", "--resume_checkpoint")
     words = iter(sys.argv[1:])
@@ -277,5 +283,5 @@ def command_to_continue(folder: str) -> str:
     ranks = dist_util.world_size()
     several = ["torchrun", "--standalone", "--nproc_per_node", str(ranks)]
     launcher = ["python"] if ranks == 1 else several
-    command = [*launcher, sys.argv[0], *kept, "--log_dir", folder, "--resume_checkpoint", "auto"]
-    return shlex.join(command)
+    resumed = ["--log_dir", folder, "--resume_checkpoint", checkpoint]
+    return shlex.join([*launcher, sys.argv[0], *kept, *resumed])

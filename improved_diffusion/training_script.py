@@ -89,23 +89,24 @@ def open_images(args: argparse.Namespace, image_size: int) -> BatchStream:
 
     :raises InputError: if the images cannot be what the flags want of them.
     """
-    images = load_data(
-        data_dir=args.data_dir,
-        batch_size=args.batch_size,
-        image_size=image_size,
-        class_cond=args.class_cond,
-        seed=args.seed,
-        num_workers=args.num_workers,
-        random_flip=args.random_flip,
-        in_channels=args.in_channels,
-        on_bad_image=args.on_bad_image,
-        shard=dist_util.rank(),
-        num_shards=dist_util.world_size(),
-    )
-    classes = images.summary()["classes"]
-    if args.num_classes == AUTO:
-        args.num_classes = len(classes or ()) or NUM_CLASSES
-    _check_classes(args, classes)
+    with dist_util.agreeing():
+        images = load_data(
+            data_dir=args.data_dir,
+            batch_size=args.batch_size,
+            image_size=image_size,
+            class_cond=args.class_cond,
+            seed=args.seed,
+            num_workers=args.num_workers,
+            random_flip=args.random_flip,
+            in_channels=args.in_channels,
+            on_bad_image=args.on_bad_image,
+            shard=dist_util.rank(),
+            num_shards=dist_util.world_size(),
+        )
+        classes = images.summary()["classes"]
+        if args.num_classes == AUTO:
+            args.num_classes = len(classes or ()) or NUM_CLASSES
+        _check_classes(args, classes)
     return images
 
 
@@ -124,13 +125,15 @@ def train(
     :param data: what to train on: ``images``, or batches made from them.
     :param preview_kwargs: conditions of the :data:`PREVIEW_IMAGES` samples drawn on the way.
     """
-    summary = images.summary() | images.pixel_statistics()
-    preview = make_preview(args, images, diffusion, preview_kwargs or {})
-    _check_resumable(args)
+    with dist_util.agreeing():
+        summary = images.summary() | images.pixel_statistics()
+        preview = make_preview(args, images, diffusion, preview_kwargs or {})
+        _check_resumable(args)
     given = dict(vars(args))
-    with runs.open_run(script, args.log_dir, table=True) as folder:
-        args.resume_checkpoint = _checkpoint_to_resume(args.resume_checkpoint)
-        _check_against_checkpoint(args, images)
+    with runs.open_run(script, args.log_dir, table=True, checkpoints=True) as folder:
+        with dist_util.agreeing():
+            args.resume_checkpoint = _checkpoint_to_resume(args.resume_checkpoint)
+            _check_against_checkpoint(args, images)
         _say_what_is_ahead(args, model, summary)
         model.to(dist_util.dev())
         loop = TrainLoop(
@@ -157,13 +160,25 @@ def train(
             sample_interval=args.sample_interval,
             flags=vars(args),
         )
-        runs.write_config(folder, script, given, data=summary)
+        with dist_util.agreeing():
+            runs.write_config(folder, script, given, data=summary)
         try:
             loop.run_loop()
-        except SystemExit:
-            logger.log(f"Stopped after {loop.updates} updates, saved in {get_blob_logdir()}")
-            logger.log(f"Go on with: {runs.command_to_continue(folder)}")
+        except (SystemExit, KeyboardInterrupt):
+            _say_how_to_go_on(loop, folder)
             raise
+
+
+def _say_how_to_go_on(loop: TrainLoop, folder: str) -> None:
+    """Say what is saved: all of it after one signal, not so after a second."""
+    newest = checkpointing.newest_checkpoint(get_blob_logdir())
+    saved = loop.last_saved
+    if newest and saved != loop.updates:
+        saved = checkpointing.parse_resume_step_from_filename(newest)
+    part = "" if saved == loop.updates else f"of which {saved or 'none'} are "
+    logger.log(f"Stopped after {loop.updates} updates, {part}saved in {get_blob_logdir()}")
+    checkpoint = "auto" if newest else loop.resume_checkpoint or "auto"
+    logger.log(f"Go on with: {runs.command_to_continue(folder, checkpoint)}")
 
 
 def make_preview(

@@ -75,6 +75,45 @@ def test_a_killed_run_frees_its_folder(tmp_path):
         assert not (tmp_path / ".model000001.pt.x.improved_diffusion.tmp").exists()
 
 
+def test_what_killed_runs_left_is_removed_but_not_what_others_may_be_writing(tmp_path, monkeypatch):
+    run, checkpoints = tmp_path / "run", tmp_path / "checkpoints"
+    monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(checkpoints))
+    left = [
+        run / ".config.json.x.improved_diffusion.tmp",
+        run / "samples" / ".000200.png.x.improved_diffusion.tmp",
+        run / "samples" / ".000200_model.png.x.improved_diffusion.tmp",
+        checkpoints / ".model000001.pt.x.improved_diffusion.tmp",
+    ]
+    others = [
+        run / "samples" / ".samples_4x8x8x3.npz.x.improved_diffusion.tmp",  # by image_sample.py
+        run / "samples" / ".000200.png.tmp",
+    ]
+    for path in (*left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with runs.open_run("image_train", str(run), checkpoints=True):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in others)
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "link", "run"])
+def test_the_folder_of_checkpoints_is_held_too(place, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "checkpoints")
+    monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "checkpoints"))
+    with runs.open_run("image_train", str(tmp_path / "run"), checkpoints=True):
+        monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / place))
+        with (
+            pytest.raises(InputError, match=r"another run .* give another DIFFUSION_BLOB_LOGDIR"),
+            runs.open_run("image_train", str(tmp_path / "other"), checkpoints=True),
+        ):
+            pass
+        with runs.open_run("image_sample", str(tmp_path / "samples")):
+            pass  # writes no checkpoints
+    monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "run"))
+    with runs.open_run("image_train", str(tmp_path / "run"), checkpoints=True):
+        pass  # one folder for both
+
+
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_a_file_in_the_way_of_the_folder(tmp_path, inside):
     (tmp_path / "file").touch()
