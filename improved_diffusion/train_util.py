@@ -182,6 +182,7 @@ class TrainLoop:
                         return
             if self.last_saved != self.updates:
                 self.save()
+            self._remove_older_checkpoints()  # also what a killed run removed by half
             self._dump_unfinished_line()
             self._export_results()
         if dist_util.world_size() > 1:
@@ -328,7 +329,9 @@ class TrainLoop:
         return self._seconds_before + time.monotonic() - self._started
 
     def _draw_samples(self) -> None:
-        if dist_util.rank() == 0 and (folder := logger.get_dir()):
+        if dist_util.rank() != 0 or not (folder := logger.get_dir()):
+            return
+        with _survived("samples"):
             emas = zip(self.ema_rate, self.ema_params, strict=True)
             weights = {rate: self._named(params) for rate, params in emas}
             cast = self.precision.autocast()
@@ -401,15 +404,12 @@ class TrainLoop:
         folder = logger.get_dir()
         progress = os.path.join(folder, "progress.csv") if folder else ""
         if dist_util.rank() == 0 and os.path.exists(progress) and os.path.getsize(progress):
-            try:
+            with _survived("workbook"):
                 workbook = os.path.join(folder, "results.xlsx")
                 export_workbook(progress, workbook, picture=newest_picture(folder))
-            except InputError as error:  # a log that cannot be shown must not end the training
-                logger.warn(f"No workbook this time: {error}")
 
     def _load_model(self) -> None:
         if not self.resume_checkpoint:
-            dist_util.sync_params(self.model_params)
             return
         path = self.resume_checkpoint
         self.resume_step = parse_resume_step_from_filename(path)
@@ -431,7 +431,8 @@ class TrainLoop:
             missing.append("state (random numbers, sampler and data start anew)")
         if missing:
             logger.warn(f"Not beside {self.resume_checkpoint}: {'; '.join(missing)}")
-        self.last_saved = self.updates if not missing else None
+        if checkpointing.lies_in(self.resume_checkpoint, get_blob_logdir()):
+            self.last_saved = self.updates
 
     def _load_ema(self, i: int, rate: float) -> bool:
         path = find_ema_checkpoint(self.resume_checkpoint, self.resume_step, rate)
@@ -445,19 +446,19 @@ class TrainLoop:
         return True
 
     def _load_optimizer(self) -> bool:
+        """Load the optimizer's file, if it is for these weights; False if there is none."""
         path = checkpointing.companion(self.resume_checkpoint, "opt", self.resume_step)
         if not path:
             return False
         fresh = self.opt.state_dict()["param_groups"]
         state = checkpointing.load_optimizer_file(path)
+        if not checkpointing.is_for(self.opt, state):  # published fp16 runs keep one flat tensor
+            logger.warn(f"{path} is for another layout of the weights; its moments start at zero")
+            return True
         # The settings are this run's; parameters' numbers are the checkpoint's.
         groups = zip(fresh, state["param_groups"], strict=True)
         state["param_groups"] = [{**new, "params": old["params"]} for new, old in groups]
-        try:
-            self.opt.load_state_dict(state)
-        except ValueError:  # the published code's fp16 runs keep one flat tensor
-            logger.warn(f"{path} is for another layout of the weights")
-            return False
+        self.opt.load_state_dict(state)
         return True
 
     def _load_state(self) -> bool:
@@ -497,6 +498,15 @@ class TrainLoop:
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
         return self.ddp_model.no_sync() if self.use_ddp else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _survived(what: str) -> Iterator[None]:
+    """Make what the run can do without; when that fails it is said, and the training goes on."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        logger.warn(f"No {what} this time: {error}")
 
 
 def get_blob_logdir() -> str:

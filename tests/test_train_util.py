@@ -395,7 +395,7 @@ def test_rows_past_the_checkpoint_are_cut_off_and_kept_beside(run_in, images, ti
     assert_same_training(whole, resumed)
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
     with open(tmp_path / "killed" / "progress.csv.bak", newline="") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2", "3", "4"]
+        assert [row["step"] for row in csv.DictReader(file)] == ["3", "4"]
 
 
 @pytest.mark.parametrize("missing", ["ema_0.9_", "opt", "state"])
@@ -410,6 +410,57 @@ def test_what_is_not_beside_a_checkpoint_is_said(missing, run_in, tmp_path, caps
         assert missing.rstrip("_") in said[0]
         loop.run_loop()
     assert loop.updates == 3
+
+
+@pytest.mark.parametrize("kind", ["one flat tensor", "two groups", "other shapes"])
+def test_an_optimizer_of_another_layout_is_said_once_and_truly(kind, run_in, tmp_path, capsys):
+    run_in("run", lambda _: toy_loop(max_steps=2))
+    path = tmp_path / "run" / "opt000002.pt"
+    state = th.load(path, weights_only=True)
+    if kind == "two groups":
+        state["param_groups"] = [{**state["param_groups"][0], "params": [i]} for i in (0, 1)]
+    elif kind == "one flat tensor":
+        state["param_groups"][0]["params"] = [0]
+    else:
+        state["state"][0]["exp_avg"] = th.zeros(7)
+    th.save(state, path)
+    with logger.scoped_configure(dir=tmp_path / "other", format_strs=["line"]):
+        loop = toy_loop(resume_checkpoint=str(tmp_path / "run" / "model000002.pt"), max_steps=3)
+        said = capsys.readouterr().out
+        loop.run_loop()
+    assert said.count(f"{path} is for another layout of the weights; its moments start at") == 1
+    assert "Not beside" not in said
+    assert loop.opt.state_dict()["state"][0]["step"] == 1
+
+
+@pytest.mark.parametrize("content", [{"state": {}, "param_groups": [{}]}, {"param_groups": 3}])
+def test_what_is_no_optimizer_is_named(content, run_in, tmp_path, silent_log):
+    run_in("run", lambda _: toy_loop(max_steps=2))
+    th.save(content, tmp_path / "run" / "opt000002.pt")
+    with pytest.raises(InputError, match=r"opt000002\.pt is no optimizer's file"):
+        toy_loop(resume_checkpoint=str(tmp_path / "run" / "model000002.pt"))
+
+
+@pytest.mark.parametrize("missing", ["ema_0.9_", "opt", "state"])
+def test_a_checkpoint_is_not_written_again_where_it_is(missing, run_in, tmp_path):
+    """A run that makes no update has nothing to add to it, and could only lose it."""
+    run_in("run", lambda _: toy_loop(max_steps=2))
+    (tmp_path / "run" / f"{missing}000002.pt").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
+    path = str(tmp_path / "run" / "model000002.pt")
+    run_in("run", lambda _: toy_loop(resume_checkpoint=path, max_steps=2))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")} == before
+    run_in("new", lambda _: toy_loop(resume_checkpoint=path, max_steps=2))
+    assert (tmp_path / "new" / "state000002.pt").exists()
+
+
+def test_a_run_at_its_end_removes_what_a_killed_one_removed_by_half(run_in, tmp_path):
+    run_in("run", lambda _: toy_loop(save_interval=1, max_steps=2))
+    (tmp_path / "run" / "state000001.pt").unlink()
+    path = str(tmp_path / "run" / "model000002.pt")
+    run_in("run", lambda _: toy_loop(resume_checkpoint=path, max_steps=2, keep_checkpoints=1))
+    assert not list((tmp_path / "run").glob("*000001.pt"))
+    assert len(list((tmp_path / "run").glob("*000002.pt"))) == 4
 
 
 def test_a_model_alone_is_enough_to_go_on(run_in, tmp_path, silent_log):
