@@ -1,14 +1,18 @@
 """Runs of a tiny training that are killed at chosen moments, and what must be left of them."""
 
-import contextlib
 import csv
 import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
+import resource
 import runpy
 import signal
+import socket
+import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +36,28 @@ TINY = {
     "save_interval": 3,
     "max_steps": STEPS,
 }
+# The moments at which a run can be told to die: see die_at.
+KINDS = (
+    "update begins",
+    "update ends",
+    "row begins",
+    "row is torn",
+    "row ends",
+    *(f"half of .{suffix}" for suffix in ("pt", "xlsx", "csv", "bak", "json")),
+    *(f"rename of .{suffix}" for suffix in ("pt", "xlsx", "csv", "bak", "json")),
+    "sync of a file",
+    "sync of a folder",
+    "removal",
+)
 # Python imports once in the server; each run is then a fork of it.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["improved_diffusion.training_script", "improved_diffusion.spreadsheet", "openpyxl"]
+    [
+        "improved_diffusion.training_script",
+        "improved_diffusion.spreadsheet",
+        "openpyxl",
+        "torch._dynamo",  # the first optimizer imports it
+    ]
 )
 
 
@@ -53,75 +75,145 @@ def make_images(folder: Path, count: int = 10) -> Path:
 def start(
     images: Path,
     log_dir: Path,
-    kill_at: int | None = None,
-    signal_in_step: tuple[int, int] | None = None,
+    *,
+    script: Path = SCRIPT,
+    kill_at: tuple[str | None, int] | None = None,
+    signals_in_step: tuple[int, int, int] | None = None,
+    largest_file: int | None = None,
+    environment: dict[str, str] | None = None,
     **flags,
 ) -> processes.Process:
-    """Start, or continue, the training in another process.
+    """Start, or continue, the training in another process; its stderr goes to ``LOG_DIR.err``.
 
-    :param kill_at: which of its events it does not survive; see :func:`_die_at`.
-    :param signal_in_step: a signal that it gets, and in which of its updates.
+    :param kill_at: which of its events of a kind (None: of all) it does not survive.
+    :param signals_in_step: a signal, how often it gets that, and in which of its updates.
+    :param largest_file: bytes of the largest file that its disk has room for.
     """
     flags = {**TINY, "data_dir": images, "log_dir": log_dir, "resume_checkpoint": "auto", **flags}
-    argv = [str(SCRIPT), *itertools.chain(*((f"--{k}", str(v)) for k, v in flags.items()))]
-    process = processes.Process(target=_train, args=(argv, kill_at, signal_in_step, log_dir))
+    words = ((f"--{k}", str(v)) for k, v in flags.items() if v is not None)
+    argv = [str(script), *itertools.chain(*words)]
+    settings = (argv, log_dir, kill_at, signals_in_step, largest_file, environment or {})
+    process = processes.Process(target=_train, args=settings)
     process.start()
     return process
 
 
+def finish(*arguments, **flags) -> None:
+    """Run, or continue, the training to its end."""
+    process = start(*arguments, **flags)
+    process.join()
+    assert process.exitcode == 0, error_of(arguments[1])
+
+
+def start_two(images: Path, log_dir: Path, *, kill_at=(None, None), **flags) -> list:
+    """Start, or continue, the training on two processes.
+
+    :param kill_at: which of its events each of the two does not survive.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start(
+            images,
+            log_dir,
+            kill_at=kill_at[rank],
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            **flags,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def end_both(pair: list) -> list[int | None]:
+    """Wait for two processes; when one was killed, kill the other. Their exit codes.
+
+    The other may have missed the one before that, and have ended by itself; None is one that hangs.
+    """
+    multiprocessing.connection.wait([process.sentinel for process in pair], timeout=60)
+    if any(process.exitcode == -signal.SIGKILL for process in pair):
+        for process in pair:
+            process.kill()
+    for process in pair:
+        process.join(60)
+    codes = [process.exitcode for process in pair]
+    for process in pair:
+        process.kill()
+    return codes
+
+
+def error_of(log_dir: Path) -> str:
+    """What the runs in that folder have written to stderr."""
+    return Path(f"{log_dir}.err").read_text()
+
+
+def deaths(log_dir: Path) -> list[str]:
+    """The kinds of events at which the runs in that folder died."""
+    path = Path(f"{log_dir}.deaths")
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def _train(
     argv: list[str],
-    kill_at: int | None,
-    signal_in_step: tuple[int, int] | None,
     log_dir: Path,
+    kill_at: tuple[str | None, int] | None,
+    signals_in_step: tuple[int, int, int] | None,
+    largest_file: int | None,
+    environment: dict[str, str],
 ) -> None:
+    os.environ.update(environment)
     th.set_num_threads(1)
     sys.argv = argv
-    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-        if kill_at is not None:
-            _die_at(kill_at, log_dir)
-        if signal_in_step is not None:
-            _send_to_self(*signal_in_step)
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = open(f"{log_dir}.err", "a", buffering=1)  # noqa: SIM115
+    if kill_at is not None:
+        die_at(*kill_at, log_dir)
+    if signals_in_step is not None:
+        _send_to_self(*signals_in_step)
+    runpy.run_path(argv[0], run_name="__main__")
 
 
-def _send_to_self(number: int, step: int) -> None:
+def _send_to_self(number: int, times: int, step: int) -> None:
     from improved_diffusion.train_util import TrainLoop
 
     original = TrainLoop.forward_backward
 
     def wrapped(self, *args):
         if self.step == step:
-            os.kill(os.getpid(), number)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
         original(self, *args)
 
     TrainLoop.forward_backward = wrapped
 
 
-def _die_at(number: int, log_dir: Path) -> None:
-    """Kill this process at its event of that number.
+def die_at(kind: str | None, number: int, log_dir: Path) -> None:
+    """Kill this process at its event of that number and kind (None: of any).
 
-    Events are the beginning and the end of every update, every write to the CSV, every file of a
-    checkpoint, every sync and every rename; a CSV write also dies in the middle of its row.
+    Events are the beginning and the end of every update and of every row of the CSV, the middle of
+    a row, the middle of every file (of a large one twice), every sync, rename and removal.
     """
-    from improved_diffusion import checkpointing, log_formats, train_util
+    from improved_diffusion import checkpointing, files, log_formats, train_util
 
     count = itertools.count()
 
-    def event() -> None:
-        if next(count) == number:
+    def event(this: str, before_dying=lambda: None) -> None:
+        if kind in (None, this) and next(count) == number:
+            before_dying()
+            with open(f"{log_dir}.deaths", "a") as file:
+                file.write(f"{this}\n")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(owner, name: str, middle=lambda: None) -> None:
+    def around(owner, name: str, before=lambda *_: None, after=lambda *_: None) -> None:
         original = getattr(owner, name)
 
         def wrapped(*args, **kwargs):
-            event()
-            if next(count) == number:
-                middle()
-                os.kill(os.getpid(), signal.SIGKILL)
+            before(*args)
             result = original(*args, **kwargs)
-            event()
+            after(*args)
             return result
 
         setattr(owner, name, wrapped)
@@ -130,11 +222,38 @@ def _die_at(number: int, log_dir: Path) -> None:
         with open(log_dir / "progress.csv", "a") as file:
             file.write("0.123,4")
 
-    around(train_util.TrainLoop, "run_step")
-    around(log_formats.CSVOutputFormat, "writekvs", tear_row)
-    around(checkpointing, "save_file")
-    around(os, "fsync")
-    around(os, "replace")
+    def row_begins(*_) -> None:
+        event("row begins")
+        event("row is torn", tear_row)
+
+    suffixes = {}  # of the files in the making, by descriptor
+
+    def make_temporary(suffix: str, prefix: str, folder: Path) -> tuple[int, str]:
+        made = mkstemp(suffix, prefix, folder)
+        suffixes[made[0]] = Path(prefix[:-1]).suffix
+        return made
+
+    def write_in_halves(sink, data) -> int:
+        sink.writes = getattr(sink, "writes", 0) + 1
+        if sink.writes not in (1, 10):
+            return write(sink, data)
+        half = write(sink, memoryview(data)[: len(data) // 2])
+        event(f"half of {suffixes[sink.fileno()]}")
+        return half + write(sink, memoryview(data)[half:])
+
+    mkstemp, files.tempfile.mkstemp = tempfile.mkstemp, make_temporary
+    write, files._Sink.write = files._Sink.write, write_in_halves
+    is_folder = lambda descriptor: stat.S_ISDIR(os.fstat(descriptor).st_mode)  # noqa: E731
+    around(
+        train_util.TrainLoop,
+        "run_step",
+        lambda *_: event("update begins"),
+        lambda *_: event("update ends"),
+    )
+    around(log_formats.CSVOutputFormat, "writekvs", row_begins, lambda *_: event("row ends"))
+    around(os, "fsync", lambda fd: event(f"sync of a {'folder' if is_folder(fd) else 'file'}"))
+    around(os, "replace", lambda _, path: event(f"rename of {Path(path).suffix}"))
+    around(checkpointing, "remove_file", lambda _: event("removal"))
 
 
 def rows(log_dir: Path) -> list[dict[str, str]]:
@@ -167,9 +286,10 @@ def _leaves(value, path: str = ""):
         yield path, value if isinstance(value, th.Tensor) else th.tensor(hash(value))
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What two finished runs do not share bit for bit; empty if nothing."""
-    a, b = tensors(one), tensors(other)
+def differences(one: Path, other: Path, step: int = STEPS) -> list[str]:
+    """What two runs that ended at ``step`` do not share bit for bit; empty if nothing."""
+    a, b = tensors(one, step), tensors(other, step)
+    assert a, f"no checkpoint {step} in {one}"
     differing = [name for name in a.keys() | b.keys() if name not in a or name not in b]
     differing += [name for name in a.keys() & b.keys() if not th.equal(a[name], b[name])]
     if rows(one) != rows(other):
@@ -182,9 +302,9 @@ def run_with_kills(images: Path, log_dir: Path, rng: random.Random, **flags) -> 
     kills = 0
     while True:
         # Later runs have fewer events left; a number that never comes lets one end.
-        process = start(images, log_dir, kill_at=rng.randrange(3, 160), **flags)
+        process = start(images, log_dir, kill_at=(None, rng.randrange(3, 80)), **flags)
         process.join()
         if process.exitcode == 0:
             return kills
-        assert process.exitcode == -signal.SIGKILL, f"ended with {process.exitcode}"
+        assert process.exitcode == -signal.SIGKILL, error_of(log_dir)
         kills += 1

@@ -3,6 +3,7 @@
 usage: python tests/soak.py [MINUTES]     (default: 30)
 """
 
+import collections
 import random
 import sys
 import tempfile
@@ -17,16 +18,18 @@ def main() -> int:
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
     end = time.monotonic() + 60 * minutes
     runs = kills = lost = doubled = differing = 0
+    kinds = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         images = killing.make_images(root / "images")
         whole = {name: root / f"whole_{name}" for name in VARIANTS}
         for name, log_dir in whole.items():
-            killing.start(images, log_dir, **VARIANTS[name]).join()
+            killing.finish(images, log_dir, **VARIANTS[name])
         while time.monotonic() < end:
             name = list(VARIANTS)[runs % len(VARIANTS)]
             killed = root / f"killed_{runs}"
             kills += killing.run_with_kills(images, killed, random.Random(runs), **VARIANTS[name])
+            kinds.update(killing.deaths(killed))
             wanted = [row["step"] for row in killing.rows(whole[name])]
             found = [row["step"] for row in killing.rows(killed)]
             lost += len(set(wanted) - set(found))
@@ -38,6 +41,7 @@ def main() -> int:
                 f"{differing} tensors or logs that differ",
                 flush=True,
             )
+        print("Killed at:", ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common()))
     return int(bool(lost or doubled or differing))
 
 

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch as th
 
+from improved_diffusion import runs
+from improved_diffusion.checkpointing import complete_steps
+
 TESTS = Path(__file__).resolve().parent
 SCRIPTS = TESTS.parent / "scripts"
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -23,7 +26,7 @@ def images(tmp_path_factory):
     return killing.make_images(tmp_path_factory.mktemp("data") / "images", count=22)
 
 
-def start(program, *words, processes=2):
+def start(program, *words, processes=2, status=0):
     done = subprocess.run(
         [sys.executable, *(LAUNCHER if processes == 2 else ()), str(program), *map(str, words)],
         # Lets each rank write the table of what it takes for the log of both.
@@ -32,18 +35,18 @@ def start(program, *words, processes=2):
         text=True,
         timeout=180,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert (done.returncode == 0) == (status == 0), done.stderr[-2000:]
+    return done.stderr if status else done.stdout
 
 
-def with_flags(program, processes=2, **flags):
+def with_flags(program, processes=2, status=0, **flags):
     words = itertools.chain(*((f"--{key}", value) for key, value in flags.items()))
-    return start(program, *words, processes=processes)
+    return start(program, *words, processes=processes, status=status)
 
 
-def train_on_two(images, log_dir, **flags):
+def train_on_two(images, log_dir, program=killing.SCRIPT, **flags):
     flags = {**killing.TINY, "data_dir": images, "log_dir": log_dir, **flags}
-    return with_flags(killing.SCRIPT, **flags)
+    return with_flags(program, **flags)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -121,13 +124,18 @@ def test_bits_per_dimension_share_the_work(trained, images, tmp_path):
         assert found[0][key] == pytest.approx(found[1][key], rel=1e-4)
 
 
+def run_both(images, log_dir, **flags):
+    """Train on two processes that import nothing anew; their exit codes and lines of stderr."""
+    codes = killing.end_both(killing.start_two(images, log_dir, **flags))
+    return codes, killing.error_of(log_dir).splitlines()
+
+
 def test_a_run_on_two_processes_resumes_exactly(images, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = {"schedule_sampler": "loss-second-moment", "max_steps": 8}
     settings |= {"diffusion_steps": 3, "noise_schedule": "cosine"}  # few: the sampler warms up
-    train_on_two(images, whole, **settings)
-    train_on_two(images, parts, **{**settings, "max_steps": 5})
-    train_on_two(images, parts, resume_checkpoint="auto", **settings)
+    for log_dir, steps in ((whole, 8), (parts, 5), (parts, 8)):
+        assert run_both(images, log_dir, **{**settings, "max_steps": steps})[0] == [0, 0]
     first = killing.tensors(whole, 8)
     second = killing.tensors(parts, 8)
     assert first.keys() == second.keys()
@@ -143,3 +151,75 @@ def test_a_run_on_two_processes_resumes_exactly(images, tmp_path):
     assert samplers[0]["loss_counts"].tolist() == [10, 10, 10]
     assert all(th.equal(samplers[0][name], samplers[1][name]) for name in samplers[0])
     assert samplers[0]["loss_history"].unique().numel() > 10
+
+
+# --- one of the two fails
+
+
+def path_that_one_rank_reads_in_its_third_update(images, count):
+    """Of an image that the look at the folder before the training leaves out."""
+    order = np.random.default_rng([0, 0]).permutation(count)
+    of_rank_1 = order[1 : count - count % 2 : 2][8:12]  # four a batch
+    looked_at = np.linspace(0, count - 1, 256).astype(int)
+    index = next(i for i in of_rank_1 if i not in looked_at)
+    return sorted(images.iterdir())[index]
+
+
+# The launcher ends all processes when one has gone; that one must not go before rank 0 has spoken.
+SLOW_TO_COMPLAIN = f"""
+import os, runpy, time
+from improved_diffusion import cli
+
+def complain(*words):
+    time.sleep(1 if os.environ["RANK"] == "0" else 0)
+    return original(*words)
+
+original, cli._complain = cli._complain, complain
+runpy.run_path({str(killing.SCRIPT)!r}, run_name="__main__")
+"""
+
+
+def test_an_image_that_one_rank_cannot_read_ends_both_and_all_is_saved(tmp_path):
+    images = killing.make_images(tmp_path / "images", count=400)
+    bad = path_that_one_rank_reads_in_its_third_update(images, 400)
+    good, stopped = bad.read_bytes(), tmp_path / "stopped"
+    settings = {"log_interval": 1, "max_steps": 4}
+    bad.write_bytes(good[:-40])
+    program = tmp_path / "program.py"
+    program.write_text(SLOW_TO_COMPLAIN)
+    said = train_on_two(images, stopped, program, status=2, **settings)
+    lines = [line for line in said.splitlines() if ": error: " in line]
+    assert len(lines) == 1, said
+    assert lines[0].startswith("image_train.py: error: ")
+    assert bad.name in lines[0]
+    assert lines[0].endswith("; 2 updates are saved")
+    assert 'image_train.py", line' not in said, "a traceback of its own, beside the launcher's"
+    assert complete_steps(str(stopped)) == [2]
+    bad.write_bytes(good)
+    for log_dir in (stopped, tmp_path / "whole"):
+        assert run_both(images, log_dir, **settings)[0] == [0, 0]
+    assert killing.differences(tmp_path / "whole", stopped, 4) == []
+
+
+def test_a_folder_that_is_in_use_ends_both(images, tmp_path):
+    with runs.open_run("image_train", str(tmp_path / "run")):
+        codes, said = run_both(images, tmp_path / "run")
+    assert codes == [2, 2]
+    (line,) = said
+    assert "another run is writing to" in line
+
+
+def test_a_disk_that_is_full_for_rank_0_ends_both(images, tmp_path):
+    codes, said = run_both(images, tmp_path / "run", largest_file=200_000)
+    assert codes == [1, 1]
+    (line,) = said
+    assert "model000003.pt" in line
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_log_that_rank_0_cannot_write_ends_both(images, tmp_path):
+    settings = {"log_interval": 1, "save_interval": 1000, "max_steps": 60, "largest_file": 5000}
+    codes, said = run_both(images, tmp_path / "run", **settings)
+    assert codes == [1, 1]
+    (line,) = [line for line in said if not line.startswith("warning: ")]  # of log.txt
+    assert "progress.csv" in line
