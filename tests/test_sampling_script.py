@@ -55,6 +55,9 @@ class Bucket:
     def isdir(self, path):
         return self.local(path).is_dir()
 
+    def exists(self, path):
+        return self.local(path).exists()
+
     def listdir(self, path):
         return os.listdir(self.local(path))
 
