@@ -14,6 +14,7 @@ from .nn import (
     avg_pool_nd,
     checkpoint,
     conv_nd,
+    conv_of_doubled,
     linear,
     norm_silu,
     normalization,
@@ -60,6 +61,8 @@ class Upsample(nn.Module):
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Map [N, C, H, W] to [N, C, 2H, 2W]."""
         _check_channels(x, self.channels)
+        if self.use_conv and self.dims == 2:
+            return conv_of_doubled(self.conv, x)
         factor = (1, 2, 2) if self.dims == 3 else 2
         x = F.interpolate(x, scale_factor=factor, mode="nearest")
         return self.conv(x) if self.use_conv else x

@@ -8,12 +8,14 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
+from improved_diffusion import nn as layers
 from improved_diffusion.errors import InputError
 from improved_diffusion.nn import (
     GroupNorm32,
     avg_pool_nd,
     checkpoint,
     conv_nd,
+    conv_of_doubled,
     mean_flat,
     norm_silu,
     normalization,
@@ -23,6 +25,7 @@ from improved_diffusion.nn import (
     update_ema,
     zero_module,
 )
+from improved_diffusion.precision import Precision
 
 HALVES = [th.bfloat16, th.float16]
 
@@ -182,3 +185,35 @@ def test_checkpoint_recomputes_and_keeps_the_bits():
         gradients.append(th.autograd.grad(h.square().sum(), (x, *layer.parameters())))
     assert len(calls) == 3
     assert all(map(th.equal, *gradients))
+
+
+def test_a_convolution_of_a_doubled_image_does_not_need_it():
+    """The transposed convolution is the same function, with the same gradients."""
+    conv = nn.Conv2d(3, 5, 3, padding=1).double()
+    x = th.randn(2, 3, 4, 6, dtype=th.float64, requires_grad=True)
+    outputs, grads = [], []
+    for convolve in (layers._transposed_of_doubled, conv_of_doubled):
+        outputs.append(convolve(conv, x))
+        weights = th.linspace(-1, 1, outputs[-1].numel(), dtype=th.float64)
+        loss = (outputs[-1].flatten() * weights).sum()
+        grads.append(th.autograd.grad(loss, (x, conv.weight, conv.bias)))
+    assert th.allclose(*outputs, atol=1e-12)
+    for one, other in zip(*grads, strict=True):
+        assert th.allclose(one, other, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "transposed"), [(32, "bf16", 1), (16, "bf16", 0), (32, "fp32", 0)]
+)
+def test_images_are_not_doubled_where_it_pays(size, dtype, transposed, monkeypatch):
+    calls = []
+    original = layers._transposed_of_doubled
+    monkeypatch.setattr(
+        layers, "_transposed_of_doubled", lambda *args: calls.append(1) or original(*args)
+    )
+    conv, x = nn.Conv2d(32, 32, 3, padding=1), th.randn(1, 32, size, size)
+    with Precision(dtype).autocast():
+        y = conv_of_doubled(conv, x)
+    assert len(calls) == transposed
+    exact = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    assert th.allclose(y.float(), exact, atol=0.02 if dtype == "bf16" else 0)
