@@ -176,6 +176,9 @@ def make_matrix_product(args: Namespace) -> Callable[[], object]:
 def make_step(args: Namespace, task: str, variant: Variant) -> Callable[[], object]:
     import torch as th
 
+    from improved_diffusion import logger
+
+    logger.Logger.CURRENT = logger.Logger(dir=None, output_formats=[])  # steps say nothing
     cpu.configure_cpu(args.num_threads, tune_memory=not variant.plain)
     th.manual_seed(0)
     model, diffusion = create_model_and_diffusion(
@@ -193,11 +196,9 @@ def make_step(args: Namespace, task: str, variant: Variant) -> Callable[[], obje
 def make_training_step(args: Namespace, variant: Variant, model, diffusion) -> Callable:
     import torch as th
 
-    from improved_diffusion import logger
     from improved_diffusion.plain import make_loop_plain
     from improved_diffusion.train_util import TrainLoop
 
-    logger.Logger.CURRENT = logger.Logger(dir=None, output_formats=[])
     loop = TrainLoop(
         model=model,
         diffusion=diffusion,
