@@ -12,7 +12,7 @@ import torch as th
 from . import dist_util
 from .errors import InputError
 from .files import atomic_write_text
-from .gaussian_diffusion import LEARNED_VARIANCES, GaussianDiffusion, ModelVarType
+from .gaussian_diffusion import GaussianDiffusion
 from .image_noise import ImageNoise
 from .sheets import (
     Line,
@@ -102,28 +102,11 @@ def estimate_bpd(
     return {"total_bpd": total, "prior_bpd": prior, "t": t, **terms}
 
 
-def fixed_variance_bits(diffusion: GaussianDiffusion) -> float | None:
-    """What a fixed variance of p(x_{t-1} | x_t) adds to the bound, under any model, in bits/dim.
-
-    It is the divergence from the posterior to a Gaussian of the same mean and the fixed variance
-    (DDPM, section 3.2), summed over t > 0: the schedule's share of the bits, not the model's.
-
-    :return: None where the variance is learned.
-    """
-    if diffusion.model_var_type in LEARNED_VARIANCES:
-        return None
-    if diffusion.model_var_type is ModelVarType.FIXED_SMALL:
-        return 0.0  # the posterior's own
-    ratio = diffusion.posterior_variance[1:] / diffusion.betas[1:]
-    return float((ratio - 1 - np.log(ratio)).sum() / (2 * math.log(2)))
-
-
 class BpdTable:
     """Bits/dim of each image, and the mean of each term at each timestep."""
 
     def __init__(self, diffusion: GaussianDiffusion):
         self.alphas_cumprod = diffusion.alphas_cumprod
-        self.variance_bits = fixed_variance_bits(diffusion)
         self.counts = np.zeros(diffusion.num_timesteps, dtype=np.int64)
         self.sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
         self.totals: list[float] = []
@@ -182,7 +165,6 @@ class BpdTable:
             "bits/dim": self.mean,
             "standard error": self.standard_error if len(self.totals) > 1 else None,
             "of which prior": float(np.mean(self.priors)),
-            "of which fixed variance": self.variance_bits,
             "images": len(self.totals),
             "timesteps of each": self.of_each,
         }

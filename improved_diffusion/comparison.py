@@ -93,9 +93,11 @@ def _read_evaluation(path: Path) -> Evaluation:
     images = path.with_name(f"{path.stem}_images.csv")
     try:
         terms = _read_numbers(path.with_suffix(".csv"), ("log_snr", "mse", "images"))
+        terms = terms[np.isfinite(terms).all(axis=1)]  # of a model that diverged nothing is left
         totals = _read_numbers(images, ("bits/dim",))[:, 0] if images.exists() else np.array([])
         summary = _read_json(path)
-        float(summary["bits/dim"]), float(summary["standard error"] or 0)
+        for key in ("bits/dim", "standard error"):
+            summary[key] = math.nan if summary[key] is None else float(summary[key])
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path.parent} holds no evaluation ({error}); make it again") from None
     return Evaluation(path.parent.name, summary, terms, totals)
@@ -104,7 +106,9 @@ def _read_evaluation(path: Path) -> Evaluation:
 def _read_numbers(path: Path, names: Sequence[str]) -> np.ndarray:
     table = read_csv(path)
     columns = [table.header.index(name) for name in names]
-    return np.array([[float(row[c]) for c in columns] for row in table.rows])
+    return np.array([[float(row[c]) for c in columns] for row in table.rows]).reshape(
+        -1, len(names)
+    )
 
 
 # -- what can be compared ------------------------------------------------------------------------
@@ -143,17 +147,19 @@ def error_at(terms: np.ndarray, log_snr: float) -> float:
 
 def common_grid(evaluations: Sequence[Evaluation]) -> list[float]:
     """The odd log-SNRs at which any of the evaluations has an error."""
-    ends = [(e.terms[:, 0].min(), e.terms[:, 0].max()) for e in evaluations]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    places = np.concatenate([e.terms[:, 0] for e in evaluations] or [[]])
+    if not len(places):
+        return []
+    low, high = places.min(), places.max()
     first = math.ceil((low - 1) / GRID) * GRID + 1
     return np.arange(first, high + 1e-9, GRID).tolist()
 
 
 def error_bits(terms: np.ndarray, low: float, high: float) -> float:
-    """Bits/dim that a model's errors between two log-SNRs cost in infinitely many steps.
+    """The bound's share between two log-SNRs in infinitely many steps, in bits/dim.
 
-    Half the area under the error of the noise over the log-SNR: whatever the schedule, and
-    whatever its steps and variances add (Kingma et al. 2021, arXiv 2107.00630, 5.1).
+    Half the area under the error of the noise over the log-SNR, in nats: whatever the schedule,
+    its steps and its variances (Kingma et al. 2021, arXiv 2107.00630, section 5.1).
     """
     places = np.linspace(low, high, 1 + round((high - low) * 4))
     errors = np.array([error_at(terms, place) for place in places])
@@ -168,8 +174,9 @@ def paired_difference(one: Evaluation, other: Evaluation) -> tuple[float, float]
 
     :return: None unless both kept the bits of the same two or more images.
     """
-    keys = ("data_dir", "seed", "timesteps of each")
-    same = all(one.summary.get(key) == other.summary.get(key) for key in keys)
+    keys = ("names of images, sha256", "seed", "timesteps of each")
+    ours, theirs = ([e.summary.get(key) for key in keys] for e in (one, other))
+    same = ours == theirs and None not in ours
     if not same or len(one.images) != len(other.images) or len(one.images) < 2:
         return None
     gaps = one.images - other.images
@@ -178,7 +185,8 @@ def paired_difference(one: Evaluation, other: Evaluation) -> tuple[float, float]
 
 def facts(run: Run) -> dict[str, Any]:
     """One row about a run: its settings, and where it came to."""
-    flags = run.config.get("flags", {})
+    flags = run.config.get("flags")
+    flags = flags if isinstance(flags, Mapping) else {}
     schedule = flags.get("noise_schedule", "")
     if schedule == "polynomial":
         schedule += f", power {flags.get('poly_power', 2.0):g}"
@@ -198,19 +206,18 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def bits_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Columns of the bits/dim of all evaluations, and of what they are made of.
+    """Columns of the bits/dim of all evaluations.
 
-    "of which fixed variance" is the schedule's; "by the errors" is the model's alone, see
-    :func:`error_bits`, over the log-SNRs that all evaluations have.
+    "by the errors" is what :func:`error_bits` says over the log-SNRs that all evaluations have.
     """
     found = [(run.name, e) for run in runs for e in run.evaluations]
-    keys = ("bits/dim", "standard error", "images", "timesteps of each", "of which fixed variance")
+    keys = ("bits/dim", "standard error", "images", "timesteps of each")
     table = {
         "run": [name for name, _ in found],
         "evaluation": [e.name for _, e in found],
         **{key: [e.summary.get(key) for _, e in found] for key in keys},
     }
-    if shared := _shared_range([e for _, e in found]):
+    if shared := _shared_range([e for _, e in found if len(e.terms)]):
         low, high = shared
         column = f"by the errors, log-SNR {low:g} to {high:g}"
         table[column] = [error_bits(e.terms, low, high) for _, e in found]
@@ -219,8 +226,7 @@ def bits_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 def _shared_range(evaluations: Sequence[Evaluation]) -> tuple[float, float] | None:
     errors = {
-        place: [error_at(e.terms, place) for e in evaluations]
-        for place in (common_grid(evaluations) if evaluations else ())
+        place: [error_at(e.terms, place) for e in evaluations] for place in common_grid(evaluations)
     }
     shared = [place for place, values in errors.items() if not any(map(math.isnan, values))]
     return (shared[0], shared[-1]) if len(shared) > 1 else None
@@ -230,12 +236,12 @@ def difference_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Columns of the differences in bits/dim to the first run, image by image."""
     first = {e.name: e for e in runs[0].evaluations}
     rows = [
-        (run.name, e.name, *difference)
+        (run.name, runs[0].name, e.name, *difference)
         for run in runs[1:]
         for e in run.evaluations
         if e.name in first and (difference := paired_difference(e, first[e.name]))
     ]
-    names = ("run", "evaluation", "difference", "standard error")
+    names = ("run", "less", "evaluation", "difference", "standard error")
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 

@@ -177,17 +177,20 @@ def _draw_curves(
 ) -> None:
     for (run, style), curve in zip(_styled(runs), curves, strict=True):
         if name in curve:
-            panel.plot(curve["step"], curve[name], label=run.name, **style)
+            alone = "." if np.isfinite(curve[name]).sum() == 1 else None  # no line shows it
+            panel.plot(curve["step"], curve[name], label=run.name, marker=alone, **style)
     panel.locator_params(axis="x", nbins=5)
     plots.make_logarithmic(panel)
     plots.label_axes(panel, title, "update", "smoothed")
 
 
 def _draw_errors(panels: Sequence[Any], runs: Sequence[Run]) -> None:
-    """The first evaluation of each run, and its ratio to that of the first run."""
+    """One evaluation of each run, if possible of one name, and its ratio to that of the first."""
     evaluated = [(run, style) for run, style in _styled(runs) if run.evaluations]
-    found = [run.evaluations[0] for run, _ in evaluated]
-    places = common_grid(found) if found else []
+    named = [{e.name: e for e in run.evaluations} for run, _ in evaluated]
+    shared = [name for name in (named[0] if named else ()) if all(name in e for e in named)]
+    found = [e[shared[0]] if shared else next(iter(e.values())) for e in named]
+    places = common_grid(found)
     columns = [np.array([error_at(e.terms, place) for place in places]) for e in found]
     for (_, style), errors in zip(evaluated, columns, strict=True):
         panels[0].plot(places, errors, marker="o", markersize=3, **style)
@@ -206,7 +209,7 @@ def _draw_bits(panel: Any, runs: Sequence[Run]) -> None:
             panel.errorbar(
                 names.index(e.name) + offset,
                 e.summary["bits/dim"],
-                yerr=2 * (e.summary["standard error"] or 0),
+                yerr=2 * np.nan_to_num(e.summary["standard error"]),
                 fmt="o",
                 markersize=4,
                 capsize=3,

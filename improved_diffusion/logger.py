@@ -182,7 +182,8 @@ def _open_outputs(dir: str, names: Sequence[str], suffix: str) -> list[KVWriter]
         )
     try:
         os.makedirs(dir, exist_ok=True)
-        return [make_output_format(name.strip(), dir, suffix) for name in names]
+        once = dict.fromkeys(name.strip() for name in names)  # two writers would tear one file
+        return [make_output_format(name, dir, suffix) for name in once]
     except OSError as error:
         raise InputError(
             f"cannot write to the log directory {dir} ({error.strerror}); "

@@ -66,7 +66,8 @@ def _style_axes(axes: "Axes") -> None:
 
 def label_axes(axes: "Axes", title: str, x: str, y: str) -> None:
     """Write a title over the left edge, and both axes' names, units included."""
-    axes.set_title(title, loc="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK)
+    text = axes.set_title(title, loc="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK)
+    text.set_parse_math(False)  # a name may hold dollar signs
     axes.set_xlabel(x, fontsize=LABEL_SIZE, color=INK)
     axes.set_ylabel(y, fontsize=LABEL_SIZE, color=INK)
 
@@ -98,10 +99,11 @@ def ramp(count: int) -> list[Any]:
 
 def shared_legend(figure: "Figure", axes: "Axes") -> None:
     """One legend over the whole figure, of the lines in ``axes``, in as few rows as fit."""
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(
+    handles = [line for line in axes.get_lines() if not line.get_label().startswith("_child")]
+    names = [str(line.get_label()) for line in handles]
+    legend = figure.legend(
         handles,
-        names,
+        [_shown(name) for name in names],
         loc="outside upper center",
         ncols=_legend_columns(names, figure.get_figwidth()),
         frameon=False,
@@ -110,13 +112,21 @@ def shared_legend(figure: "Figure", axes: "Axes") -> None:
         handlelength=2.2,
         columnspacing=1.6,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def write_below(figure: "Figure", text: str) -> None:
     """Write a line below the whole figure, broken where it is too long; nothing for ""."""
     if text:
         letters = int(figure.get_figwidth() * 72 / (0.52 * TICK_SIZE))
-        figure.supxlabel("\n".join(textwrap.wrap(text, letters)), fontsize=TICK_SIZE, color=INK)
+        lines = "\n".join(textwrap.wrap(text, letters))
+        figure.supxlabel(lines, fontsize=TICK_SIZE, color=INK, parse_math=False)
+
+
+def _shown(name: str) -> str:
+    """A name for a legend, which leaves out what begins with an underscore."""
+    return f"\N{ZERO WIDTH SPACE}{name}" if name.startswith("_") else name
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:

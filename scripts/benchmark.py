@@ -15,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
+from pathlib import Path
 
 from improved_diffusion import cli, cpu
 from improved_diffusion.errors import InputError
@@ -84,6 +85,8 @@ def parse_flags() -> Namespace:
     for flag in ("batch_size", "microbatch", "sample_batch", "rounds"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise InputError(f"the folder of --json {args.json} does not exist; make it first")
     create_model_and_diffusion(**args_to_dict(args, model_and_diffusion_defaults()))
     return args
 

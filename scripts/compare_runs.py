@@ -45,6 +45,8 @@ def print_tables(runs: list[comparison.Run]) -> None:
     for run in runs:
         print(_line(comparison.facts(run)))
     print(comparison.WARNING)
+    if not any(run.evaluations for run in runs):
+        print("No run has bits/dim in its folder: image_nll.py --model_path RUN --log_dir RUN/nll")
     for table in (comparison.bits_table(runs), comparison.difference_table(runs)):
         for row in zip(*table.values(), strict=True):
             print(_line(dict(zip(table, row, strict=True))))
@@ -52,7 +54,7 @@ def print_tables(runs: list[comparison.Run]) -> None:
 
 def _line(values: dict[str, object]) -> str:
     shown = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in values.items()}
-    return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
+    return "; ".join(f"{key}: {value}" for key, value in shown.items() if value is not None)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
                 evaluate(args, call, diffusion, images, table)
         finally:
             if table.totals:
-                save(folder, args, table)
+                save(folder, args, table, images)
 
 
 def open_test_images(args: Namespace, data_dir: str) -> BatchStream:
@@ -118,11 +118,12 @@ def evaluate(args: Namespace, model, diffusion, images: BatchStream, table: BpdT
             logger.log(f"done {len(table.totals)} samples: bpd={table.mean:.5f}{error}")
 
 
-def save(folder: str, args: Namespace, table: BpdTable) -> None:
+def save(folder: str, args: Namespace, table: BpdTable, images: BatchStream) -> None:
     """Write the table, and if all timesteps are in it the reference's ``<name>_terms.npz`` too."""
     if dist_util.rank() > 0:
         return
     about = args_to_dict(args, ("model_path", "data_dir", "precision", "seed", "clip_denoised"))
+    about["names of images, sha256"] = images.state_dict()["names"]
     logger.log(f"Saved the terms to {save_table(folder, table, about)}")
     for name in TERMS if table.counts.all() else ():
         with atomic_write(os.path.join(folder, f"{name}_terms.npz")) as file:

@@ -10,6 +10,7 @@ import pytest
 import torch as th
 
 from improved_diffusion import cpu, logger, train_util
+from improved_diffusion.errors import InputError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = {
@@ -126,3 +127,8 @@ def test_a_worker_is_a_process_of_its_own(benchmark):
 
 def make_counter(start):
     return lambda: start + 1
+
+
+def test_a_place_that_is_none_is_refused_before_anything_is_timed(benchmark, monkeypatch):
+    with pytest.raises(InputError, match=r"the folder of --json /none/x\.json does not exist"):
+        parse(benchmark, monkeypatch, json="/none/x.json")

@@ -15,7 +15,6 @@ from improved_diffusion.bits_per_dim import (
     BpdTable,
     draw_timesteps,
     estimate_bpd,
-    fixed_variance_bits,
     save_table,
     strata_bounds,
 )
@@ -166,25 +165,6 @@ def test_one_image_has_no_standard_error(diffusion, tmp_path):
     table.add(estimate(diffusion, 1, 5))
     assert math.isnan(table.standard_error)
     save_table(str(tmp_path), table, {})
-
-
-def test_a_fixed_variance_costs_its_bits_under_a_perfect_model():
-    """A model that knows the noise leaves nothing but them (t = 0 is the likelihood of pixels)."""
-    x_start = images(2)
-    flags = [{"noise_schedule": "cosine"}, {"timestep_respacing": "7"}, {"sigma_small": True}]
-    for diffusion in (create_gaussian_diffusion(steps=60, **kwargs) for kwargs in flags):
-
-        def perfect(x_t, t, diffusion=diffusion):
-            place = (t[:, None] == th.tensor(diffusion.timestep_map)).int().argmax(dim=1)
-            return diffusion._predict_eps_from_xstart(x_t, place, x_start)
-
-        out = estimate_bpd(
-            diffusion, perfect, x_start, diffusion.num_timesteps, noise=ImageNoise(0, range(2))
-        )
-        cost = fixed_variance_bits(diffusion)
-        assert out["vb"][:, 1:].sum(dim=1).tolist() == pytest.approx([cost] * 2, abs=2e-3)
-        assert (cost > 0.1) == (diffusion.model_var_type.name == "FIXED_LARGE")
-    assert fixed_variance_bits(create_gaussian_diffusion(steps=60, learn_sigma=True)) is None
 
 
 def test_each_images_bits_are_kept(diffusion, tmp_path):

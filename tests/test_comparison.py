@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def make_run(folder, schedule="linear", scale=1.0, evaluated=("nll",), pictured=
         x_start = th.rand(6, 3, 4, 4) * 2 - 1
         noise = ImageNoise(0, range(6))
         table.add(estimate_bpd(diffusion, lambda x, t: scale * x, x_start, 20, noise=noise))
-        save_table(str(folder / name), table, {})
+        save_table(str(folder / name), table, {"names of images, sha256": "0a", "seed": 0})
     for name in pictured:
         (folder / name).mkdir()
         pixels = np.full((4, 8, 8, 3), int(100 * scale), dtype=np.uint8)
@@ -136,8 +137,9 @@ def test_differences_are_taken_image_by_image(runs):
         two._replace(images=two.images[:5]),
         two._replace(images=np.array([])),
         two._replace(summary={**two.summary, "seed": 1}),
+        two._replace(summary={**two.summary, "names of images, sha256": "0b"}),
     )
-    assert [comparison.paired_difference(other, one) for other in others] == [None] * 3
+    assert [comparison.paired_difference(other, one) for other in others] == [None] * 4
 
 
 def test_the_workbook(runs, tmp_path):
@@ -189,6 +191,49 @@ def test_any_name_and_a_run_that_diverged(tmp_path):
     assert load_workbook(tmp_path / "x.xlsx").sheetnames[2] == "1 lr-0.1 -a-"
 
 
+def test_a_model_that_diverged_does_not_keep_others_from_being_compared(tmp_path):
+    bad, good = (make_run(tmp_path / name) for name in ("$bad_", "_good"))
+    summary = json.loads((bad / "nll" / "bits_per_dim.json").read_text())
+    summary |= {"bits/dim": None, "standard error": None}
+    (bad / "nll" / "bits_per_dim.json").write_text(json.dumps(summary))
+    rows = (bad / "nll" / "bits_per_dim.csv").read_text().splitlines()
+    nans = [",".join([*row.split(",")[:4], "nan", "nan", "nan"]) for row in rows[1:]]
+    (bad / "nll" / "bits_per_dim.csv").write_text("\n".join([rows[0], *nans]) + "\n")
+    runs = [comparison.read_run(folder) for folder in (bad, good)]
+    table = comparison.bits_table(runs)
+    assert math.isnan(table["bits/dim"][0])
+    column = next(name for name in table if name.startswith("by the errors"))
+    assert math.isnan(table[column][0])
+    assert table[column][1] > 0
+    comparison_report.save_workbook(runs, tmp_path / "x.xlsx", None)
+    comparison_report.save_curves(runs, tmp_path / "curves.png", "costs $5 or $\\bad$")
+
+
+def test_names_are_drawn_as_they_are(runs, tmp_path, monkeypatch):
+    """Neither dollar signs nor a line at the front mean anything."""
+    figures = []
+    monkeypatch.setattr(
+        comparison_report.plots, "save_figure", lambda figure, path: figures.append(figure)
+    )
+    renamed = [run._replace(name=name) for run, name in zip(runs, ("_a", "$b$"), strict=True)]
+    comparison_report.save_curves(renamed, tmp_path / "curves.png", "costs $5 or $6")
+    (legend,) = figures[0].legends
+    assert [text.get_text().lstrip("\u200b") for text in legend.get_texts()] == ["_a", "$b$"]
+    texts = [*legend.get_texts(), figures[0]._supxlabel, figures[0].axes[8].title]
+    assert not any(text.get_parse_math() for text in texts[:3])
+
+
+def test_an_evaluation_of_one_name_is_drawn_for_all(tmp_path, monkeypatch):
+    one = comparison.read_run(make_run(tmp_path / "one", evaluated=("nll", "nll_b")))
+    two = comparison.read_run(make_run(tmp_path / "two", evaluated=("nll_b",), scale=0.5))
+    figures = []
+    monkeypatch.setattr(
+        comparison_report.plots, "save_figure", lambda figure, path: figures.append(figure)
+    )
+    comparison_report.save_curves([one, two], tmp_path / "curves.png")
+    assert figures[0].axes[7].get_title(loc="left") == "Error at equal log-SNR, nll_b"
+
+
 def test_the_newest_grid_of_a_folder_is_shown(tmp_path):
     folder = make_run(tmp_path / "one")
     newer = folder / "ddpm" / "samples_16x8x8x3.png"
@@ -208,6 +253,7 @@ def spoil(folder, name, text):
         ("config.json", "{", "is not valid JSON"),
         ("nll/bits_per_dim.json", "[]", "is not what it should be"),
         ("nll/bits_per_dim.json", "{}", "holds no evaluation"),
+        ("nll/bits_per_dim.json", '{"bits/dim": "x", "standard error": 1}', "holds no evaluation"),
         ("nll/bits_per_dim.csv", "t,mse\n1,x\n", "holds no evaluation"),
         ("nll/bits_per_dim_images.csv", "image,bits\n0,1\n", "holds no evaluation"),
     ],
@@ -224,8 +270,12 @@ def test_the_script(tmp_path, scripts):
         make_run(tmp_path / name, scale=scale)
     folders = (tmp_path / "a", tmp_path / "b")
     out, _ = scripts.run("compare_runs.py", *folders, out=tmp_path / "c.xlsx")
-    assert "run a, evaluation nll, bits/dim " in out
-    assert "run b, evaluation nll, difference " in out
+    assert "run: a; evaluation: nll; bits/dim: " in out
+    assert "run: b; less: a; evaluation: nll; difference: " in out
+    for name in ("a", "b"):
+        shutil.rmtree(tmp_path / name / "nll")
+    out, _ = scripts.run("compare_runs.py", *folders, out=tmp_path / "c.xlsx")
+    assert "No run has bits/dim in its folder" in out
     assert comparison.WARNING in out
     assert (tmp_path / "c.png").exists()
     assert (tmp_path / "c_samples.png").exists()

@@ -474,3 +474,11 @@ def test_tensorboard_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="pip install tensorboard"):
         logger.configure(dir=tmp_path, format_strs=["tensorboard"])
+
+
+def test_a_format_named_twice_writes_once(tmp_path):
+    with logger.scoped_configure(dir=tmp_path, format_strs=["csv", " csv"]):
+        for step in range(2):
+            logger.logkv("step", step)
+            logger.dumpkvs()
+    assert (tmp_path / "progress.csv").read_text() == "step\n0\n1\n"
