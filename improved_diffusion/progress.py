@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class _Silence:
-    """Stands in for a tqdm bar on ranks that show none."""
+    """Stands in for a tqdm bar where nothing is shown."""
 
     def update(self, count: int = 1) -> None: ...
 
@@ -48,14 +48,17 @@ def bar_is_shown() -> bool:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int | None, unit: str, done: int = 0) -> Iterator[Any]:
+def progress_bar(
+    total: int | None, unit: str, done: int = 0, *, lines: bool = True
+) -> Iterator[Any]:
     """Show a tqdm bar on rank 0's terminal; what is printed meanwhile goes above it.
 
     :param total: how many units there are; None for no end.
     :param done: how many are done already.
+    :param lines: say it in lines where no bar is shown; no, where a log says as much.
     """
     if not bar_is_shown():
-        yield _Silence() if dist_util.rank() > 0 else _Lines(total, unit, done)
+        yield _Lines(total, unit, done) if lines and dist_util.rank() == 0 else _Silence()
         return
     from tqdm.auto import tqdm  # only where a bar is shown
     from tqdm.contrib import DummyTqdmFile

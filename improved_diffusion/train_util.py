@@ -168,7 +168,8 @@ class TrainLoop:
         :raises DivergedError: after ``max_skipped`` updates in a row that were not finite.
         """
         self._started = time.monotonic()
-        with StopSignals() as stop, progress_bar(self.last_update, "step", self.updates) as bar:
+        progress = progress_bar(self.last_update, "step", self.updates, lines=False)
+        with StopSignals() as stop, progress as bar:
             while not self._finished() and not dist_util.any_rank(stop.received):
                 batch, cond = self._next_batch()
                 self.run_step(batch, cond)

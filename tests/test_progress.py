@@ -83,3 +83,10 @@ def test_work_without_end_has_no_time_left(capsys, monkeypatch):
 def test_the_other_ranks_are_silent(capsys, monkeypatch):
     monkeypatch.setattr(dist_util, "rank", lambda: 1)
     assert lines_of(100, capsys, monkeypatch) == []
+
+
+def test_a_log_that_says_as_much_needs_no_lines(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    with progress.progress_bar(2, "step", lines=False) as bar:
+        bar.update()
+    assert capsys.readouterr().out == ""
