@@ -103,7 +103,7 @@ def shared_legend(figure: "Figure", axes: "Axes") -> None:
     names = [str(line.get_label()) for line in handles]
     legend = figure.legend(
         handles,
-        [_shown(name) for name in names],
+        names,
         loc="outside upper center",
         ncols=_legend_columns(names, figure.get_figwidth()),
         frameon=False,
@@ -122,11 +122,6 @@ def write_below(figure: "Figure", text: str) -> None:
         letters = int(figure.get_figwidth() * 72 / (0.52 * TICK_SIZE))
         lines = "\n".join(textwrap.wrap(text, letters))
         figure.supxlabel(lines, fontsize=TICK_SIZE, color=INK, parse_math=False)
-
-
-def _shown(name: str) -> str:
-    """A name for a legend, which leaves out what begins with an underscore."""
-    return f"\N{ZERO WIDTH SPACE}{name}" if name.startswith("_") else name
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:

@@ -140,6 +140,9 @@ def test_differences_are_taken_image_by_image(runs):
         two._replace(summary={**two.summary, "names of images, sha256": "0b"}),
     )
     assert [comparison.paired_difference(other, one) for other in others] == [None] * 4
+    nameless = {key: value for key, value in one.summary.items() if "names" not in key}
+    of_unknown = (e._replace(summary=nameless) for e in (one, two))
+    assert comparison.paired_difference(*of_unknown) is None
 
 
 def test_the_workbook(runs, tmp_path):
@@ -218,9 +221,11 @@ def test_names_are_drawn_as_they_are(runs, tmp_path, monkeypatch):
     renamed = [run._replace(name=name) for run, name in zip(runs, ("_a", "$b$"), strict=True)]
     comparison_report.save_curves(renamed, tmp_path / "curves.png", "costs $5 or $6")
     (legend,) = figures[0].legends
-    assert [text.get_text().lstrip("\u200b") for text in legend.get_texts()] == ["_a", "$b$"]
-    texts = [*legend.get_texts(), figures[0]._supxlabel, figures[0].axes[8].title]
-    assert not any(text.get_parse_math() for text in texts[:3])
+    assert [text.get_text() for text in legend.get_texts()] == ["_a", "$b$"]
+    ratio = figures[0].axes[8]._left_title
+    assert ratio.get_text() == "The same, over that of _a"
+    texts = [*legend.get_texts(), figures[0]._supxlabel, ratio]
+    assert not any(text.get_parse_math() for text in texts)
 
 
 def test_an_evaluation_of_one_name_is_drawn_for_all(tmp_path, monkeypatch):

@@ -80,6 +80,11 @@ def test_what_is_done_is_skipped(reproduce, monkeypatch):
     Path("results/results_lin_sched.xlsx").unlink()
     called = start(reproduce, monkeypatch, "--only", "study_cosine")
     assert called == ["export_results.py", "compare_runs.py"]
+    for made in ("results/linear", "runs/results/linear"):  # made again, it is shown again
+        shutil.rmtree(made)
+    called = start(reproduce, monkeypatch, "--only", "linear")
+    assert called[0] == "image_train.py"
+    assert called[-2:] == ["export_results.py", "compare_runs.py"]
 
 
 def test_what_the_images_are_stands_by_the_figures(reproduce, monkeypatch):

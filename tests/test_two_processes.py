@@ -120,6 +120,8 @@ def test_bits_per_dimension_share_the_work(trained, images, tmp_path):
             re.findall(r"done (\d+) samples", out) == [["3", "6", "9"], ["6", "9"]][processes - 1]
         )
         found.append(json.loads((log_dir / "bits_per_dim.json").read_text()))
+    names = {summary["names of images, sha256"] for summary in found}
+    assert len(names) == 1
     for key in ("bits/dim", "standard error", "of which prior"):
         assert found[0][key] == pytest.approx(found[1][key], rel=1e-4)
 
