@@ -1,7 +1,8 @@
 """The UNet of improved-diffusion, and its variant for super-resolution."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch as th
 import torch.nn.functional as F
@@ -15,7 +16,9 @@ from .nn import (
     checkpoint,
     conv_nd,
     conv_of_doubled,
+    fold_modulation,
     linear,
+    modulated_norm_silu,
     norm_silu,
     normalization,
     pointwise_nd,
@@ -155,11 +158,13 @@ class ResBlock(TimestepBlock):
         emb_out = emb[self] if isinstance(emb, dict) else self.emb_layers(emb)
         return checkpoint(self._forward, (x, emb_out), self.parameters(), self.use_checkpoint)
 
-    def _forward(self, x: th.Tensor, emb_out: th.Tensor) -> th.Tensor:
+    def _forward(self, x: th.Tensor, emb_out: "th.Tensor | Folded") -> th.Tensor:
         norm, _, conv = self.in_layers
         h = conv(norm_silu(norm, x))
         norm, _, dropout, conv = self.out_layers
-        if self.use_scale_shift_norm:
+        if isinstance(emb_out, tuple):
+            h = modulated_norm_silu(norm, h, *emb_out)
+        elif self.use_scale_shift_norm:
             h = norm_silu(norm, h, *emb_out.chunk(2, dim=1))
         else:
             emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
@@ -167,17 +172,37 @@ class ResBlock(TimestepBlock):
         return self.skip_connection(x) + conv(dropout(h))
 
 
-Projections = dict[ResBlock, th.Tensor]  # what each block makes of the embedding
+Folded = tuple[th.Tensor, th.Tensor]  # see fold_modulation
+Projections = dict[ResBlock, th.Tensor | Folded]  # what each block makes of the embedding
 
 
-def project_embedding(emb: th.Tensor, blocks: Sequence[ResBlock]) -> Projections:
-    """Compute every block's ``emb_layers(emb)`` by one product, for blocks of any width."""
-    layers = [block.emb_layers[1] for block in blocks]
-    weight = th.cat([layer.weight for layer in layers])
-    bias = th.cat([layer.bias for layer in layers])
-    outputs = F.linear(F.silu(emb), weight, bias)
-    widths = [layer.out_features for layer in layers]
-    return dict(zip(blocks, outputs.split(widths, dim=1), strict=True))
+def project_embedding(emb: th.Tensor, blocks: Iterable[ResBlock]) -> Projections:
+    """Compute ``emb_layers(emb)`` of the blocks of each width by one product.
+
+    Where it scales and shifts a norm, the norm's weight and bias are folded in.
+    """
+    by_width = defaultdict(list)
+    for block in blocks:
+        by_width[block.out_channels, block.use_scale_shift_norm].append(block)
+    emb, projections = F.silu(emb), {}
+    for (_, folds), alike in by_width.items():
+        layers = [block.emb_layers[1] for block in alike]
+        weight = th.cat([layer.weight for layer in layers])
+        bias = th.cat([layer.bias for layer in layers])
+        outputs = F.linear(emb, weight, bias).unflatten(1, (len(alike), -1))
+        outputs = outputs.transpose(0, 1).contiguous()  # [blocks, N, width]
+        each = _fold_all(outputs, alike) if folds else outputs
+        projections |= zip(alike, each, strict=True)
+    return projections
+
+
+def _fold_all(outputs: th.Tensor, blocks: Sequence[ResBlock]) -> Iterable[Folded]:
+    """Fold scales and shifts, ``outputs`` [blocks, N, 2C], into the norm of each block."""
+    norms = [block.out_layers[0] for block in blocks]
+    weight = th.stack([norm.weight for norm in norms])[:, None]
+    bias = th.stack([norm.bias for norm in norms])[:, None]
+    scale, shift = outputs.to(weight.dtype).chunk(2, dim=2)
+    return zip(*(v.unbind() for v in fold_modulation(weight, bias, scale, shift)), strict=True)
 
 
 class AttentionBlock(nn.Module):

@@ -16,6 +16,7 @@ from improved_diffusion.unet import (
     SuperResModel,
     UNetModel,
     Upsample,
+    project_embedding,
 )
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -160,6 +161,25 @@ def test_attention_is_softmax_of_scaled_products():
     weight = th.softmax(th.einsum("bct,bcs->bts", q, k) / 8**0.5, dim=-1)
     got = QKVAttention()(th.cat(list(parts), dim=1))
     th.testing.assert_close(got, th.einsum("bts,bcs->bct", weight, v))
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_blocks_are_given_what_they_make_of_the_embedding_themselves(scale_shift):
+    th.manual_seed(0)
+    widths = [32, 64, 32]
+    blocks = [ResBlock(32, 16, 0, w, use_scale_shift_norm=scale_shift) for w in widths]
+    for block in blocks:
+        for p in (*block.out_layers[0].parameters(), *block.emb_layers.parameters()):
+            th.nn.init.normal_(p)
+    emb = th.randn(5, 16)
+    given = project_embedding(emb, blocks)
+    for block in blocks:
+        made = block.emb_layers(emb)
+        if scale_shift:
+            norm = block.out_layers[0]
+            scale, shift = made.chunk(2, dim=1)
+            made = (1 + scale) * norm.weight, (1 + scale) * norm.bias + shift
+        th.testing.assert_close(given[block], made)
 
 
 def test_new_blocks_are_the_identity():
