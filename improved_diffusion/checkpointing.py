@@ -5,11 +5,10 @@ A checkpoint after NNNNNN updates is ``modelNNNNNN.pt``, one ``ema_RATE_NNNNNN.p
 complete when it is there.
 """
 
-import itertools
 import os
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,8 +53,20 @@ def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
     with atomic_files() as start:
         for prefix in sorted(parts, key=lambda name: name == "state"):
             with start(join(folder, f"{prefix}{step:06d}.pt")) as file:
-                th.save(parts[prefix], file)
+                th.save(_apart(parts[prefix]), file)
     return join(folder, f"model{step:06d}.pt")
+
+
+def _apart(value: Any) -> Any:
+    """``value`` with a copy of each tensor in it that is a part of a larger one.
+
+    A file would keep all of the larger one, and what reads it back could not tell.
+    """
+    if isinstance(value, Mapping):
+        return type(value)((key, _apart(item)) for key, item in value.items())
+    if isinstance(value, th.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
 
 
 def _remove_stale_state(folder: str, step: int) -> None:
@@ -174,15 +185,15 @@ def load_optimizer_file(path: str) -> dict[str, Any]:
     return state
 
 
-def is_for(opt: th.optim.Optimizer, state: Mapping[str, Any]) -> bool:
-    """Whether an optimizer's file is for as many parameters, of the same shapes, as ``opt``."""
-    theirs = [group["params"] for group in state["param_groups"]]
-    ours = [group["params"] for group in opt.param_groups]
-    if [*map(len, theirs)] != [*map(len, ours)]:
+def is_for(params: Sequence[th.Tensor], state: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's file is for as many parameters, of the same shapes, as ``params``."""
+    groups = state["param_groups"]
+    if len(groups) != 1 or len(groups[0]["params"]) != len(params):
         return False
-    pairs = zip(itertools.chain(*theirs), itertools.chain(*ours), strict=True)
-    moments = ((state["state"].get(number, {}).get("exp_avg"), own) for number, own in pairs)
-    return all(moment is None or moment.shape == own.shape for moment, own in moments)
+    numbers = groups[0]["params"]
+    moments = [state["state"].get(number, {}).get("exp_avg") for number in numbers]
+    pairs = zip(moments, params, strict=True)
+    return all(moment is None or moment.shape == p.shape for moment, p in pairs)
 
 
 def load_state_file(path: str) -> dict[str, Any]:

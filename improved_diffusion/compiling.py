@@ -24,14 +24,6 @@ class Compiled:
             return self._first_call(*args, **kwargs)
         return self._call(*args, **kwargs)
 
-    def parameters(self) -> Any:
-        """The model's parameters."""
-        return self.model.parameters()
-
-    def no_sync(self) -> Any:
-        """The context in which a distributed model does not average gradients."""
-        return self.model.no_sync()
-
     def _first_call(self, *args: Any, **kwargs: Any) -> th.Tensor:
         started = time.perf_counter()
         compiled = th.compile(self.model)

@@ -40,16 +40,29 @@ def make_plain(model: UNetModel) -> None:
         module.__class__ = textbook.get(type(module), type(module))
 
 
+class PlainWeights:
+    """The parameters of a model, each with a gradient of its own."""
+
+    def __init__(self, model: th.nn.Module):
+        self.tensors = list(model.parameters())
+
+    def refresh(self) -> None: ...
+
+    def gather(self) -> None: ...
+
+    def average_over_ranks(self) -> None: ...
+
+    def grad_norm(self) -> float:
+        return sum((p.grad**2).sum().item() for p in self.tensors) ** 0.5
+
+
 def make_loop_plain(loop: train_util.TrainLoop) -> None:
     """Have ``loop`` visit the tensors one by one: in the optimizer, the norm and the EMA."""
     settings = {key: loop.opt.defaults[key] for key in ("lr", "weight_decay")}
+    loop.weights = PlainWeights(loop.model)
+    loop.emas = loop.ema_params
     loop.opt = th.optim.AdamW(loop.model_params, foreach=False, fused=False, **settings)
-    loop._grad_norm = _grad_norm
     train_util.update_ema = _update_ema
-
-
-def _grad_norm(grads: Iterable[th.Tensor]) -> float:
-    return sum((grad**2).sum().item() for grad in grads) ** 0.5
 
 
 def _update_ema(

@@ -1,7 +1,6 @@
 """The training loop: batches in; updates, log lines and checkpoints out."""
 
 import contextlib
-import copy
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from .compiling import Compiled
 from .errors import DivergedError, InputError
 from .gaussian_diffusion import GaussianDiffusion
 from .log_formats import cut_csv, cut_json
+from .master_weights import MasterWeights
 from .nn import update_ema
 from .precision import Precision
 from .previews import Preview, newest_picture
@@ -135,22 +135,19 @@ class TrainLoop:
         device = dist_util.dev()
         self.precision = Precision("fp16" if use_fp16 else precision, device, fp16_scale_growth)
         self.model_params = list(model.parameters())
-        self.opt = th.optim.AdamW(
-            self.model_params,
-            lr=lr,
-            weight_decay=weight_decay,
-            fused=device.type in ("cpu", "cuda"),
+        self.weights = MasterWeights(model, self.precision.dtype)
+        self.opt = self.weights.adamw(
+            lr=lr, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda")
         )
         dist_util.sync_params(self.model_params)
         with dist_util.agreeing():
             self._load_model()
-            self.ema_params = [copy.deepcopy(self.model_params) for _ in self.ema_rate]
+            self.emas = [self.weights.copies() for _ in self.ema_rate]
+            self.ema_params = [self.weights.by_param(ema) for ema in self.emas]
             self._load_companions()
             self._cut_log(self.last_row_step + 1)
-        self.use_ddp = dist_util.world_size() > 1
-        self.ddp_model = self._distributed(device) if self.use_ddp else model
-        if compile:
-            self.ddp_model = Compiled(self.ddp_model)
+        working = self.weights.working
+        self.working = Compiled(working) if compile else working
 
     @property
     def updates(self) -> int:
@@ -225,19 +222,20 @@ class TrainLoop:
     def forward_backward(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
         """Sum the gradients of the batch's microbatches into ``grad``."""
         self.opt.zero_grad(set_to_none=True)
+        self.weights.refresh()
         device = dist_util.dev()
         with self.precision.autocast():
             for start in range(0, batch.shape[0], self.microbatch):
                 part = slice(start, start + self.microbatch)
-                is_last = start + self.microbatch >= batch.shape[0]
-                with contextlib.nullcontext() if is_last else self._no_sync():
-                    self._microbatch(
-                        batch[part].to(device), {k: v[part].to(device) for k, v in cond.items()}
-                    )
+                self._microbatch(
+                    batch[part].to(device), {k: v[part].to(device) for k, v in cond.items()}
+                )
+                self.weights.gather()
+        self.weights.average_over_ranks()
 
     def _microbatch(self, images: th.Tensor, cond: dict[str, th.Tensor]) -> None:
         t, weights = self.schedule_sampler.sample(images.shape[0], images.device)
-        losses = self.diffusion.training_losses(self.ddp_model, images, t, model_kwargs=cond)
+        losses = self.diffusion.training_losses(self.working, images, t, model_kwargs=cond)
         if isinstance(self.schedule_sampler, LossAwareSampler):
             self._inform_sampler(t, losses["loss"].detach())
         log_loss_dict(self.diffusion, t, {k: v * weights for k, v in losses.items()})
@@ -250,9 +248,9 @@ class TrainLoop:
         self.schedule_sampler.update_with_local_losses(t[finite], losses[finite])
 
     def _update(self) -> None:
-        grads = [p.grad for p in self.model_params if p.grad is not None]
+        grads = [weights.grad for weights in self.weights.tensors]
         scale = self.precision.loss_scale
-        grad_norm = self._grad_norm(grads)
+        grad_norm = self.weights.grad_norm()
         if not self.precision.accept(grads, grad_norm):
             self._skip_update()
             return
@@ -260,12 +258,8 @@ class TrainLoop:
         logger.logkv_mean("grad_norm", grad_norm / scale)
         self._anneal_lr()
         self.opt.step()
-        for rate, params in zip(self.ema_rate, self.ema_params, strict=True):
-            update_ema(params, self.model_params, rate=rate)
-
-    @staticmethod
-    def _grad_norm(grads: list[th.Tensor]) -> float:
-        return float(th.nn.utils.get_total_norm(grads))
+        for rate, ema in zip(self.ema_rate, self.emas, strict=True):
+            update_ema(ema, self.weights.tensors, rate=rate)
 
     def _skip_update(self) -> None:
         self.skipped += 1
@@ -441,9 +435,8 @@ class TrainLoop:
             return False
         state = checkpointing.load_model_file(path)
         check_fit(self.model, state, path)
-        names = [name for name, _ in self.model.named_parameters()]
-        device = self.model_params[0].device
-        self.ema_params[i] = [state[name].to(device) for name in names]
+        for name, average in self._named(self.ema_params[i]).items():
+            average.copy_(state[name])
         return True
 
     def _load_optimizer(self) -> bool:
@@ -453,7 +446,9 @@ class TrainLoop:
             return False
         fresh = self.opt.state_dict()["param_groups"]
         state = checkpointing.load_optimizer_file(path)
-        if not checkpointing.is_for(self.opt, state):  # published fp16 runs keep one flat tensor
+        if not checkpointing.is_for(
+            self.model_params, state
+        ):  # published fp16 runs keep one flat tensor
             logger.warn(f"{path} is for another layout of the weights; its moments start at zero")
             return True
         # The settings are this run's; parameters' numbers are the checkpoint's.
@@ -490,15 +485,6 @@ class TrainLoop:
         if folder and dist_util.rank() == 0:
             cut_csv(os.path.join(folder, "progress.csv"), step)
             cut_json(os.path.join(folder, "progress.json"), step)
-
-    # -- several processes -----------------------------------------------------------------------
-
-    def _distributed(self, device: th.device) -> th.nn.Module:
-        ids = [device.index] if device.type == "cuda" else None
-        return th.nn.parallel.DistributedDataParallel(self.model, device_ids=ids, bucket_cap_mb=128)
-
-    def _no_sync(self) -> contextlib.AbstractContextManager:
-        return self.ddp_model.no_sync() if self.use_ddp else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ ORDER = [
     "plots",
     "image_grid",
     "precision",
+    "master_weights",
     "architecture",
     "model_flags",
     "checkpointing",
