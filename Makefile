@@ -58,9 +58,9 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch setup.py
-	$(PIP) install -q -c constraints.txt -e .
+	$(PIP) install -q -c constraints.txt -e '.[fast]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) install -q -c constraints.txt -e '.[test,digits,lsun,tensorboard,plots,diffusers]'
+	$(PIP) install -q -c constraints.txt -e '.[test,fast,digits,lsun,tensorboard,plots,diffusers]'
 	@touch $@

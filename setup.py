@@ -25,6 +25,7 @@ setup(
         "pillow>=9.4",
     ],
     extras_require={
+        "fast": ["cmeel-mimalloc; sys_platform == 'linux'"],  # an allocator: 5 % off a step
         "tensorboard": ["tensorboard"],  # OPENAI_LOG_FORMAT=...,tensorboard
         "digits": ["scikit-learn"],  # datasets/digits.py, the data that needs no network
         "lsun": ["lmdb"],  # datasets/lsun_bedroom.py

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
+from .allocator import restart_with_faster_one
 from .errors import DivergedError, InputError
+
+restart_with_faster_one()  # here, as this is what a script imports first
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,7 +1,6 @@
 """Getting the most out of the processor: threads, memory allocation, denormals, bfloat16."""
 
 import contextlib
-import ctypes
 import os
 import platform
 import resource
@@ -10,13 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import allocator
 from .errors import InputError
 
 CPUINFO = Path("/proc/cpuinfo")
-# Options of glibc's mallopt (malloc.h).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-GIB = 2**30
-LARGEST_INT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -27,14 +23,15 @@ class Processor:
     threads: int
     native_bfloat16: bool
     denormals_flushed: bool
-    allocator_tuned: bool
+    allocator: str
+    freed_memory_kept: bool
 
     def __str__(self) -> str:
         features = [
             f"{self.threads} threads",
             "native bfloat16" if self.native_bfloat16 else "no native bfloat16",
             "denormals flushed" if self.denormals_flushed else "denormals kept",
-            "freed memory kept" if self.allocator_tuned else "freed memory given back",
+            f"{self.allocator}, freed memory {'kept' if self.freed_memory_kept else 'given back'}",
         ]
         return f"{self.name}, {', '.join(features)}"
 
@@ -46,12 +43,12 @@ def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
     """Set this process up to compute on its processors; call it before the first tensor.
 
     :param num_threads: threads to compute with; 0 for ``$OMP_NUM_THREADS``, else one a processor.
-    :param tune_memory: keep freed memory, see :func:`tune_allocator`.
+    :param tune_memory: have the :mod:`allocator` keep freed memory.
     :raises InputError: for a negative number of threads.
     """
     if num_threads < 0:
         raise InputError(f"--num_threads {num_threads} is negative; give 0 for one a processor")
-    tuned = tune_memory and tune_allocator()
+    kept = tune_memory and allocator.keep_freed_memory()
     import torch as th  # only now: what it allocates is to find the allocator tuned
 
     wanted = num_threads or _threads_of_environment() or available_processors()
@@ -62,7 +59,8 @@ def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
         threads=th.get_num_threads(),
         native_bfloat16=has_native_bfloat16(),
         denormals_flushed=th.set_flush_denormal(True),
-        allocator_tuned=tuned,
+        allocator=allocator.name_of_current(),
+        freed_memory_kept=kept,
     )
     return configured
 
@@ -70,26 +68,6 @@ def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
 def _threads_of_environment() -> int:
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() else 0  # it may be a list, for nested parallelism
-
-
-def tune_allocator() -> bool:
-    """Have glibc keep large blocks for the next step, rather than give them to the kernel.
-
-    By default it maps each large tensor anew and unmaps it when it is freed, so the kernel clears
-    every page of every activation in every step.
-
-    :return: whether the C library is glibc, and took the settings.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, GIB) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system, once: before something else needs room for a while."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_processors(root: Path = Path("/")) -> int:

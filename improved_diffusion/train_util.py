@@ -9,7 +9,7 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
-from . import checkpointing, cpu, dist_util, logger
+from . import allocator, checkpointing, cpu, dist_util, logger
 from .architecture import check_fit
 from .checkpointing import parse_resume_step_from_filename
 from .compiling import Compiled
@@ -341,7 +341,7 @@ class TrainLoop:
         """
         ranks = self._gather_rank_states()
         self.opt.zero_grad(set_to_none=True)
-        cpu.give_back_memory()  # the workbook is written while no activations are held
+        allocator.give_back_memory()  # the workbook is written while no activations are held
         with dist_util.agreeing():
             if dist_util.rank() == 0:
                 logger.log(f"Saving checkpoint {self.updates:06d}")

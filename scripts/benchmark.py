@@ -3,21 +3,24 @@
 Each variant runs in a process of its own; they take turns, so that whatever else the machine does
 falls on all of them alike. "plain" is the textbook, and what the published code does: separate
 operations, tensors visited one by one by the optimizer, the gradient's norm and the EMA,
-microbatches, the system's own memory allocation.
+microbatches, the system's own memory allocation. All others take what a script would take.
 """
 
+import contextlib
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
 from improved_diffusion import cli, cpu
+from improved_diffusion.allocator import PRELOAD
 from improved_diffusion.errors import InputError
 from improved_diffusion.files import atomic_write_text
 from improved_diffusion.script_util import (
@@ -112,7 +115,7 @@ def variants(args: Namespace, task: str) -> list[Variant]:
 def measure(args: Namespace, task: str, images: int, gflop: float) -> list[Timing]:
     rows = variants(args, task)
     workers = [Worker(make_matrix_product, args)]
-    workers += [Worker(make_step, args, task, row) for row in rows]
+    workers += [Worker(make_step, args, task, row, plain=row.plain) for row in rows]
     for _ in range(args.rounds):
         for worker in workers:
             worker.step()
@@ -135,11 +138,12 @@ def measure(args: Namespace, task: str, images: int, gflop: float) -> list[Timin
 class Worker:
     """A process that makes one step each time it is asked."""
 
-    def __init__(self, make: Callable, *args):
+    def __init__(self, make: Callable, *args, plain: bool = False):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
-        self.process.start()
+        with system_allocator() if plain else contextlib.nullcontext():
+            self.process.start()
         theirs.close()
         self.pipe.recv()  # it is warm
         self.milliseconds: list[float] = []
@@ -154,6 +158,17 @@ class Worker:
         peak = self.pipe.recv()
         self.process.join()
         return peak
+
+
+@contextlib.contextmanager
+def system_allocator() -> Iterator[None]:
+    """Have a process that starts here take its memory from the C library."""
+    before = os.environ.get(PRELOAD)
+    os.environ[PRELOAD] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop(PRELOAD) if before is None else os.environ.update({PRELOAD: before})
 
 
 def _serve(pipe, make: Callable, args: tuple) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,9 +88,10 @@ def test_a_products_operations_are_two_for_each_of_its_numbers(benchmark, monkey
 class Pretended:
     """A worker whose steps take as long as its variant says."""
 
-    def __init__(self, make, args, *rest):
+    def __init__(self, make, args, *rest, plain=False):
         self.milliseconds = []
         self.name = rest[1].name if rest else "product"
+        assert plain == (self.name == "plain")
 
     def step(self):
         slow = {"plain": 400.0, "bf16": 100.0}.get(self.name, 200.0)
@@ -132,3 +134,13 @@ def make_counter(start):
 def test_a_place_that_is_none_is_refused_before_anything_is_timed(benchmark, monkeypatch):
     with pytest.raises(InputError, match=r"the folder of --json /none/x\.json does not exist"):
         parse(benchmark, monkeypatch, json="/none/x.json")
+
+
+@pytest.mark.parametrize("before", [None, "", "one.so"])
+def test_the_plain_variant_is_given_the_systems_allocator(before, benchmark, monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    if before is not None:
+        monkeypatch.setenv("LD_PRELOAD", before)
+    with benchmark.system_allocator():
+        assert os.environ["LD_PRELOAD"] == ""
+    assert os.environ.get("LD_PRELOAD") == before

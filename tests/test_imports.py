@@ -17,6 +17,7 @@ PACKAGE = Path(improved_diffusion.__file__).parent
 ORDER = [
     "errors",
     "files",
+    "allocator",
     "cli",
     "flag_help",
     "stopping",
