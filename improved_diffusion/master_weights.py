@@ -1,6 +1,7 @@
-"""A model's weights as one float32 tensor, and the copy of the model that computes with them."""
+"""A model's weights in a few float32 tensors, and the copy of it that computes with them."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch as th
@@ -11,21 +12,21 @@ from . import dist_util
 from .errors import InputError
 
 CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocast would cast
-
+LENGTH = 2**20  # of a tensor of weights, at least: longer ones are no faster, and fit in fewer gaps
 ROW = 2**14
 
 State = dict[str, Any]
 
 
 class MasterWeights:
-    """The trainable weights of a model in one tensor, and a copy of the model to compute with.
+    """The trainable weights of a model in a few tensors, and a copy of the model to compute with.
 
-    The optimizer, the EMA and the gradient's norm pass over that one tensor in half the time that
+    The optimizer, the EMA and the gradient's norm pass over few long tensors in half the time that
     hundreds of short ones take. In half precision the copy's weights are cast once a step, and its
     gradients are summed in float32 (master weights: Micikevicius et al. 2018, arXiv 1710.03740,
     section 3.1); the bits are those of autocast.
 
-    :param model: its trainable parameters become views of ``flat``.
+    :param model: its trainable parameters become views of ``tensors``.
     :param dtype: what linear layers and convolutions of ``working`` hold; where it is the model's
         own, ``working`` is the model.
     :raises InputError: if the trainable parameters are of several dtypes.
@@ -39,73 +40,85 @@ class MasterWeights:
                 f"the model's parameters are of several types ({', '.join(sorted(dtypes))}): "
                 "make all of them float32, and choose a precision"
             )
-        self.flat = nn.Parameter(th.cat([p.detach().flatten() for p in self.trained]))
-        for p, view in zip(self.trained, self.views(self.flat.detach()), strict=True):
-            p.data = view
-        self.tensors = [self.flat]  # what the optimizer and the EMA pass over
-        self.working, self._cast = model, None
-        self._leaves = self.trained
-        if dtype != self.flat.dtype:
-            self._cast = self.flat.detach().to(dtype)
-            casts = dict(zip(self.trained, self.views(self._cast), strict=True))
+        self._groups = _in_groups(self.trained)
+        self.tensors = [nn.Parameter(_in_a_row(group)) for group in self._groups]
+        for p, view in zip(self.trained, self.views(self.tensors), strict=True):
+            p.data = view.detach()
+        self.working, self._casts = model, []
+        leaves = self.trained
+        if self.trained and dtype != self.trained[0].dtype:
+            self._casts = [tensor.detach().to(dtype) for tensor in self.tensors]
+            casts = dict(zip(self.trained, self.views(self._casts), strict=True))
             casts = {p: nn.Parameter(casts[p]) for p in _parameters_to_cast(model) if p in casts}
             self.working = _copy_with(model, casts)
-            self._leaves = [casts.get(p, p) for p in self.trained]
+            leaves = [casts.get(p, p) for p in self.trained]
+        rest = iter(leaves)
+        self._leaves = [[next(rest) for _ in group] for group in self._groups]
 
-    def views(self, flat: th.Tensor) -> tuple[th.Tensor, ...]:
-        """A tensor as long as ``flat``, as one of the shape of each trainable parameter."""
-        return _unflatten_dense_tensors(flat, self.trained)
+    def views(self, tensors: Iterable[th.Tensor]) -> list[th.Tensor]:
+        """``tensors``, or others as long, cut into one of the shape of each trainable parameter."""
+        pairs = zip(tensors, self._groups, strict=True)
+        return [view for pair in pairs for view in _unflatten_dense_tensors(*pair)]
 
     def copies(self) -> list[th.Tensor]:
         """Copies of ``tensors``."""
         return [tensor.detach().clone() for tensor in self.tensors]
 
-    def by_param(self, copies: list[th.Tensor]) -> list[th.Tensor]:
+    def by_param(self, copies: Iterable[th.Tensor]) -> list[th.Tensor]:
         """Views of :meth:`copies` as the model's parameters, and copies of those not trained."""
-        views = dict(zip(self.trained, self.views(*copies), strict=True))
+        views = dict(zip(self.trained, self.views(copies), strict=True))
         return [views[p] if p in views else p.detach().clone() for p in self.params]
+
+    @property
+    def grads(self) -> list[th.Tensor]:
+        """The gradient of each of ``tensors``, after :meth:`gather`."""
+        return [tensor.grad for tensor in self.tensors]
 
     @th.no_grad()
     def refresh(self) -> None:
         """Cast the weights, as they are now, into the copy that computes."""
-        if self._cast is not None:
-            self._cast.copy_(self.flat)
+        for cast, tensor in zip(self._casts, self.tensors, strict=False):
+            cast.copy_(tensor)
 
     @th.no_grad()
     def gather(self) -> None:
-        """Add the gradients of the copy that computes to ``flat.grad``, and forget them."""
-        add = th._foreach_add_
-        if self.flat.grad is None:
-            every = all(leaf.grad is not None for leaf in self._leaves)
-            self.flat.grad = (th.empty_like if every else th.zeros_like)(self.flat)
-            add = th._foreach_copy_
-        pairs = zip(self.views(self.flat.grad), self._leaves, strict=True)
-        found = [(total, leaf) for total, leaf in pairs if leaf.grad is not None]
-        add([total for total, _ in found], [leaf.grad for _, leaf in found])
-        for _, leaf in found:
-            leaf.grad = None
+        """Add the gradients of the copy that computes to those of ``tensors``, and forget them."""
+        for tensor, group, leaves in zip(self.tensors, self._groups, self._leaves, strict=True):
+            add = th._foreach_add_
+            if tensor.grad is None:
+                every = all(leaf.grad is not None for leaf in leaves)
+                tensor.grad = (th.empty_like if every else th.zeros_like)(tensor)
+                add = th._foreach_copy_
+            pairs = zip(_unflatten_dense_tensors(tensor.grad, group), leaves, strict=True)
+            found = [(total, leaf) for total, leaf in pairs if leaf.grad is not None]
+            if found:
+                add([total for total, _ in found], [leaf.grad for _, leaf in found])
+            for _, leaf in found:
+                leaf.grad = None
 
     def average_over_ranks(self) -> None:
-        """Make ``flat.grad`` the mean of those of all ranks."""
-        self.flat.grad = dist_util.mean_over_ranks(self.flat.grad)
+        """Make the gradients the means of those of all ranks."""
+        for tensor in self.tensors:
+            tensor.grad = dist_util.mean_over_ranks(tensor.grad)
 
     def grad_norm(self) -> float:
-        """The norm of ``flat.grad``.
+        """The norm of the whole gradient.
 
-        Taken row by row: norms of a long tensor are summed up in float32, and 4e-4 off.
+        Taken row by row: norms of long tensors are summed up in float32, and up to 4e-4 off.
         """
-        grad = self.flat.grad
-        whole = len(grad) // ROW * ROW
-        rows = th.linalg.vector_norm(grad[:whole].view(-1, ROW), dim=1)
-        return float(th.linalg.vector_norm(th.cat([rows, grad[whole:]])))
+        norms = []
+        for grad in self.grads:
+            whole = len(grad) // ROW * ROW
+            norms += [th.linalg.vector_norm(grad[:whole].view(-1, ROW), dim=1), grad[whole:]]
+        return float(th.linalg.vector_norm(th.cat(norms)))
 
     # -- the optimizer -------------------------------------------------------------------------
 
     def adamw(self, **settings: Any) -> th.optim.AdamW:
-        """An AdamW of ``flat``, whose ``state_dict`` is that of one of the model's parameters."""
-        opt = th.optim.AdamW([self.flat], **settings)
+        """An AdamW of ``tensors`` whose ``state_dict`` is that of one of the model's parameters."""
+        opt = th.optim.AdamW(self.tensors, **settings)
         opt.register_state_dict_post_hook(lambda _, state: self._by_parameter(state))
-        opt.register_load_state_dict_pre_hook(lambda _, state: self._in_one(state))
+        opt.register_load_state_dict_pre_hook(lambda _, state: self._by_tensor(state))
         return opt
 
     def _numbers(self) -> list[int]:
@@ -116,31 +129,49 @@ class MasterWeights:
         groups = [{**state["param_groups"][0], "params": list(range(len(self.params)))}]
         if not state["state"]:
             return {**state, "param_groups": groups}
-        moments = dict(state["state"][0])
-        step = moments.pop("step")
-        views = {key: self.views(flat) for key, flat in moments.items()}
+        moments = [state["state"][i] for i in range(len(self.tensors))]
+        step = moments[0]["step"]
+        keys = [key for key in moments[0] if key != "step"]
+        views = zip(*(self.views(m[key] for m in moments) for key in keys), strict=True)
         each = {
-            number: {"step": step.clone(), **{key: parts[i] for key, parts in views.items()}}
-            for i, number in enumerate(self._numbers())
+            number: {"step": step.clone(), **dict(zip(keys, own, strict=True))}
+            for number, own in zip(self._numbers(), views, strict=True)
         }
         return {**state, "state": each, "param_groups": groups}
 
-    def _in_one(self, state: State) -> State:
-        groups = [{**state["param_groups"][0], "params": [0]}]
+    def _by_tensor(self, state: State) -> State:
+        groups = [{**state["param_groups"][0], "params": list(range(len(self.tensors)))}]
         each = state["state"]
         if not each:
             return {**state, "param_groups": groups}
         moments = dict(next(iter(each.values())))
-        step = moments.pop("step").clone()
-        flats = {
-            key: self._in_a_row([each.get(n, {}).get(key) for n in self._numbers()])
-            for key in moments
-        }
-        return {**state, "state": {0: {"step": step, **flats}}, "param_groups": groups}
+        step = moments.pop("step")
+        numbers = iter(self._numbers())
+        joined = {}
+        for i, group in enumerate(self._groups):
+            own = [(p, each.get(next(numbers), {})) for p in group]
+            joined[i] = {"step": step.clone()} | {
+                key: _in_a_row([m[key].to(p) if key in m else th.zeros_like(p) for p, m in own])
+                for key in moments
+            }
+        return {**state, "state": joined, "param_groups": groups}
 
-    def _in_a_row(self, parts: list[th.Tensor | None]) -> th.Tensor:
-        pairs = zip(parts, self.trained, strict=True)
-        return th.cat([(th.zeros_like(p) if v is None else v.to(p)).flatten() for v, p in pairs])
+
+def _in_groups(params: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Neighbours together, until a group has :data:`LENGTH` elements."""
+    groups: list[list[nn.Parameter]] = []
+    room = 0
+    for p in params:
+        if room <= 0:
+            groups.append([])
+            room = LENGTH
+        groups[-1].append(p)
+        room -= p.numel()
+    return groups
+
+
+def _in_a_row(tensors: Iterable[th.Tensor]) -> th.Tensor:
+    return th.cat([tensor.detach().flatten() for tensor in tensors])
 
 
 def _parameters_to_cast(model: nn.Module) -> set[nn.Parameter]:

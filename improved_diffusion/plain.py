@@ -46,6 +46,10 @@ class PlainWeights:
     def __init__(self, model: th.nn.Module):
         self.tensors = list(model.parameters())
 
+    @property
+    def grads(self) -> list[th.Tensor]:
+        return [p.grad for p in self.tensors]
+
     def refresh(self) -> None: ...
 
     def gather(self) -> None: ...

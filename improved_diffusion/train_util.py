@@ -248,10 +248,9 @@ class TrainLoop:
         self.schedule_sampler.update_with_local_losses(t[finite], losses[finite])
 
     def _update(self) -> None:
-        grads = [weights.grad for weights in self.weights.tensors]
         scale = self.precision.loss_scale
         grad_norm = self.weights.grad_norm()
-        if not self.precision.accept(grads, grad_norm):
+        if not self.precision.accept(self.weights.grads, grad_norm):
             self._skip_update()
             return
         self.skipped_in_a_row = 0

@@ -61,7 +61,7 @@ def main(folder: Path, microbatches: int) -> None:
     loop.run_step(images[first : first + share], {})
     params = dict(model.named_parameters())
     left = {
-        "grads": dict(zip(params, loop.weights.views(loop.weights.flat.grad), strict=True)),
+        "grads": dict(zip(params, loop.weights.views(loop.weights.grads), strict=True)),
         "params": {name: p.data for name, p in params.items()},
         "ema": dict(zip(params, loop.ema_params[0], strict=True)),
     }

@@ -1,4 +1,4 @@
-"""The one tensor that holds a model's weights, and the copy of the model that computes."""
+"""The few tensors that hold a model's weights, and the copy of the model that computes."""
 
 import copy
 
@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from torch import nn
 
+from improved_diffusion import master_weights
 from improved_diffusion.errors import InputError
 from improved_diffusion.master_weights import MasterWeights
 from improved_diffusion.unet import UNetModel
@@ -30,6 +31,12 @@ class Mixed(nn.Module):
         return self.out(self.norm(self.conv(x)).mean((2, 3)) * self.gain)
 
 
+@pytest.fixture(autouse=True, params=[master_weights.LENGTH, 30])
+def length(request, monkeypatch):
+    """All weights in one tensor, and in several."""
+    monkeypatch.setattr(master_weights, "LENGTH", request.param)
+
+
 @pytest.fixture
 def model():
     th.manual_seed(0)
@@ -42,13 +49,14 @@ def loss_of(module, x):
     return (out.float() ** 2).sum()
 
 
-def test_the_models_parameters_are_views_of_one_tensor(model):
+def test_the_models_parameters_are_views_of_few_tensors(model):
     before = copy.deepcopy(model.state_dict())
     weights = MasterWeights(model, th.float32)
     assert all(th.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert len(weights.flat) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(map(len, weights.tensors)) == sum(p.numel() for p in weights.trained)
     with th.no_grad():
-        weights.flat.mul_(2)
+        for tensor in weights.tensors:
+            tensor.mul_(2)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     for name, p in model.named_parameters():
         assert th.equal(p, before[name] * (2 if name in trained else 1))
@@ -91,7 +99,7 @@ def test_gradients_are_those_of_autocast_to_the_bit(model):
     for _ in range(2):
         loss_of(weights.working, x).backward()
         weights.gather()
-    grads = dict(zip(weights.trained, weights.views(weights.flat.grad), strict=True))
+    grads = dict(zip(weights.trained, weights.views(weights.grads), strict=True))
     for p, wanted in zip(model.parameters(), plain.parameters(), strict=True):
         assert (p in grads) == p.requires_grad
         assert not p.requires_grad or th.equal(grads[p], wanted.grad)
@@ -115,7 +123,8 @@ def test_the_unet_computes_with_them_as_under_autocast(scale_shift):
 def test_refresh_takes_over_what_the_optimizer_did(model):
     weights = MasterWeights(model, HALF)
     with th.no_grad():
-        weights.flat.add_(1)
+        for tensor in weights.tensors:
+            tensor.add_(1)
     assert not th.equal(weights.working.conv.weight, model.conv.weight.to(HALF))
     weights.refresh()
     assert th.equal(weights.working.conv.weight, model.conv.weight.to(HALF))
@@ -126,19 +135,21 @@ def test_a_parameter_without_a_gradient_counts_as_one_of_zeros(model):
     weights = MasterWeights(model, th.float32)
     model.out(th.ones(1, 4)).sum().backward()
     weights.gather()
-    grads = dict(zip(weights.trained, weights.views(weights.flat.grad), strict=True))
+    grads = dict(zip(weights.trained, weights.views(weights.grads), strict=True))
     assert th.equal(grads[model.out.bias], th.ones(2))
     assert not grads[model.conv.weight].any()
 
 
 def test_the_norm_of_a_long_gradient_is_exact():
     weights = MasterWeights(nn.Linear(3000, 1001), th.float32)
-    weights.flat.grad = th.randn(len(weights.flat)) * 1e-3
-    assert weights.grad_norm() == pytest.approx(weights.flat.grad.double().norm().item(), rel=1e-6)
+    for tensor in weights.tensors:
+        tensor.grad = th.randn(len(tensor)) * 1e-3
+    exact = th.cat(weights.grads).double().norm().item()
+    assert weights.grad_norm() == pytest.approx(exact, rel=1e-6)
 
 
 def adamw_pair(model):
-    """The optimizer of the one tensor, and PyTorch's own of the parameters of an equal model."""
+    """The optimizer of the few tensors, and PyTorch's own of the parameters of an equal model."""
     plain = copy.deepcopy(model)
     weights = MasterWeights(model, th.float32)
     own = weights.adamw(lr=0.01, weight_decay=0.1)
@@ -212,7 +223,8 @@ def test_copies_for_averages_have_the_models_shapes(model):
     copies = weights.copies()
     shaped = weights.by_param(copies)
     assert all(th.equal(a, p) for a, p in zip(shaped, model.parameters(), strict=True))
-    copies[0].zero_()
+    for copied in copies:
+        copied.zero_()
     for a, p in zip(shaped, model.parameters(), strict=True):
         assert not p.requires_grad or not a.any()
     assert model.conv.weight.any()

@@ -83,7 +83,7 @@ def test_gradients_of_microbatches_are_summed(microbatch, silent_log):
     batch, cond = next(loop.data)
     seed_everything(5)
     loop.forward_backward(batch, cond)
-    got = loop.weights.views(loop.weights.flat.grad)
+    got = loop.weights.views(loop.weights.grads)
 
     seed_everything(5)
     total = 0.0
