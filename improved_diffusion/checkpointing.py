@@ -5,6 +5,7 @@ A checkpoint after NNNNNN updates is ``modelNNNNNN.pt``, one ``ema_RATE_NNNNNN.p
 complete when it is there.
 """
 
+import copy
 import os
 import random
 import re
@@ -60,10 +61,12 @@ def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
 def _apart(value: Any) -> Any:
     """``value`` with a copy of each tensor in it that is a part of a larger one.
 
-    A file would keep all of the larger one, and what reads it back could not tell.
+    In a file such tensors would share memory, which other programs refuse or lose.
     """
-    if isinstance(value, Mapping):
-        return type(value)((key, _apart(item)) for key, item in value.items())
+    if isinstance(value, dict):
+        apart = copy.copy(value)  # with its attributes: a state_dict has some
+        apart.update((key, _apart(item)) for key, item in value.items())
+        return apart
     if isinstance(value, th.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone()
     return value

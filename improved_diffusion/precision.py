@@ -16,7 +16,8 @@ class Precision:
     """fp32, bf16 or fp16 arithmetic in the model, around float32 weights.
 
     In bf16 and fp16 the convolutions and matrix products compute in that type, by autocast; the
-    weights, the optimizer, the EMA, the losses and the diffusion stay in float32. fp16 scales the
+    weights (:class:`.master_weights.MasterWeights`), the optimizer, the EMA, the losses and the
+    diffusion stay in float32. fp16 scales the
     loss by ``2**lg_loss_scale``, which grows by ``scale_growth`` with each update and falls by one
     with each gradient that overflows.
 
@@ -35,7 +36,7 @@ class Precision:
         self.lg_loss_scale = INITIAL_LG_LOSS_SCALE if self.scales_loss else 0.0
 
     def autocast(self) -> AbstractContextManager:
-        """The context to run a whole step in: each weight is cast once for all microbatches."""
+        """The context to call the model in."""
         return th.autocast(self.device_type, dtype=self.dtype, enabled=self.name != "fp32")
 
     @property

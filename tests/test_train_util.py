@@ -244,6 +244,24 @@ def test_files_of_a_checkpoint(silent_log):
         assert all(th.equal(a, b) for a, b in zip(weights.values(), params, strict=True))
 
 
+def test_the_tensors_of_a_file_share_no_memory(silent_log):
+    loop = toy_loop(max_steps=1)
+    loop.run_loop()
+
+    def tensors(value):
+        if isinstance(value, dict):
+            return [tensor for item in value.values() for tensor in tensors(item)]
+        return [value] if isinstance(value, th.Tensor) else []
+
+    for kind in ("model", "ema_0.9_", "opt"):
+        content = th.load(silent_log / f"{kind}000001.pt", weights_only=True)
+        found = tensors(content)
+        assert len(found) >= len(loop.model_params)
+        assert all(t.untyped_storage().nbytes() == t.nbytes for t in found)
+    model = th.load(silent_log / "model000001.pt", weights_only=True)
+    assert model._metadata == loop.model.state_dict()._metadata
+
+
 def test_older_checkpoints_go_if_asked(silent_log):
     toy_loop(max_steps=6, save_interval=2, keep_checkpoints=1).run_loop()
     assert [path.name for path in silent_log.glob("model*.pt")] == ["model000006.pt"]
