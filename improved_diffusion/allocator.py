@@ -57,8 +57,8 @@ FASTER = (
 def restart_with_faster_one() -> None:
     """Start the script that this process runs anew, with a faster allocator, if there is one.
 
-    To be called before anything slow is imported. It leaves alone what is no script of a folder
-    ``scripts``, what has ``LD_PRELOAD`` in its environment, be it empty, and other C libraries.
+    To be called before anything slow is imported. It leaves alone all but this project's scripts,
+    what has ``LD_PRELOAD`` in its environment, be it empty, and other C libraries.
     """
     if PRELOAD in os.environ or not _runs_a_script() or not _has_glibc():
         return
@@ -72,10 +72,13 @@ def restart_with_faster_one() -> None:
 def _runs_a_script() -> bool:
     """Whether the command line is Python, options without values, a script and its arguments."""
     before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
+    script = Path(sys.argv[0]).resolve()
     return (
         sys.orig_argv[1 + len(before) :] == sys.argv
-        and all(word.startswith("-") and word not in ("-m", "-c") for word in before)
-        and Path(sys.argv[0]).resolve().parent.name == "scripts"
+        and all(word.startswith("-") and not {"m", "c"} & set(word) for word in before)
+        and script.is_file()
+        and script.parent.name == "scripts"
+        and (script.parent.parent / "improved_diffusion" / "allocator.py").is_file()
     )
 
 
@@ -90,7 +93,10 @@ def _find(file: str) -> str | None:
         "/usr/lib",
     ]
     paths = (os.path.join(folder, file) for folder in folders)
-    return next((path for path in paths if _machine_of(path) == _machine_of(sys.executable)), None)
+    fitting = (path for path in paths if _machine_of(path) == _machine_of(sys.executable))
+    return next(
+        (path for path in fitting if not {" ", ":"} & set(path)), None
+    )  # they end a path there
 
 
 def _machine_of(path: str) -> bytes | None:
@@ -113,8 +119,8 @@ def keep_freed_memory() -> bool:
 
     :return: whether it is one that can be told to, and took the settings.
     """
-    if _current():
-        return True  # by its settings, from the start
+    if faster := _current():
+        return faster.settings.items() <= os.environ.items()  # it reads them at its start only
     if not _has_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt

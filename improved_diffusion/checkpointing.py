@@ -54,22 +54,21 @@ def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
     with atomic_files() as start:
         for prefix in sorted(parts, key=lambda name: name == "state"):
             with start(join(folder, f"{prefix}{step:06d}.pt")) as file:
-                th.save(_apart(parts[prefix]), file)
+                is_weights = prefix == "model" or prefix.startswith("ema")
+                th.save(_apart(parts[prefix]) if is_weights else parts[prefix], file)
     return join(folder, f"model{step:06d}.pt")
 
 
-def _apart(value: Any) -> Any:
-    """``value`` with a copy of each tensor in it that is a part of a larger one.
+def _apart(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """A ``state_dict`` with a copy of each tensor that is a part of a larger one.
 
     In a file such tensors would share memory, which other programs refuse or lose.
     """
-    if isinstance(value, dict):
-        apart = copy.copy(value)  # with its attributes: a state_dict has some
-        apart.update((key, _apart(item)) for key, item in value.items())
-        return apart
-    if isinstance(value, th.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
-        return value.clone()
-    return value
+    apart = copy.copy(weights)  # with its attributes
+    for name, tensor in weights.items():
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:
+            apart[name] = tensor.clone()
+    return apart
 
 
 def _remove_stale_state(folder: str, step: int) -> None:

@@ -1,6 +1,7 @@
 """A model's weights in a few float32 tensors, and the copy of it that computes with them."""
 
 import copy
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,12 +30,15 @@ class MasterWeights:
     :param model: its trainable parameters become views of ``tensors``.
     :param dtype: what linear layers and convolutions of ``working`` hold; where it is the model's
         own, ``working`` is the model.
-    :raises InputError: if the trainable parameters are of several dtypes.
+    :raises InputError: if there are no trainable parameters, or they are of several dtypes.
     """
 
     def __init__(self, model: nn.Module, dtype: th.dtype):
+        self.model = model
         self.params = list(model.parameters())
         self.trained = [p for p in self.params if p.requires_grad]
+        if not self.trained:
+            raise InputError("the model has no parameter to train: all have requires_grad=False")
         if len(dtypes := {str(p.dtype) for p in self.trained}) > 1:
             raise InputError(
                 f"the model's parameters are of several types ({', '.join(sorted(dtypes))}): "
@@ -46,7 +50,7 @@ class MasterWeights:
             p.data = view.detach()
         self.working, self._casts = model, []
         leaves = self.trained
-        if self.trained and dtype != self.trained[0].dtype:
+        if dtype != self.trained[0].dtype:
             self._casts = [tensor.detach().to(dtype) for tensor in self.tensors]
             casts = dict(zip(self.trained, self.views(self._casts), strict=True))
             casts = {p: nn.Parameter(casts[p]) for p in _parameters_to_cast(model) if p in casts}
@@ -74,11 +78,18 @@ class MasterWeights:
         """The gradient of each of ``tensors``, after :meth:`gather`."""
         return [tensor.grad for tensor in self.tensors]
 
+    def zero_grad(self) -> None:
+        """Forget all gradients, those that something else left behind too."""
+        for tensor in (*self.tensors, *itertools.chain(*self._leaves)):
+            tensor.grad = None
+
     @th.no_grad()
     def refresh(self) -> None:
-        """Cast the weights, as they are now, into the copy that computes."""
-        for cast, tensor in zip(self._casts, self.tensors, strict=False):
-            cast.copy_(tensor)
+        """Have the copy that computes follow the weights and the mode of the model."""
+        if self._casts:
+            th._foreach_copy_(self._casts, self.tensors)
+        if self.working.training != self.model.training:
+            self.working.train(self.model.training)
 
     @th.no_grad()
     def gather(self) -> None:
@@ -146,7 +157,8 @@ class MasterWeights:
             return {**state, "param_groups": groups}
         moments = dict(next(iter(each.values())))
         step = moments.pop("step")
-        numbers = iter(self._numbers())
+        theirs = state["param_groups"][0]["params"]
+        numbers = (theirs[number] for number in self._numbers())
         joined = {}
         for i, group in enumerate(self._groups):
             own = [(p, each.get(next(numbers), {})) for p in group]

@@ -50,6 +50,10 @@ class PlainWeights:
     def grads(self) -> list[th.Tensor]:
         return [p.grad for p in self.tensors]
 
+    def zero_grad(self) -> None:
+        for p in self.tensors:
+            p.grad = None
+
     def refresh(self) -> None: ...
 
     def gather(self) -> None: ...

@@ -43,6 +43,8 @@ class TrainLoop:
 
     The arguments up to ``lr_anneal_steps`` are the reference's.
 
+    :param model: its parameters become views of larger tensors. In bf16 and fp16 a copy of it
+        computes, which follows its weights and its mode, but not hooks and layers that come later.
     :param data: iterator of ``(images [N, C, H, W], cond)``; its ``state_dict`` and
         ``load_state_dict``, if it has them, make resuming exact.
     :param batch_size: images of an update on this rank.
@@ -221,7 +223,7 @@ class TrainLoop:
 
     def forward_backward(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
         """Sum the gradients of the batch's microbatches into ``grad``."""
-        self.opt.zero_grad(set_to_none=True)
+        self.weights.zero_grad()
         self.weights.refresh()
         device = dist_util.dev()
         with self.precision.autocast():
@@ -339,7 +341,7 @@ class TrainLoop:
         :raises OSError: on every rank, if it cannot be written.
         """
         ranks = self._gather_rank_states()
-        self.opt.zero_grad(set_to_none=True)
+        self.weights.zero_grad()
         allocator.give_back_memory()  # the workbook is written while no activations are held
         with dist_util.agreeing():
             if dist_util.rank() == 0:
@@ -428,6 +430,7 @@ class TrainLoop:
         if checkpointing.lies_in(self.resume_checkpoint, get_blob_logdir()):
             self.last_saved = self.updates
 
+    @th.no_grad()  # published averages are parameters
     def _load_ema(self, i: int, rate: float) -> bool:
         path = find_ema_checkpoint(self.resume_checkpoint, self.resume_step, rate)
         if not path:

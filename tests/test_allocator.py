@@ -30,18 +30,22 @@ sys.exit(7)
 """
 
 
-def say_all(folder, *words, options=(), **environment):
-    """What a script in ``folder`` says when run with those words and nothing preloaded."""
-    folder.mkdir(exist_ok=True)
-    (folder / "say.py").write_text(SAYS_ALL)
-    return run([*options, str(folder / "say.py"), *words], **environment)
+@pytest.fixture
+def scripts(tmp_path):
+    """A folder of scripts that lies as the project's does, with one that says all."""
+    (tmp_path / "improved_diffusion").mkdir()
+    (tmp_path / "improved_diffusion" / "allocator.py").touch()
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "say.py").write_text(SAYS_ALL)
+    return tmp_path / "scripts"
 
 
-def run(words, **environment):
+def run(words, given="some input", **environment):
+    """What a program says when run with those words and nothing preloaded; what it complains of."""
     kept = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "MALLOC_CONF")}
     done = subprocess.run(
         [sys.executable, *words],
-        input="some input",
+        input=given,
         env=kept | environment,
         capture_output=True,
         text=True,
@@ -52,9 +56,9 @@ def run(words, **environment):
 
 
 @needs_one
-def test_a_script_starts_anew_with_the_first_one_there_is(tmp_path):
+def test_a_script_starts_anew_with_the_first_one_there_is(scripts):
     words = ["--flag", "two words", "", "ö"]
-    said, _ = say_all(tmp_path / "scripts", *words, options=["-u", "-O"])
+    said, _ = run(["-u", "-O", str(scripts / "say.py"), *words])
     assert said == {
         "allocator": AVAILABLE[0].name,
         "argv": words,
@@ -63,38 +67,62 @@ def test_a_script_starts_anew_with_the_first_one_there_is(tmp_path):
     }
 
 
-def test_from_within_its_folder_too(tmp_path, monkeypatch):
-    expected, _ = say_all(tmp_path / "scripts")
-    monkeypatch.chdir(tmp_path / "scripts")
+@needs_one
+def test_from_within_its_folder_too(scripts, monkeypatch):
+    monkeypatch.chdir(scripts)
     said, _ = run(["say.py"])
-    assert said["allocator"] == expected["allocator"]
+    assert said["allocator"] == AVAILABLE[0].name
 
 
+@needs_one
 @pytest.mark.parametrize("preload", ["", "/no/library.so"])
-def test_what_the_environment_preloads_is_left_alone(preload, tmp_path):
-    said, _ = say_all(tmp_path / "scripts", LD_PRELOAD=preload)
+def test_what_the_environment_preloads_is_left_alone(preload, scripts):
+    said, _ = run([str(scripts / "say.py")], LD_PRELOAD=preload)
     assert said["allocator"] == "glibc"
 
 
-def test_other_programs_are_left_alone(tmp_path):
-    said, _ = say_all(tmp_path / "elsewhere")
-    assert said["allocator"] == "glibc"
-    said, _ = run(["-c", SAYS_ALL])
-    assert said["allocator"] == "glibc"
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "say.py").write_text(SAYS_ALL)
-    said, _ = run(["-m", "scripts.say"], PYTHONPATH=str(tmp_path))
+@needs_one
+def test_other_programs_are_left_alone(scripts):
+    assert run(["-c", SAYS_ALL])[0]["allocator"] == "glibc"
+    (scripts.parent / "elsewhere").mkdir()
+    elsewhere = scripts.parent / "elsewhere" / "say.py"
+    elsewhere.write_text(SAYS_ALL)
+    assert run([str(elsewhere)])[0]["allocator"] == "glibc"
+    (scripts.parent / "improved_diffusion" / "allocator.py").unlink()  # scripts of someone else's
+    assert run([str(scripts / "say.py")])[0]["allocator"] == "glibc"
+
+
+@pytest.mark.parametrize(
+    ("before", "is_script"),
+    [
+        ([], True),
+        (["-u", "-O"], True),
+        (["-m", "pdb"], False),
+        (["-mpdb"], False),
+        (["-um", "pdb"], False),
+        (["other.py"], False),
+    ],
+)
+def test_a_script_under_another_program_is_left_alone(before, is_script, scripts, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(scripts / "say.py"), "--flag"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", *before, *sys.argv])
+    assert allocator._runs_a_script() == is_script
+
+
+@needs_one
+def test_a_program_from_stdin_runs_once(scripts, monkeypatch):
+    monkeypatch.chdir(scripts)
+    said, _ = run(["-"], given=SAYS_ALL)
     assert said["allocator"] == "glibc"
 
 
-def test_a_broken_library_does_not_keep_a_script_from_running(tmp_path):
+def test_a_broken_library_does_not_keep_a_script_from_running(scripts, tmp_path):
     header = Path(sys.executable).read_bytes()[:20]
     (tmp_path / "libbroken.so").write_bytes(header)
-    (tmp_path / "scripts").mkdir()
     find = f"allocator._find = lambda _: {str(tmp_path / 'libbroken.so')!r}\n"
     program = "from improved_diffusion import allocator\n" + find + SAYS_ALL
-    (tmp_path / "scripts" / "say.py").write_text(program)
-    said, complaint = run([str(tmp_path / "scripts" / "say.py")])
+    (scripts / "say.py").write_text(program)
+    said, complaint = run([str(scripts / "say.py")])
     assert said["allocator"] == "glibc"
     assert "libbroken.so" in complaint
 
@@ -112,6 +140,14 @@ def test_a_library_for_another_processor_is_not_taken(tmp_path, monkeypatch):
     assert allocator._find("libsome.so") is None
 
 
+@pytest.mark.parametrize("name", ["with space", "with:colon"])
+def test_a_path_that_cannot_be_preloaded_is_not_taken(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / name))
+    (tmp_path / name / "lib").mkdir(parents=True)
+    (tmp_path / name / "lib" / "libsome.so").write_bytes(Path(sys.executable).read_bytes()[:20])
+    assert allocator._find("libsome.so") is None
+
+
 HOLDS = """
 import json, sys
 from pathlib import Path
@@ -120,7 +156,7 @@ from improved_diffusion import allocator
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-allocator.keep_freed_memory()
+assert allocator.keep_freed_memory()
 sizes = [resident()]
 block = b"x" * (200 << 20)
 sizes.append(resident())
@@ -143,3 +179,12 @@ def test_freed_memory_is_kept_until_it_is_given_back(name):
     assert said == name
     assert start < 100 < full
     assert freed > 100 > given_back
+
+
+@needs_one
+def test_an_allocator_with_other_settings_is_not_said_to_keep_memory():
+    program = "from improved_diffusion import allocator; import sys; print('[', end='')\n"
+    program += "print(str(allocator.keep_freed_memory()).lower(), ']'); sys.exit(7)"
+    library = allocator._find(AVAILABLE[0].file)
+    assert run(["-c", program], LD_PRELOAD=library)[0] == [False]
+    assert run(["-c", program], LD_PRELOAD=library, **AVAILABLE[0].settings)[0] == [True]

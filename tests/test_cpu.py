@@ -114,7 +114,9 @@ print(faults[-1])
 def test_configuring_keeps_freed_memory_and_sets_threads():
     def run(tune):
         program = [sys.executable, "-c", FAULTS.format(tune=tune)]
-        return subprocess.run(program, check=True, capture_output=True, text=True).stdout
+        environment = os.environ | {"LD_PRELOAD": ""}
+        done = subprocess.run(program, check=True, capture_output=True, text=True, env=environment)
+        return done.stdout
 
     description, faults = run(tune=True).splitlines()
     assert "3 threads" in description

@@ -234,3 +234,25 @@ def test_weights_of_several_types_are_refused(model):
     model.out.half()
     with pytest.raises(InputError, match=r"of several types .*float16.*make all of them float32"):
         MasterWeights(model, th.float32)
+
+
+def test_a_model_without_anything_to_train_is_refused(model):
+    with pytest.raises(InputError, match="no parameter to train"):
+        MasterWeights(model.requires_grad_(False), th.float32)
+
+
+def test_a_file_may_number_its_parameters_otherwise(model):
+    weights = MasterWeights(model, th.float32)
+    opt = weights.adamw(lr=0.01)
+    make_steps(1, weights, opt, nn.Sequential(copy.deepcopy(model)), th.optim.AdamW([th.zeros(1)]))
+    wanted = opt.state_dict()
+    state = {
+        "state": {number + 100: moments for number, moments in wanted["state"].items()},
+        "param_groups": [
+            {**group, "params": [number + 100 for number in group["params"]]}
+            for group in wanted["param_groups"]
+        ],
+    }
+    again = weights.adamw(lr=0.01)
+    again.load_state_dict(state)
+    assert_same_state(again.state_dict(), wanted)
