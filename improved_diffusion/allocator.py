@@ -1,6 +1,6 @@
 """Where a process gets its memory from: from a fast allocator, which keeps what is freed.
 
-A training step makes some ten thousand requests, large and small. glibc gives each large block
+A training step makes thousands of requests, large and small. glibc gives each large block
 back to the kernel, which clears every page of every activation anew in every step; told to keep
 them, it still takes 5 % of the step to look for blocks. jemalloc and mimalloc take less.
 """
@@ -93,10 +93,12 @@ def _find(file: str) -> str | None:
         "/usr/lib",
     ]
     paths = (os.path.join(folder, file) for folder in folders)
-    fitting = (path for path in paths if _machine_of(path) == _machine_of(sys.executable))
-    return next(
-        (path for path in fitting if not {" ", ":"} & set(path)), None
-    )  # they end a path there
+    ours = _machine_of(sys.executable)
+    for path in paths:
+        can_be_preloaded = not {" ", ":"} & set(path)  # LD_PRELOAD is a list, split there
+        if can_be_preloaded and _machine_of(path) == ours:
+            return path
+    return None
 
 
 def _machine_of(path: str) -> bytes | None:

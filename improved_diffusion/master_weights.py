@@ -14,7 +14,7 @@ from .errors import InputError
 
 CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocast would cast
 LENGTH = 2**20  # of a tensor of weights, at least: longer ones are no faster, and fit in fewer gaps
-ROW = 2**14
+ROW = 2**14  # of a gradient, whose norm is taken exactly enough in float32
 
 State = dict[str, Any]
 

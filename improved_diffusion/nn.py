@@ -49,9 +49,10 @@ def norm_silu(
     rows, weight, bias = _widened(x.contiguous(), norm.weight, norm.bias)
     steps = ()
     if scale is not None:
+        gain = 1 + scale.to(weight.dtype)
         if x.dtype == weight.dtype:
-            steps = weight, bias, 1 + scale, shift
-        weight, bias = fold_modulation(weight, bias, scale, shift)
+            steps = weight, bias, gain, shift
+        weight, bias = fold_modulation(weight, bias, gain, shift)
     return _NormSiLU.apply(rows, weight, bias, steps, norm.num_groups, norm.eps).to(x.dtype)
 
 
@@ -64,14 +65,13 @@ def modulated_norm_silu(
 
 
 def fold_modulation(
-    weight: th.Tensor, bias: th.Tensor, scale: th.Tensor, shift: th.Tensor
+    weight: th.Tensor, bias: th.Tensor, gain: th.Tensor, shift: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
-    """Weight and bias of a norm that is modulated: those of norm(x) (1 + scale) + shift.
+    """Weight and bias of a norm that is modulated: those of norm(x) gain + shift.
 
     Groups of different images never mix, so a batch is one image of N C channels to a norm, each
     with a weight and a bias of its own: in these, the modulation costs no pass over x.
     """
-    gain = 1 + scale.to(weight.dtype)
     return gain * weight, th.addcmul(shift.to(weight.dtype), gain, bias)
 
 

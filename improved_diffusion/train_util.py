@@ -448,9 +448,8 @@ class TrainLoop:
             return False
         fresh = self.opt.state_dict()["param_groups"]
         state = checkpointing.load_optimizer_file(path)
-        if not checkpointing.is_for(
-            self.model_params, state
-        ):  # published fp16 runs keep one flat tensor
+        # Published fp16 runs keep one flat tensor.
+        if not checkpointing.is_for(self.model_params, state):
             logger.warn(f"{path} is for another layout of the weights; its moments start at zero")
             return True
         # The settings are this run's; parameters' numbers are the checkpoint's.

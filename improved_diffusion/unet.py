@@ -202,7 +202,7 @@ def _fold_all(outputs: th.Tensor, blocks: Sequence[ResBlock]) -> Iterable[Folded
     weight = th.stack([norm.weight for norm in norms])[:, None]
     bias = th.stack([norm.bias for norm in norms])[:, None]
     scale, shift = outputs.to(weight.dtype).chunk(2, dim=2)
-    return zip(*(v.unbind() for v in fold_modulation(weight, bias, scale, shift)), strict=True)
+    return zip(*(v.unbind() for v in fold_modulation(weight, bias, 1 + scale, shift)), strict=True)
 
 
 class AttentionBlock(nn.Module):
