@@ -133,7 +133,7 @@ def test_pointwise_is_a_convolution_in_every_precision(dims):
     variables = (x, want.weight, want.bias)
     wanted = th.autograd.grad(want(x).square().sum(), variables)
     for got, expected in zip(gradients, wanted, strict=True):
-        assert F.cosine_similarity(got.flatten(), expected.flatten(), dim=0) > 0.999
+        assert (got - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize("make", [conv_nd, avg_pool_nd])
