@@ -24,7 +24,7 @@ import numpy as np
 from image_folders import Split, check_replaceable, is_whole, write_split
 from tqdm import tqdm
 
-from improved_diffusion.cli import Parser, run, str2bool
+from improved_diffusion.commands.cli import Parser, run, str2bool
 from improved_diffusion.errors import InputError
 
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"

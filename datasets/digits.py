@@ -9,7 +9,7 @@ import numpy as np
 from image_folders import Split, write_split
 from PIL import Image
 
-from improved_diffusion.cli import Parser, run
+from improved_diffusion.commands.cli import Parser, run
 from improved_diffusion.errors import InputError
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from improved_diffusion.errors import InputError
-from improved_diffusion.files import sync_folder
+from improved_diffusion.system.files import sync_folder
 
 MARKER = ".dataset.json"
 OUR_FILES = re.compile(r"[a-z]+_\d{5,}\.png")

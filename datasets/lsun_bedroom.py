@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from improved_diffusion.cli import Parser, run
+from improved_diffusion.commands.cli import Parser, run
 from improved_diffusion.errors import InputError
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 
 from .errors import InputError
-from .files import read_file
+from .system.files import read_file
 
 GPUS_PER_NODE = 8  # the reference's name; where no launcher sets LOCAL_RANK
 Error = TypeVar("Error", bound=Exception)

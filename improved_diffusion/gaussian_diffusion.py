@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from .diffusion.noise_schedules import betas_for_alpha_bar, checked_betas, get_named_beta_schedule
 from .losses import discretized_gaussian_log_likelihood, normal_kl
 from .nn import mean_flat
-from .noise_schedules import betas_for_alpha_bar, checked_betas, get_named_beta_schedule
 
 
 class ModelMeanType(enum.Enum):

@@ -16,9 +16,9 @@ import numpy as np
 import torch as th
 from torch.utils.data import DataLoader, Dataset
 
+from .data.image_files import MODES, class_indices, class_of, list_images, read_image
 from .errors import InputError
-from .files import is_local
-from .image_files import MODES, class_indices, class_of, list_images, read_image
+from .system.files import is_local
 
 
 class BadImageWarning(UserWarning):

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from .errors import InputError
-from .files import is_local
-from .log_formats import KVWriter, SeqWriter, make_output_format, plain
+from .logs.formats import KVWriter, SeqWriter, make_output_format, plain
+from .system.files import is_local
 
 DEBUG = 10
 INFO = 20

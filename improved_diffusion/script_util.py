@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from . import gaussian_diffusion as gd
-from .cli import str2bool
+from .commands.cli import str2bool
 from .errors import InputError, together
-from .flag_help import HELP
-from .model_flags import check_model_flags, sr_check_model_flags
+from .options.flag_help import HELP
+from .options.model_flags import check_model_flags, sr_check_model_flags
 from .respace import SpacedDiffusion, respaced_timesteps
 from .unet import SuperResModel, UNetModel
 

@@ -9,22 +9,24 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
-from . import allocator, checkpointing, cpu, dist_util, logger
-from .architecture import check_fit
-from .checkpointing import parse_resume_step_from_filename
-from .compiling import Compiled
+from . import dist_util, logger
 from .errors import DivergedError, InputError
 from .gaussian_diffusion import GaussianDiffusion
-from .log_formats import cut_csv, cut_json
-from .master_weights import MasterWeights
+from .logs.formats import cut_csv, cut_json
+from .logs.progress import progress_bar
+from .models.architecture import check_fit
 from .nn import update_ema
-from .precision import Precision
-from .previews import Preview, newest_picture
-from .progress import progress_bar
+from .options.train_options import check_training_numbers, parse_ema_rates
+from .reports.run_workbook import export_workbook
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
-from .spreadsheet import export_workbook
-from .stopping import StopSignals
-from .train_options import check_training_numbers, parse_ema_rates
+from .system import allocator, cpu
+from .system.compiling import Compiled
+from .system.precision import Precision
+from .training import checkpoints
+from .training.checkpoints import parse_resume_step_from_filename
+from .training.master_weights import MasterWeights
+from .training.previews import Preview, newest_picture
+from .training.stopping import StopSignals
 
 __all__ = [
     "TrainLoop",
@@ -276,7 +278,7 @@ class TrainLoop:
 
     def _divergence(self) -> str:
         folder = get_blob_logdir()
-        good = checkpointing.newest_checkpoint(folder) or self.resume_checkpoint
+        good = checkpoints.newest_checkpoint(folder) or self.resume_checkpoint
         return (
             f"training diverged: {self.skipped_in_a_row} updates in a row were not finite, up to "
             f"step {self.updates} at learning rate {self.opt.param_groups[0]['lr']:g}; last good "
@@ -347,7 +349,7 @@ class TrainLoop:
             if dist_util.rank() == 0:
                 logger.log(f"Saving checkpoint {self.updates:06d}")
                 parts = self._checkpoint(ranks)
-                checkpointing.save_checkpoint(get_blob_logdir(), self.updates, parts)
+                checkpoints.save_checkpoint(get_blob_logdir(), self.updates, parts)
         self.last_saved = self.updates
         self._remove_older_checkpoints()
         self._export_results()
@@ -355,7 +357,7 @@ class TrainLoop:
     def _remove_older_checkpoints(self) -> None:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
-                checkpointing.remove_older_checkpoints(get_blob_logdir(), self.keep_checkpoints)
+                checkpoints.remove_older_checkpoints(get_blob_logdir(), self.keep_checkpoints)
 
     def _checkpoint(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         emas = zip(self.ema_rate, self.ema_params, strict=True)
@@ -364,7 +366,7 @@ class TrainLoop:
             **{f"ema_{rate}_": self._as_state_dict(params) for rate, params in emas},
             "opt": self.opt.state_dict(),
             "state": {
-                "version": checkpointing.STATE_VERSION,
+                "version": checkpoints.STATE_VERSION,
                 "updates": self.updates,
                 "last_row_step": self.last_row_step,
                 "skipped": [self.skipped, self.skipped_in_a_row],
@@ -377,7 +379,7 @@ class TrainLoop:
 
     def _gather_rank_states(self) -> list[dict[str, Any]]:
         mine = {
-            "random": checkpointing.random_state(),
+            "random": checkpoints.random_state(),
             "sampler": self.schedule_sampler.state_dict(),
             "data": self.data.state_dict() if hasattr(self.data, "state_dict") else None,
             "log_line": logger.get_current().state_dict(),
@@ -411,7 +413,7 @@ class TrainLoop:
         self.resume_step = parse_resume_step_from_filename(path)
         self.last_row_step = self.resume_step - 1
         logger.log(f"Loading model from {path}")
-        checkpointing.load_into(self.model, path)
+        checkpoints.load_into(self.model, path)
 
     def _load_companions(self) -> None:
         """Load what lies beside the model's file; say in one line what does not."""
@@ -427,7 +429,7 @@ class TrainLoop:
             missing.append("state (random numbers, sampler and data start anew)")
         if missing:
             logger.warn(f"Not beside {self.resume_checkpoint}: {'; '.join(missing)}")
-        if checkpointing.lies_in(self.resume_checkpoint, get_blob_logdir()):
+        if checkpoints.lies_in(self.resume_checkpoint, get_blob_logdir()):
             self.last_saved = self.updates
 
     @th.no_grad()  # published averages are parameters
@@ -435,7 +437,7 @@ class TrainLoop:
         path = find_ema_checkpoint(self.resume_checkpoint, self.resume_step, rate)
         if not path:
             return False
-        state = checkpointing.load_model_file(path)
+        state = checkpoints.load_model_file(path)
         check_fit(self.model, state, path)
         for name, average in self._named(self.ema_params[i]).items():
             average.copy_(state[name])
@@ -443,13 +445,13 @@ class TrainLoop:
 
     def _load_optimizer(self) -> bool:
         """Load the optimizer's file, if it is for these weights; False if there is none."""
-        path = checkpointing.companion(self.resume_checkpoint, "opt", self.resume_step)
+        path = checkpoints.companion(self.resume_checkpoint, "opt", self.resume_step)
         if not path:
             return False
         fresh = self.opt.state_dict()["param_groups"]
-        state = checkpointing.load_optimizer_file(path)
+        state = checkpoints.load_optimizer_file(path)
         # Published fp16 runs keep one flat tensor.
-        if not checkpointing.is_for(self.model_params, state):
+        if not checkpoints.is_for(self.model_params, state):
             logger.warn(f"{path} is for another layout of the weights; its moments start at zero")
             return True
         # The settings are this run's; parameters' numbers are the checkpoint's.
@@ -459,10 +461,10 @@ class TrainLoop:
         return True
 
     def _load_state(self) -> bool:
-        path = checkpointing.companion(self.resume_checkpoint, "state", self.resume_step)
+        path = checkpoints.companion(self.resume_checkpoint, "state", self.resume_step)
         if not path:
             return False
-        state = checkpointing.load_state_file(path)
+        state = checkpoints.load_state_file(path)
         if len(state["ranks"]) != dist_util.world_size():
             raise InputError(
                 f"{path} is of a run of {len(state['ranks'])} processes, this one has "
@@ -477,7 +479,7 @@ class TrainLoop:
         self.schedule_sampler.load_state_dict(mine["sampler"])
         if mine["data"] is not None and hasattr(self.data, "load_state_dict"):
             self.data.load_state_dict(mine["data"])
-        checkpointing.restore_random_state(mine["random"])
+        checkpoints.restore_random_state(mine["random"])
         return True
 
     def _cut_log(self, step: int) -> None:
@@ -511,7 +513,7 @@ def find_ema_checkpoint(main_checkpoint: str, step: int, rate: float) -> str | N
     """Path of the EMA of that rate beside a model's file, if it is there."""
     if not main_checkpoint:
         return None
-    return checkpointing.companion(main_checkpoint, f"ema_{rate}_", step)
+    return checkpoints.companion(main_checkpoint, f"ema_{rate}_", step)
 
 
 def log_loss_dict(

@@ -13,9 +13,9 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from improved_diffusion import cli
-from improved_diffusion.cpu import processor_name
+from improved_diffusion.commands import cli
 from improved_diffusion.errors import InputError
+from improved_diffusion.system.cpu import processor_name
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS, RESULTS = Path("runs", "results"), Path("results")  # relative to the project, as all paths

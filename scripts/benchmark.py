@@ -19,16 +19,17 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
-from improved_diffusion import cli, cpu
-from improved_diffusion.allocator import PRELOAD
+from improved_diffusion.commands import cli
 from improved_diffusion.errors import InputError
-from improved_diffusion.files import atomic_write_text
 from improved_diffusion.script_util import (
     add_dict_to_argparser,
     args_to_dict,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
+from improved_diffusion.system import cpu
+from improved_diffusion.system.allocator import PRELOAD
+from improved_diffusion.system.files import atomic_write_text
 
 DEFAULTS = {
     "batch_size": 8,
@@ -203,7 +204,7 @@ def make_step(args: Namespace, task: str, variant: Variant) -> Callable[[], obje
         **args_to_dict(args, model_and_diffusion_defaults())
     )
     if variant.plain:
-        from improved_diffusion.plain import make_plain
+        from plain import make_plain
 
         make_plain(model)
     return (make_training_step if task == "training" else make_sampling_step)(
@@ -213,8 +214,8 @@ def make_step(args: Namespace, task: str, variant: Variant) -> Callable[[], obje
 
 def make_training_step(args: Namespace, variant: Variant, model, diffusion) -> Callable:
     import torch as th
+    from plain import make_loop_plain
 
-    from improved_diffusion.plain import make_loop_plain
     from improved_diffusion.train_util import TrainLoop
 
     loop = TrainLoop(
@@ -241,7 +242,7 @@ def make_training_step(args: Namespace, variant: Variant, model, diffusion) -> C
 def make_sampling_step(args: Namespace, variant: Variant, model, diffusion) -> Callable:
     import torch as th
 
-    from improved_diffusion.sampling_script import evaluating
+    from improved_diffusion.commands.sampling import evaluating
 
     model.eval()
     shape = (args.sample_batch, args.in_channels, args.image_size, args.image_size)

@@ -8,8 +8,9 @@ image_nll.py left there (--log_dir RUN/nll) and the samples of image_sample.py
 from argparse import Namespace
 from pathlib import Path
 
-from improved_diffusion import cli, comparison, comparison_report
+from improved_diffusion.commands import cli
 from improved_diffusion.errors import InputError
+from improved_diffusion.reports import comparison, comparison_report
 
 
 def main() -> None:

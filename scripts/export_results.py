@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from improved_diffusion import cli
+from improved_diffusion.commands import cli
 from improved_diffusion.errors import InputError
-from improved_diffusion.previews import newest_picture
-from improved_diffusion.spreadsheet import export_workbook
+from improved_diffusion.reports.run_workbook import export_workbook
+from improved_diffusion.training.previews import newest_picture
 
 
 def main() -> None:

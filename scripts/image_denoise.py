@@ -11,12 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
-from improved_diffusion import cli, denoising, dist_util, logger, runs
-from improved_diffusion.errors import InputError
-from improved_diffusion.image_files import list_images
-from improved_diffusion.image_grid import make_grid, save_png
-from improved_diffusion.image_noise import ImageNoise
-from improved_diffusion.sampling_script import (
+from improved_diffusion import dist_util, logger
+from improved_diffusion.commands import cli, runs
+from improved_diffusion.commands.sampling import (
     class_numbers,
     describe,
     evaluating,
@@ -24,6 +21,11 @@ from improved_diffusion.sampling_script import (
     load_trained,
     parse_flags_for_model,
 )
+from improved_diffusion.data.image_files import list_images
+from improved_diffusion.data.image_grid import make_grid, save_png
+from improved_diffusion.errors import InputError
+from improved_diffusion.sampling import denoising
+from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.script_util import (
     args_to_dict,
     create_model_and_diffusion,

@@ -5,26 +5,33 @@ from argparse import Namespace
 
 import numpy as np
 
-from improved_diffusion import cli, dist_util, logger, runs
-from improved_diffusion.bits_per_dim import TERMS, BpdTable, estimate_bpd, save_table, strata_bounds
-from improved_diffusion.checkpointing import seed_everything
-from improved_diffusion.errors import InputError
-from improved_diffusion.files import atomic_write
-from improved_diffusion.image_datasets import BatchStream, load_data
-from improved_diffusion.image_noise import ImageNoise
-from improved_diffusion.progress import progress_bar
-from improved_diffusion.sampling_script import (
+from improved_diffusion import dist_util, logger
+from improved_diffusion.commands import cli, runs
+from improved_diffusion.commands.sampling import (
     describe,
     evaluating,
     listed,
     load_trained,
     parse_flags_for_model,
 )
+from improved_diffusion.errors import InputError
+from improved_diffusion.evaluation.bits_per_dim import (
+    TERMS,
+    BpdTable,
+    estimate_bpd,
+    save_table,
+    strata_bounds,
+)
+from improved_diffusion.image_datasets import BatchStream, load_data
+from improved_diffusion.logs.progress import progress_bar
+from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.script_util import (
     args_to_dict,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
+from improved_diffusion.system.files import atomic_write
+from improved_diffusion.training.checkpoints import seed_everything
 
 DEFAULTS = {
     "data_dir": "",

@@ -5,12 +5,9 @@ from collections.abc import Sequence
 
 import torch as th
 
-from improved_diffusion import cli, dist_util, runs
-from improved_diffusion.checkpointing import seed_everything
-from improved_diffusion.errors import InputError
-from improved_diffusion.image_noise import ImageNoise
-from improved_diffusion.samples import Condition
-from improved_diffusion.sampling_script import (
+from improved_diffusion import dist_util
+from improved_diffusion.commands import cli, runs
+from improved_diffusion.commands.sampling import (
     choose_sampler,
     class_numbers,
     count_classes,
@@ -20,11 +17,15 @@ from improved_diffusion.sampling_script import (
     sample,
     sampling_defaults,
 )
+from improved_diffusion.errors import InputError
+from improved_diffusion.sampling.image_noise import ImageNoise
+from improved_diffusion.sampling.samples import Condition
 from improved_diffusion.script_util import (
     args_to_dict,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
+from improved_diffusion.training.checkpoints import seed_everything
 
 
 def main() -> None:

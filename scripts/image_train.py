@@ -1,14 +1,15 @@
 """Train a diffusion model on a folder of images."""
 
-from improved_diffusion import cli, dist_util
-from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion import dist_util
+from improved_diffusion.commands import cli
+from improved_diffusion.commands.training import open_images, parse_training_flags, train
 from improved_diffusion.script_util import (
     args_to_dict,
     check_flags,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
-from improved_diffusion.training_script import open_images, parse_training_flags, train
+from improved_diffusion.training.checkpoints import seed_everything
 
 
 def main() -> None:

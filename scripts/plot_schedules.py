@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from improved_diffusion import cli, plots
+from improved_diffusion.commands import cli
+from improved_diffusion.diffusion.noise_schedules import checked_betas, get_named_beta_schedule
 from improved_diffusion.errors import InputError
-from improved_diffusion.noise_schedules import checked_betas, get_named_beta_schedule
+from improved_diffusion.reports import plots
 from improved_diffusion.script_util import add_dict_to_argparser
 
 DEFAULTS = {

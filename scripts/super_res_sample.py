@@ -9,13 +9,9 @@ from zipfile import BadZipFile
 import numpy as np
 import torch as th
 
-from improved_diffusion import cli, dist_util, logger, runs
-from improved_diffusion.checkpointing import seed_everything
-from improved_diffusion.errors import InputError
-from improved_diffusion.files import read_file
-from improved_diffusion.image_noise import ImageNoise
-from improved_diffusion.samples import Condition
-from improved_diffusion.sampling_script import (
+from improved_diffusion import dist_util, logger
+from improved_diffusion.commands import cli, runs
+from improved_diffusion.commands.sampling import (
     choose_sampler,
     count_classes,
     describe,
@@ -24,11 +20,16 @@ from improved_diffusion.sampling_script import (
     sample,
     sampling_defaults,
 )
+from improved_diffusion.errors import InputError
+from improved_diffusion.sampling.image_noise import ImageNoise
+from improved_diffusion.sampling.samples import Condition
 from improved_diffusion.script_util import (
     args_to_dict,
     sr_create_model_and_diffusion,
     sr_model_and_diffusion_defaults,
 )
+from improved_diffusion.system.files import read_file
+from improved_diffusion.training.checkpoints import seed_everything
 
 
 def main() -> None:

@@ -6,8 +6,14 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 
-from improved_diffusion import cli, dist_util
-from improved_diffusion.checkpointing import seed_everything
+from improved_diffusion import dist_util
+from improved_diffusion.commands import cli
+from improved_diffusion.commands.training import (
+    PREVIEW_IMAGES,
+    open_images,
+    parse_training_flags,
+    train,
+)
 from improved_diffusion.image_datasets import BatchStream
 from improved_diffusion.script_util import (
     args_to_dict,
@@ -16,12 +22,7 @@ from improved_diffusion.script_util import (
     sr_model_and_diffusion_defaults,
 )
 from improved_diffusion.train_util import Batch
-from improved_diffusion.training_script import (
-    PREVIEW_IMAGES,
-    open_images,
-    parse_training_flags,
-    train,
-)
+from improved_diffusion.training.checkpoints import seed_everything
 
 
 class WithLowRes:

@@ -10,10 +10,7 @@ import torch as th
 
 from improved_diffusion import dist_util, logger
 from improved_diffusion.resample import UniformSampler
-from improved_diffusion.script_util import (
-    create_model_and_diffusion,
-    model_and_diffusion_defaults,
-)
+from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from improved_diffusion.train_util import TrainLoop
 
 IMAGES = 8

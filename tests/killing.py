@@ -53,8 +53,8 @@ KINDS = (
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     [
-        "improved_diffusion.training_script",
-        "improved_diffusion.spreadsheet",
+        "improved_diffusion.commands.training",
+        "improved_diffusion.reports.run_workbook",
         "openpyxl",
         "torch._dynamo",  # the first optimizer imports it
     ]
@@ -197,7 +197,9 @@ def die_at(kind: str | None, number: int, log_dir: Path) -> None:
     Events are the beginning and the end of every update and of every row of the CSV, the middle of
     a row, the middle of every file (of a large one twice), every sync, rename and removal.
     """
-    from improved_diffusion import checkpointing, files, log_formats, train_util
+    from improved_diffusion import train_util
+    from improved_diffusion.logs import formats
+    from improved_diffusion.system import files
 
     count = itertools.count()
 
@@ -251,10 +253,10 @@ def die_at(kind: str | None, number: int, log_dir: Path) -> None:
         lambda *_: event("update begins"),
         lambda *_: event("update ends"),
     )
-    around(log_formats.CSVOutputFormat, "writekvs", row_begins, lambda *_: event("row ends"))
+    around(formats.CSVOutputFormat, "writekvs", row_begins, lambda *_: event("row ends"))
     around(os, "fsync", lambda fd: event(f"sync of a {'folder' if is_folder(fd) else 'file'}"))
     around(os, "replace", lambda _, path: event(f"rename of {Path(path).suffix}"))
-    around(checkpointing, "remove_file", lambda _: event("removal"))
+    around(checkpoints, "remove_file", lambda _: event("removal"))
 
 
 def rows(log_dir: Path) -> list[dict[str, str]]:

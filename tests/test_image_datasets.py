@@ -9,7 +9,8 @@ import pytest
 import torch as th
 from PIL import Image
 
-from improved_diffusion import image_datasets, image_files
+from improved_diffusion import image_datasets
+from improved_diffusion.data import image_files
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_datasets import BadImageWarning, ImageDataset, load_data
 

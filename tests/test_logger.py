@@ -10,7 +10,7 @@ import pytest
 
 from improved_diffusion import logger
 from improved_diffusion.errors import InputError
-from improved_diffusion.log_formats import (
+from improved_diffusion.logs.formats import (
     CSVOutputFormat,
     HumanOutputFormat,
     JSONOutputFormat,

@@ -25,7 +25,7 @@ from improved_diffusion.nn import (
     update_ema,
     zero_module,
 )
-from improved_diffusion.precision import Precision
+from improved_diffusion.system.precision import Precision
 
 HALVES = [th.bfloat16, th.float16]
 

@@ -9,15 +9,11 @@ hypothesis = pytest.importorskip("hypothesis", reason="needs the extra 'test'")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from improved_diffusion.cli import Parser  # noqa: E402
+from improved_diffusion.commands.cli import Parser  # noqa: E402
+from improved_diffusion.diffusion.noise_schedules import get_named_beta_schedule  # noqa: E402
 from improved_diffusion.errors import InputError  # noqa: E402
-from improved_diffusion.log_formats import CSVOutputFormat, cut_csv, read_csv  # noqa: E402
-from improved_diffusion.noise_schedules import get_named_beta_schedule  # noqa: E402
-from improved_diffusion.respace import (  # noqa: E402
-    log_snr_timesteps,
-    respaced_timesteps,
-    space_timesteps,
-)
+from improved_diffusion.logs.formats import CSVOutputFormat, cut_csv, read_csv  # noqa: E402
+from improved_diffusion.respace import log_snr_timesteps, respaced_timesteps, space_timesteps  # noqa: E402
 from improved_diffusion.script_util import add_dict_to_argparser, args_to_dict  # noqa: E402
 
 quick = settings(max_examples=60, deadline=None)

@@ -6,9 +6,9 @@ import pytest
 
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion import script_util
-from improved_diffusion.cli import Parser
+from improved_diffusion.commands.cli import Parser
 from improved_diffusion.errors import InputError
-from improved_diffusion.flag_help import HELP
+from improved_diffusion.options.flag_help import HELP
 
 FLAGS = json.loads((Path(__file__).parent / "reference" / "flag_defaults.json").read_text())
 

@@ -8,11 +8,9 @@ import pytest
 import torch as th
 
 from improved_diffusion import logger, script_util
-from improved_diffusion.checkpointing import seed_everything
 from improved_diffusion.errors import DivergedError, InputError
 from improved_diffusion.image_datasets import load_data
 from improved_diffusion.resample import LossSecondMomentResampler, UniformSampler
-from improved_diffusion.stopping import StopSignals
 from improved_diffusion.train_util import (
     TrainLoop,
     find_ema_checkpoint,
@@ -20,6 +18,8 @@ from improved_diffusion.train_util import (
     log_loss_dict,
     parse_ema_rates,
 )
+from improved_diffusion.training.checkpoints import seed_everything
+from improved_diffusion.training.stopping import StopSignals
 
 TIME_COLUMNS = {"wall_time", "steps_per_second"}
 

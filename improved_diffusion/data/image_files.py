@@ -1,0 +1,162 @@
+"""Image files: finding them in a folder, their classes, and reading them without trusting them."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import InputError
+from ..system.files import is_local
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
+# What Pillow may decode, whatever a file is called: some formats that it knows start programs.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MAX_PIXELS = 2**27
+
+
+def list_images(folder: str, *, allow_empty_files: bool = False) -> list[str]:
+    """List the images below ``folder``: paths relative to it, parts joined by ``/``, sorted.
+
+    Hidden files and folders (whose name starts with a dot) are left out.
+
+    :raises InputError: if ``folder`` is no folder or holds no images, or, unless
+        ``allow_empty_files``, if one of them has no bytes.
+    """
+    if is_local(folder):
+        scan, is_folder, exists = _scan_local, os.path.isdir, os.path.exists
+    else:
+        import blobfile as bf  # slow to import, and local folders have no use for it
+
+        scan, is_folder, exists = bf.scandir, bf.isdir, bf.exists
+    if not is_folder(folder):
+        reason = "is not a folder" if exists(folder) else "does not exist"
+        raise InputError(f"image folder {folder} {reason}")
+    names = list(_walk(scan, folder, "", ()))
+    if not names:
+        raise InputError(f"no images ({' '.join(EXTENSIONS)}) in {folder}")
+    if is_local(folder) and not allow_empty_files:
+        for name in names:
+            if os.path.getsize(f"{folder}/{name}") == 0:
+                raise InputError(f"cannot read image {folder}/{name}: it has no bytes")
+    return names
+
+
+class _Entry(NamedTuple):
+    """What :func:`_walk` needs of blobfile's directory entries."""
+
+    path: str
+    name: str
+    is_dir: bool
+
+
+def _scan_local(folder: str) -> Iterator[_Entry]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield _Entry(entry.path, entry.name, entry.is_dir())
+
+
+def _walk(
+    scan: Callable[[str], Iterable[_Entry]], folder: str, prefix: str, parents: tuple[str, ...]
+) -> Iterator[str]:
+    parents = (*parents, os.path.realpath(folder))
+    for entry in sorted(scan(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir:
+            if os.path.realpath(entry.path) not in parents:  # a link to a folder around it
+                yield from _walk(scan, entry.path, f"{prefix}{entry.name}/", parents)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            yield prefix + entry.name
+
+
+def class_indices(names: Sequence[str], folder: str = ".") -> tuple[list[str], list[int]]:
+    """Class names in sorted order, and the index into them of every file in ``names``.
+
+    :raises InputError: naming the first file without a class, in ``folder``.
+    """
+    labels = [class_of(name) for name in names]
+    if not all(labels):
+        unlabelled = names[labels.index("")]
+        raise InputError(
+            f"{folder}/{unlabelled} carries no class label: name the files <class>_<number>.png, "
+            "or train without class_cond"
+        )
+    classes = sorted(set(labels))
+    numbers = {label: number for number, label in enumerate(classes)}
+    return classes, [numbers[label] for label in labels]
+
+
+def class_of(name: str) -> str:
+    """The part of a file's name before the first ``_``; "" where there is none."""
+    label, underscore, _ = name.rpartition("/")[2].partition("_")
+    return label if underscore else ""
+
+
+@contextlib.contextmanager
+def open_image(path: str) -> Iterator[Image.Image]:
+    """Open one image file of a known format; its pixels are decoded when they are asked for.
+
+    :raises InputError: naming the file, if it is missing, or breaks here or within the block.
+    """
+    try:
+        with _open(path) as file, warnings.catch_warnings():
+            # Pillow's, of large pictures: who opens one looks at its size.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                yield image
+    except (MemoryError, InputError):
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"cannot read image {path}: not one of {', '.join(FORMATS)}") from None
+    except Exception as error:  # a decoder raises whatever it stumbles over in a broken file
+        reason = str(error) or type(error).__name__
+        raise InputError(f"cannot read image {path}: {' '.join(reason.split())}") from error
+
+
+def read_image(path: str, resolution: int, in_channels: int = 3) -> np.ndarray:
+    """Read, scale and crop one image file: uint8 [resolution, resolution, in_channels].
+
+    :raises InputError: naming the file, if it is missing, broken, no image of a known format, or
+        claims more than ``MAX_PIXELS`` pixels.
+    """
+    with open_image(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
+        longer, shorter = max(image.size), min(image.size)
+        if resolution**2 * longer > MAX_PIXELS * shorter:
+            raise ValueError(f"it is {longer // shorter} times as long as it is wide")
+        pixels = fit(image, resolution).convert(MODES[in_channels])
+        return np.asarray(pixels).reshape(resolution, resolution, in_channels)
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """Scale the shorter side to ``resolution`` and cut a square out of the middle.
+
+    A large image is first halved with a box filter, as often as its shorter side allows: bicubic
+    interpolation alone would alias.
+    """
+    while min(image.size) >= 2 * resolution:
+        width, height = image.size
+        image = image.resize((width // 2, height // 2), resample=Image.Resampling.BOX)
+    if min(image.size) != resolution:
+        scale = resolution / min(image.size)
+        size = tuple(round(side * scale) for side in image.size)
+        image = image.resize(size, resample=Image.Resampling.BICUBIC)
+    if image.size == (resolution, resolution):
+        return image
+    left, top = ((side - resolution) // 2 for side in image.size)
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+def _open(path: str):
+    if is_local(path):
+        return open(path, "rb")
+    import blobfile as bf  # slow to import, and local files have no use for it
+
+    return bf.BlobFile(path, "rb")

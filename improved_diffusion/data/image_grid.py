@@ -1,0 +1,99 @@
+"""Tensors to pictures: uint8, grids, PNG files."""
+
+import math
+import os
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..system.files import atomic_write
+
+Images = np.ndarray | torch.Tensor
+
+LARGEST_TILE = 128  # pixels a side that small images are enlarged to, at most
+LARGEST_GRID = 1024  # pixels a side of a grid that enlarging may reach
+WHITE = 255
+
+
+def to_uint8(x: Images) -> Images:
+    """Turn model output into pictures.
+
+    :param x: [N, C, H, W], floating point; [-1, 1] is the visible range, the rest is clipped.
+    :return: [N, H, W, C], uint8, an array for an array and a contiguous tensor for a tensor.
+    """
+    if isinstance(x, np.ndarray):
+        return to_uint8(torch.from_numpy(x)).numpy()
+    pixels = ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous()
+
+
+def make_grid(
+    images: Images, columns: int | None = None, padding: int = 2, scale: int | None = None
+) -> np.ndarray:
+    """Lay pictures out row by row, on white.
+
+    :param images: [N, H, W, C], uint8, 1, 3 or 4 channels, at least one picture.
+    :param columns: pictures in a row; default as many as make the grid nearly square.
+    :param padding: pixels around each picture.
+    :param scale: whole factor by which pixels are enlarged; default a pleasant one.
+    :return: [rows * (H * scale + padding) + padding, columns * (W * scale + padding) + padding, C]
+    :raises InputError: if a shape, type or number is not as said.
+    """
+    images = _checked(images, dimensions=4)
+    count, height, width, channels = images.shape
+    if columns is None:
+        columns = math.ceil(math.sqrt(count))
+    if scale is None:
+        scale = _pleasant_scale(max(height, width), columns, padding)
+    if columns < 1 or scale < 1 or padding < 0:
+        raise InputError(
+            f"a grid of {columns} columns, padding {padding} and scale {scale} cannot be made; "
+            "columns and scale start at 1, padding at 0"
+        )
+    rows = math.ceil(count / columns)
+    tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    before = ((0, rows * columns - count), (padding, 0), (padding, 0), (0, 0))
+    tiles = np.pad(tiles, before, constant_values=WHITE)  # [rows * columns, h, w, C]
+    tiles = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(
+        1, 2
+    )  # [rows, h, columns, w, C]
+    grid = tiles.reshape(rows * tiles.shape[1], columns * tiles.shape[3], channels)
+    return np.pad(grid, ((0, padding), (0, padding), (0, 0)), constant_values=WHITE)
+
+
+def save_png(path: str | os.PathLike, image: Images) -> None:
+    """Write one picture, [H, W, C], uint8, 1, 3 or 4 channels, as a PNG file, atomically.
+
+    :raises InputError: if the shape or type is not as said.
+    """
+    from PIL import Image
+
+    image = _checked(image, dimensions=3)
+    with atomic_write(path) as file:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
+
+
+def save_grid(path: str | os.PathLike, images: Images) -> None:
+    """Write pictures, [N, H, W, C], uint8, as one PNG file: :func:`make_grid` of them."""
+    save_png(path, make_grid(images))
+
+
+def _pleasant_scale(size: int, columns: int, padding: int) -> int:
+    room = LARGEST_GRID // max(columns, 1) - padding
+    return max(1, min(LARGEST_TILE, room) // max(size, 1))
+
+
+def _checked(images: Images, dimensions: int) -> np.ndarray:
+    array = images.numpy(force=True) if isinstance(images, torch.Tensor) else np.asarray(images)
+    shape = "[N, H, W, C]" if dimensions == 4 else "[H, W, C]"
+    if array.ndim != dimensions or array.shape[-1] not in (1, 3, 4) or not array.size:
+        raise InputError(
+            f"pictures must have the shape {shape} with 1, 3 or 4 channels, not {array.shape}; "
+            "to_uint8 makes them from model output"
+        )
+    if array.dtype != np.uint8:
+        raise InputError(
+            f"pictures must be uint8, not {array.dtype}; to_uint8 makes them from model output"
+        )
+    return array

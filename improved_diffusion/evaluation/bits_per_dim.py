@@ -1,0 +1,221 @@
+"""Bits/dim from all timesteps or from a sample of them, and the table of terms over t."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from .. import dist_util
+from ..errors import InputError
+from ..gaussian_diffusion import GaussianDiffusion
+from ..reports.sheets import (
+    Line,
+    add_chart,
+    draw_lines,
+    new_book,
+    put_pairs,
+    put_table,
+    put_title,
+    save_book,
+    set_widths,
+)
+from ..sampling.image_noise import ImageNoise
+from ..system.files import atomic_write_text
+
+TERMS = ("vb", "mse", "xstart_mse")
+COLUMNS = ("t", "alpha_bar", "log_snr", "images", *TERMS)
+CHARTS = (
+    ("Variational bound", "bits/dim", "vb"),
+    ("Error of the predicted noise", "mse", "mse"),
+    ("Error of the predicted image", "mse", "xstart_mse"),
+)
+
+
+def strata_bounds(num_timesteps: int, count: int) -> np.ndarray:
+    """Cut the timesteps into ``count`` ranges, each about as large a part of the bound.
+
+    The terms fall about as 1 / t, so the ranges' ends are a geometric sequence; t = 0, which holds
+    the likelihood of the pixels, has a range of its own.
+
+    :return: int64 [count + 1], rising from 0 to ``num_timesteps``.
+    :raises InputError: unless 1 <= count <= num_timesteps.
+    """
+    if not 1 <= count <= num_timesteps:
+        raise InputError(f"num_timesteps must lie in 1..{num_timesteps}, got {count}")
+    k = np.arange(count + 1)
+    ends = np.geomspace(1, num_timesteps, count) if count > 1 else [num_timesteps]
+    bounds = np.round(np.append(0, ends)).astype(np.int64)
+    # Every range holds a timestep at least, and leaves as many to the ranges behind it.
+    bounds[1:] = np.maximum.accumulate(bounds[1:] - k[1:]) + k[1:]
+    return np.maximum.accumulate(np.clip(bounds, k, num_timesteps - count + k))
+
+
+def draw_timesteps(bounds: np.ndarray, noise: ImageNoise) -> tuple[th.Tensor, th.Tensor]:
+    """One uniform timestep of each range for each image of ``noise``.
+
+    :return: timesteps int64 [N, ranges], and the ranges' lengths float32 [ranges].
+    """
+    first = th.from_numpy(bounds[:-1])
+    lengths = th.from_numpy(np.diff(bounds))
+    uniform = noise.rand(len(lengths))
+    return first + (uniform * lengths).long().clamp(max=lengths - 1), lengths.float()
+
+
+def estimate_bpd(
+    diffusion: GaussianDiffusion,
+    model: Callable[..., th.Tensor],
+    x_start: th.Tensor,
+    num_timesteps: int,
+    *,
+    noise: ImageNoise,
+    clip_denoised: bool = True,
+    model_kwargs: dict[str, Any] | None = None,
+    on_step: Callable[[], object] = lambda: None,
+) -> dict[str, th.Tensor]:
+    """An unbiased estimate of ``calc_bpd_loop`` from one timestep of each of some ranges.
+
+    The bound is a sum over all timesteps (DDPM eq. 5); a term drawn from a range, times the
+    range's length, has the range's sum as its expectation.
+
+    :param x_start: [N, C, ...] in [-1, 1].
+    :param num_timesteps: ranges; with as many as the diffusion has timesteps it is the bound.
+    :param noise: of the N images.
+    :param on_step: called after each evaluation of the model.
+    :return: ``total_bpd`` and ``prior_bpd`` [N]; ``t`` int64, ``vb``, ``mse`` and ``xstart_mse``
+        [N, num_timesteps].
+    :raises InputError: if there are not as many timesteps.
+    """
+    bounds = strata_bounds(diffusion.num_timesteps, num_timesteps)
+    t, lengths = (v.to(x_start.device) for v in draw_timesteps(bounds, noise))
+    settings = (clip_denoised, model_kwargs, noise.randn_like)
+    columns = []
+    for column in t.T:
+        columns.append(diffusion.bpd_terms(model, x_start, column, *settings))
+        on_step()
+    terms = {key: th.stack([c[key] for c in columns], dim=1) for key in TERMS}
+    prior = diffusion.prior_bpd(x_start)
+    total = (terms["vb"] * lengths).sum(dim=1) + prior
+    return {"total_bpd": total, "prior_bpd": prior, "t": t, **terms}
+
+
+class BpdTable:
+    """Bits/dim of each image, and the mean of each term at each timestep."""
+
+    def __init__(self, diffusion: GaussianDiffusion):
+        self.alphas_cumprod = diffusion.alphas_cumprod
+        self.counts = np.zeros(diffusion.num_timesteps, dtype=np.int64)
+        self.sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
+        self.totals: list[float] = []
+        self.priors: list[float] = []
+        self.of_each = 0
+
+    def add(self, metrics: Mapping[str, th.Tensor], at_most: int | None = None) -> None:
+        """Take in what :func:`estimate_bpd` returned, on this rank and all others.
+
+        :param at_most: leave out what is more than so many images; the ranks' images take turns.
+        """
+        gathered = {key: _in_turn(value)[:at_most] for key, value in metrics.items()}
+        self.of_each = metrics["t"].shape[1]
+        self.totals += gathered["total_bpd"].tolist()
+        self.priors += gathered["prior_bpd"].tolist()
+        t = gathered["t"].numpy().ravel()
+        np.add.at(self.counts, t, 1)
+        for name in TERMS:
+            np.add.at(self.sums[name], t, gathered[name].double().numpy().ravel())
+
+    @property
+    def mean(self) -> float:
+        """Bits/dim, the mean over the images so far."""
+        return float(np.mean(self.totals))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of :attr:`mean`; NaN for one image."""
+        if len(self.totals) < 2:
+            return math.nan
+        return float(np.std(self.totals, ddof=1) / math.sqrt(len(self.totals)))
+
+    def means(self, name: str) -> np.ndarray:
+        """The mean of a term at each timestep, float [T]; NaN where there is none."""
+        with np.errstate(invalid="ignore"):
+            return self.sums[name] / np.where(self.counts, self.counts, np.nan)
+
+    def rows(self) -> list[tuple]:
+        """:data:`COLUMNS` of each timestep that was evaluated, ascending."""
+        means = {name: self.means(name) for name in TERMS}
+        log_snr = np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod)
+        return [
+            (
+                int(t),
+                float(self.alphas_cumprod[t]),
+                float(log_snr[t]),
+                int(self.counts[t]),
+                *(float(means[name][t]) for name in TERMS),
+            )
+            for t in np.flatnonzero(self.counts)
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """What the whole comes to."""
+        return {
+            "bits/dim": self.mean,
+            "standard error": self.standard_error if len(self.totals) > 1 else None,
+            "of which prior": float(np.mean(self.priors)),
+            "images": len(self.totals),
+            "timesteps of each": self.of_each,
+        }
+
+
+def _in_turn(values: th.Tensor) -> th.Tensor:
+    """The ranks' [N, ...] as [N x ranks, ...] on the CPU: the first of each, then the second."""
+    ranks = dist_util.all_gather_cat(values[None])  # [ranks, N, ...]
+    return ranks.transpose(0, 1).flatten(0, 1).cpu()
+
+
+def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
+    """Write ``bits_per_dim.csv``, ``.json`` (the summary) and ``.xlsx``, and each image's bits.
+
+    ``bits_per_dim_images.csv`` lists the images in the order of their evaluation, so that two
+    models that saw the same ones can be compared image by image.
+
+    :param about: what else the summary says.
+    :return: path of the workbook.
+    """
+    said = {key: _finite_or_none(value) for key, value in {**table.summary(), **about}.items()}
+    stem = os.path.join(folder, "bits_per_dim")
+    lines = [",".join(COLUMNS), *(",".join(map(str, row)) for row in table.rows())]
+    atomic_write_text(f"{stem}.csv", "\n".join(lines) + "\n")
+    atomic_write_text(f"{stem}.json", json.dumps(said, indent=2) + "\n")
+    images = ["image,bits/dim", *(f"{i},{bits}" for i, bits in enumerate(table.totals))]
+    atomic_write_text(f"{stem}_images.csv", "\n".join(images) + "\n")
+    book = new_book()
+    summary = book["summary"]
+    put_title(summary, 1, "Bits per dimension")
+    put_pairs(summary, 3, said)
+    set_widths(summary, [24, 80])
+    _fill_terms(book, table)
+    save_book(book, f"{stem}.xlsx")
+    return f"{stem}.xlsx"
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _fill_terms(book: Any, table: BpdTable) -> None:
+    charts, sheet = book.create_sheet("charts"), book.create_sheet("metrics")
+    columns = list(zip(*table.rows(), strict=True))
+    put_table(sheet, 1, COLUMNS, columns)
+    set_widths(sheet, [12] * len(COLUMNS))
+    sheet.freeze_panes = "B2"
+    x, xs = COLUMNS.index("log_snr") + 1, columns[COLUMNS.index("log_snr")]
+    for number, (title, unit, name) in enumerate(CHARTS):
+        y = COLUMNS.index(name)
+        finite = [value for value in columns[y] if math.isfinite(value)]
+        if finite:
+            line = Line(name, sheet, x, y + 1, xs, finite, len(xs))
+            add_chart(charts, draw_lines(title, "log SNR of the timestep", unit, [line]), number)

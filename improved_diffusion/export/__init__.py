@@ -1,0 +1,1 @@
+"""Handing models on to other libraries."""

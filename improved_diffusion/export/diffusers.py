@@ -1,0 +1,433 @@
+"""Image models as a folder that Hugging Face's diffusers loads with ``DDPMPipeline``.
+
+The network becomes a ``UNet2DModel`` and the process a ``DDPMScheduler``. What those two cannot
+express is refused, and what is written is loaded and compared before it stands under its name.
+diffusers itself is imported where it is used only: the mapping needs nothing of it.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch as th
+
+from ..errors import InputError
+from ..gaussian_diffusion import ModelMeanType, ModelVarType
+from ..nn import NORM_GROUPS, timestep_embedding
+from ..respace import SpacedDiffusion
+from ..system.files import sync_folder
+from ..unet import AttentionBlock, Downsample, ResBlock, SuperResModel, UNetModel, Upsample
+
+UNFINISHED = ".unfinished"  # how the name of a folder in the making ends
+TOLERANCE = 1e-4  # the largest difference of two outputs that counts as rounding
+MODEL_TIMESTEPS = 1000  # what rescaled timesteps run up to
+
+PREDICTIONS = {ModelMeanType.EPSILON: "epsilon", ModelMeanType.START_X: "sample"}
+VARIANCES = {
+    ModelVarType.FIXED_LARGE: "fixed_large",
+    ModelVarType.FIXED_SMALL: "fixed_small",
+    ModelVarType.LEARNED_RANGE: "learned_range",
+}
+
+Weights = Mapping[str, th.Tensor]
+
+
+# -- what can be expressed -----------------------------------------------------------------------
+
+
+def check_expressible(model: UNetModel, diffusion: SpacedDiffusion) -> None:
+    """Whether diffusers has a place for everything of a model and its diffusion.
+
+    :raises InputError: naming all that it has none for.
+    """
+    reasons = [*_reasons_of_the_model(model), *_reasons_of_the_diffusion(diffusion)]
+    if reasons:
+        raise InputError(f"diffusers cannot express this model: {'; '.join(reasons)}")
+
+
+def _reasons_of_the_model(model: UNetModel) -> list[str]:
+    if isinstance(model, SuperResModel):
+        return ["UNet2DModel takes no low-resolution image, which a super-resolution model needs"]
+    reasons = []
+    if model.channel_mult[0] != 1:
+        reasons.append(
+            f"channel_mult begins with {model.channel_mult[0]}, and UNet2DModel's first "
+            "convolution is as wide as its first level (1)"
+        )
+    if model.input_blocks[0][0].weight.ndim != 4:
+        reasons.append("UNet2DModel takes images of two dimensions only")
+    if not all(m.use_conv for m in model.modules() if isinstance(m, (Downsample, Upsample))):
+        reasons.append("UNet2DModel resamples by convolutions, and conv_resample is False")
+    if len({block.use_scale_shift_norm for block in _res_blocks(model)}) > 1:
+        reasons.append("UNet2DModel has one resnet_time_scale_shift for all blocks")
+    return reasons + _reasons_of_the_heads(model)
+
+
+def _reasons_of_the_heads(model: UNetModel) -> list[str]:
+    """Several heads are one width of a head for all levels in diffusers, ours are one number."""
+    sizes = {(block.channels, block.num_heads) for block in _attention_blocks(model)}
+    one_head = all(heads == 1 for _, heads in sizes)
+    if one_head or len({channels // heads for channels, heads in sizes}) == 1:
+        return []
+    told = ", ".join(
+        f"{channels // heads} (of {channels} channels in {heads} heads)"
+        for channels, heads in sorted(sizes)
+    )
+    return [
+        "UNet2DModel has one attention_head_dim for all levels, and the heads here have widths "
+        f"{told} (num_heads 1 everywhere would do, or attention at levels as wide as the last "
+        "only, with num_heads_upsample as num_heads)"
+    ]
+
+
+def _reasons_of_the_diffusion(diffusion: SpacedDiffusion) -> list[str]:
+    reasons = []
+    if diffusion.model_mean_type not in PREDICTIONS:
+        reasons.append(f"DDPMScheduler has no prediction_type {diffusion.model_mean_type.name}")
+    if diffusion.model_var_type not in VARIANCES:
+        reasons.append(f"DDPMScheduler has no variance_type {diffusion.model_var_type.name}")
+    if diffusion.num_timesteps != diffusion.original_num_steps:
+        reasons.append(
+            "the timesteps are respaced, which a scheduler does when it samples: leave "
+            "timestep_respacing out, and give the pipeline num_inference_steps"
+        )
+    return reasons
+
+
+def _res_blocks(model: UNetModel) -> list[ResBlock]:
+    return [module for module in model.modules() if isinstance(module, ResBlock)]
+
+
+def _attention_blocks(model: UNetModel) -> list[AttentionBlock]:
+    return [module for module in model.modules() if isinstance(module, AttentionBlock)]
+
+
+# -- the configurations --------------------------------------------------------------------------
+
+
+def unet_config(model: UNetModel, diffusion: SpacedDiffusion, image_size: int) -> dict[str, Any]:
+    """Arguments of the ``UNet2DModel`` that computes what ``model`` does.
+
+    :raises InputError: see :func:`check_expressible`.
+    """
+    check_expressible(model, diffusion)
+    attends = [2**level in model.attention_resolutions for level in range(len(model.channel_mult))]
+    scale_shift = _res_blocks(model)[0].use_scale_shift_norm
+    return {
+        "sample_size": image_size,
+        "in_channels": model.in_channels,
+        "out_channels": model.out_channels,
+        "block_out_channels": tuple(mult * model.model_channels for mult in model.channel_mult),
+        "layers_per_block": model.num_res_blocks,
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
+        "attention_head_dim": _head_width(model),
+        "dropout": model.dropout,
+        "norm_num_groups": NORM_GROUPS,
+        "attn_norm_num_groups": NORM_GROUPS,  # or a middle block that scales and shifts has none
+        "norm_eps": model.out[0].eps,
+        "downsample_padding": 1,
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+        "num_class_embeds": model.num_classes,
+        **_time_config(diffusion),
+    }
+
+
+def _head_width(model: UNetModel) -> int | None:
+    """Channels of a head; None stands for all that a level has, which is one head."""
+    blocks = _attention_blocks(model)
+    if all(block.num_heads == 1 for block in blocks):
+        return None
+    return blocks[0].channels // blocks[0].num_heads
+
+
+def _time_config(diffusion: SpacedDiffusion) -> dict[str, Any]:
+    if tabulates_time(diffusion):
+        return {
+            "time_embedding_type": "learned",
+            "num_train_timesteps": diffusion.original_num_steps,
+        }
+    return {"time_embedding_type": "positional", "flip_sin_to_cos": True, "freq_shift": 0}
+
+
+def tabulates_time(diffusion: SpacedDiffusion) -> bool:
+    """Whether the model sees timesteps that are not the scheduler's.
+
+    ``UNet2DModel`` cannot scale timesteps. It can look their embedding up in a table, though, and
+    that has room for the embeddings of scaled ones.
+    """
+    return diffusion.rescale_timesteps and diffusion.original_num_steps != MODEL_TIMESTEPS
+
+
+def scheduler_config(diffusion: SpacedDiffusion) -> dict[str, Any]:
+    """Arguments of the ``DDPMScheduler`` whose steps are those of ``diffusion.p_sample``.
+
+    Its variances are ours but for t = 0, where ours stand in for a logarithm of 0 and neither
+    side draws noise; it computes in float32 throughout, see :func:`largest_step_difference`.
+    """
+    return {
+        "num_train_timesteps": diffusion.num_timesteps,
+        "trained_betas": diffusion.betas.tolist(),
+        "prediction_type": PREDICTIONS[diffusion.model_mean_type],
+        "variance_type": VARIANCES[diffusion.model_var_type],
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+    }
+
+
+# -- the weights ---------------------------------------------------------------------------------
+
+# Our name of a module -> theirs; for those of the whole network, then within a residual or an
+# attention block.
+OUTSIDE = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb": "class_embedding",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+IN_RES_BLOCK = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+IN_ATTENTION = {"norm": "group_norm", "qkv": "to_qkv", "proj_out": "to_out.0"}
+RESAMPLING = {"op": "downsamplers.0.conv", "conv": "upsamplers.0.conv"}
+MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
+
+
+def diffusers_name(name: str, num_res_blocks: int) -> str:
+    """The name in a ``UNet2DModel`` of an entry of a ``UNetModel``'s ``state_dict``.
+
+    The three projections of attention are one ``to_qkv`` in these names, see :func:`split_qkv`.
+
+    :raises KeyError: for a name that no ``UNetModel`` has.
+    """
+    module, _, kind = name.rpartition(".")
+    if module in OUTSIDE:
+        return f"{OUTSIDE[module]}.{kind}"
+    match = re.fullmatch(r"(input|middle|output)_blocks?\.(\d+)\.(.+)", module)
+    if match is None:
+        raise KeyError(name)
+    part, number, inner = match.group(1), int(match.group(2)), match.group(3)
+    if part == "middle":
+        return f"mid_block.{MIDDLE[number]}.{_within_block(inner)}.{kind}"
+    # On the way down, the first block is the stem, and each level ends with a Downsample of its
+    # own; on the way up, a level has one residual block more, and its Upsample within the last.
+    level, position = divmod(number - (part == "input"), num_res_blocks + 1)
+    side = "down_blocks" if part == "input" else "up_blocks"
+    inner = inner.partition(".")[2]  # the number of the layer says no more than its name does
+    if inner in RESAMPLING:
+        return f"{side}.{level}.{RESAMPLING[inner]}.{kind}"
+    row = "attentions" if inner in IN_ATTENTION else "resnets"
+    return f"{side}.{level}.{row}.{position}.{_within_block(inner)}.{kind}"
+
+
+def _within_block(inner: str) -> str:
+    return (IN_RES_BLOCK | IN_ATTENTION)[inner]
+
+
+def split_qkv(qkv: th.Tensor, heads: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """Take the projections to queries, keys and values apart.
+
+    :param qkv: weight [3C, C] or bias [3C]; each head's q, k and v rows side by side.
+    :return: three of [C, C] or [C], each with the heads one after the other.
+    """
+    by_head = qkv.reshape(heads, 3, -1, *qkv.shape[1:])
+    q, k, v = (by_head[:, i].flatten(0, 1).contiguous() for i in range(3))
+    return q, k, v
+
+
+def convert_weights(model: UNetModel, diffusion: SpacedDiffusion) -> dict[str, th.Tensor]:
+    """The ``state_dict`` of the ``UNet2DModel`` that :func:`unet_config` describes."""
+    found: dict[str, th.Tensor] = {}
+    for name, value in model.state_dict().items():
+        new = diffusers_name(name, model.num_res_blocks)
+        if ".attentions." in new and value.ndim == 3:
+            value = value[..., 0]  # a convolution of kernel size 1 is a linear layer there
+        if ".to_qkv." in new:
+            heads = model.get_submodule(name.rpartition(".qkv.")[0]).num_heads
+            for letter, part in zip("qkv", split_qkv(value, heads), strict=True):
+                found[new.replace("to_qkv", f"to_{letter}")] = part
+        else:
+            found[new] = value
+    if tabulates_time(diffusion):
+        found["time_proj.weight"] = embedding_table(diffusion, model.model_channels)
+    return found
+
+
+def embedding_table(diffusion: SpacedDiffusion, width: int) -> th.Tensor:
+    """The embedding of each timestep as the model sees it, [T, width]."""
+    steps = diffusion.original_num_steps
+    seen = th.arange(steps).float() * (MODEL_TIMESTEPS / steps)
+    return timestep_embedding(seen, width)
+
+
+# -- the folder ----------------------------------------------------------------------------------
+
+
+def import_diffusers() -> Any:
+    """The package diffusers.
+
+    :raises InputError: if it is not installed.
+    """
+    try:
+        import diffusers
+        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: F401  lazy there
+    except (ImportError, RuntimeError) as error:  # the latter around what fails within it
+        raise InputError(
+            f"diffusers cannot be imported ({error}); pip install -e '.[diffusers]'"
+        ) from None
+    return diffusers
+
+
+def check_out_dir(out_dir: str | os.PathLike) -> None:
+    """:raises InputError: unless a new folder can appear as ``out_dir``."""
+    out = Path(out_dir).absolute()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out_dir {out_dir} is a file; give a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"--out_dir {out_dir} is not empty; give a new folder")
+    if not out.parent.is_dir():
+        raise InputError(f"the folder of --out_dir {out_dir} does not exist; make it first")
+
+
+def write_pipeline(
+    model: UNetModel, diffusion: SpacedDiffusion, image_size: int, out_dir: str | os.PathLike
+) -> tuple[float, float]:
+    """Write the folder for ``DDPMPipeline.from_pretrained``; it appears once it has been checked.
+
+    :param out_dir: a folder that is not there yet, or empty.
+    :return: the largest differences of what was written and loaded again: of the network's
+        outputs, and of whole steps with the same noise.
+    :raises InputError: if diffusers is missing or cannot express the model, the folder is taken,
+        or the outputs differ by more than :data:`TOLERANCE`; nothing is left behind then.
+    """
+    check_out_dir(out_dir)
+    check_expressible(model, diffusion)
+    diffusers = import_diffusers()
+    out = Path(out_dir).absolute()
+    with tempfile.TemporaryDirectory(UNFINISHED, f".{out.name}.", out.parent) as temporary:
+        made = Path(temporary, out.name)
+        build_pipeline(diffusers, model, diffusion, image_size).save_pretrained(made)
+        differences = compare(load_pipeline(diffusers, made), model, diffusion, image_size)
+        if not differences[0] <= TOLERANCE:  # nor if it is not a number
+            raise InputError(
+                f"the exported model differs by {differences[0]:.1e} from this one, more than "
+                f"{TOLERANCE:.0e}; nothing was written (diffusers {diffusers.__version__})"
+            )
+        _settle_files(made)
+        if out.is_dir():
+            out.rmdir()  # empty; Windows renames over no folder
+        os.replace(made, out)
+    sync_folder(out.parent)
+    return differences
+
+
+def build_pipeline(
+    diffusers: Any, model: UNetModel, diffusion: SpacedDiffusion, image_size: int
+) -> Any:
+    """The ``DDPMPipeline`` of a model and its diffusion, in memory."""
+    unet = diffusers.UNet2DModel(**unet_config(model, diffusion, image_size))
+    unet.load_state_dict(convert_weights(model, diffusion))
+    scheduler = diffusers.DDPMScheduler(**scheduler_config(diffusion))
+    return diffusers.DDPMPipeline(unet=unet.eval(), scheduler=scheduler)
+
+
+def load_pipeline(diffusers: Any, folder: str | os.PathLike) -> Any:
+    """``DDPMPipeline.from_pretrained`` of a local folder, without its progress bar."""
+    diffusers.utils.logging.disable_progress_bar()
+    settings = {"local_files_only": True, "low_cpu_mem_usage": False}  # True needs accelerate
+    return diffusers.DDPMPipeline.from_pretrained(os.fspath(folder), **settings)
+
+
+def _settle_files(folder: Path) -> None:
+    """Flush everything in ``folder`` to the disk, so that its name never stands for less."""
+    mode = (folder / "model_index.json").stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        path.chmod(mode)  # safetensors makes files that only their owner can read
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+# -- the comparison ------------------------------------------------------------------------------
+
+
+def compare(
+    pipeline: Any, model: UNetModel, diffusion: SpacedDiffusion, image_size: int
+) -> tuple[float, float]:
+    """The largest differences at several timesteps: of the outputs, and of whole steps."""
+    model = model.eval()
+    shape = (2, model.in_channels, image_size, image_size)
+    generator = th.Generator().manual_seed(0)
+    x = th.randn(shape, generator=generator)
+    labels = None
+    if model.num_classes is not None:
+        labels = th.randint(model.num_classes, (shape[0],), generator=generator)
+    timesteps = _timesteps_to_compare(diffusion.num_timesteps)
+    with th.no_grad():
+        outputs = [_output_difference(pipeline, model, diffusion, x, t, labels) for t in timesteps]
+        return _worst(outputs), largest_step_difference(pipeline.scheduler, diffusion, x, timesteps)
+
+
+def _timesteps_to_compare(count: int) -> list[int]:
+    return sorted({0, min(1, count - 1), count // 2, count - 1})
+
+
+def _output_difference(
+    pipeline: Any,
+    model: UNetModel,
+    diffusion: SpacedDiffusion,
+    x: th.Tensor,
+    t: int,
+    labels: th.Tensor | None,
+) -> float:
+    kwargs = {} if labels is None else {"y": labels}
+    call = diffusion._wrap_model(model)  # shows the model the timesteps that it was trained with
+    ours = call(x, th.full((len(x),), t), **kwargs)
+    theirs = pipeline.unet(x, th.tensor(t), class_labels=labels).sample
+    return float((ours - theirs).abs().max())
+
+
+def largest_step_difference(
+    scheduler: Any, diffusion: SpacedDiffusion, x: th.Tensor, timesteps: list[int]
+) -> float:
+    """The largest difference of ``scheduler.step`` from ``p_sample`` for one output and one noise.
+
+    The output is what a good model would say of a clean image, so that the sizes are those of
+    sampling: below 1e-4 for the named schedules in up to 4,000 steps. ``DDPMScheduler`` keeps the
+    products of 1 - beta in float32, which rounds how it weighs the image against x_t in the last
+    steps: an output that has nothing to do with x_t may differ by 1e-3 there.
+
+    :param x: noise [N, C, H, W] to make the example of.
+    """
+    return _worst([_step_difference(scheduler, diffusion, x, t) for t in timesteps])
+
+
+def _step_difference(scheduler: Any, diffusion: SpacedDiffusion, x: th.Tensor, t: int) -> float:
+    generator = th.Generator().manual_seed(t)
+    x_start = th.rand(x.shape, generator=generator) * 2 - 1
+    steps = th.full((len(x),), t)
+    noisy = diffusion.q_sample(x_start, steps, noise=x)
+    output = x_start if diffusion.model_mean_type is ModelMeanType.START_X else x
+    if diffusion.model_var_type is ModelVarType.LEARNED_RANGE:
+        output = th.cat([output, th.rand(x.shape, generator=generator) * 2 - 1], dim=1)
+    noise = th.randn(x.shape, generator=th.Generator().manual_seed(t))
+    ours = diffusion.p_sample(lambda *_: output, noisy, steps, randn_like=lambda _: noise)
+    theirs = scheduler.step(output, t, noisy, generator=th.Generator().manual_seed(t))
+    return float((ours["sample"] - theirs.prev_sample).abs().max())
+
+
+def _worst(differences: list[float]) -> float:
+    """The largest, or not a number where one is not."""
+    return float(th.tensor(differences).max())

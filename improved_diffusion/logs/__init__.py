@@ -1,0 +1,1 @@
+"""Where the values of a training go, and in which columns."""

@@ -1,0 +1,1 @@
+"""What the networks are made of, and what their weights tell of them."""

@@ -1,0 +1,135 @@
+"""Reading a UNet's flags from its ``state_dict``, to say which flag makes a checkpoint fit."""
+
+import re
+from collections.abc import Mapping
+
+import torch as th
+
+from ..errors import InputError
+
+Weights = Mapping[str, th.Tensor]
+
+IMAGE_CHANNELS = (1, 3, 4)  # grey, colour, colour with alpha
+
+
+def infer_flags(weights: Weights, image_size: int | None = None) -> dict[str, object]:
+    """The flags that shaped a ``UNetModel``'s weights, as far as the weights show them.
+
+    They show at which share of the image's height attention sits, and nothing of the image's size
+    or of the number of heads.
+
+    :param image_size: makes heights of those shares, as the flag has them.
+    :return: flags by name; empty for weights of anything but a ``UNetModel``.
+    """
+    try:
+        return _read_flags(weights, image_size)
+    except (KeyError, IndexError, ValueError):  # an entry that every UNet has is not there
+        return {}
+
+
+def _read_flags(weights: Weights, image_size: int | None) -> dict[str, object]:
+    channels, in_channels = weights["input_blocks.0.0.weight"].shape[:2]
+    images, outputs = _image_channels(in_channels), weights["out.2.weight"].shape[0]
+    levels = _levels(weights)
+    first = weights["input_blocks.1.0.in_layers.2.weight"].shape[0]
+    embedding = weights["input_blocks.1.0.emb_layers.1.weight"].shape[0]
+    label_embedding = weights.get("label_emb.weight")
+    return {
+        "num_channels": channels,
+        "in_channels": images,
+        "super_resolution": in_channels != images,
+        "learn_sigma": outputs == 2 * images,
+        "num_res_blocks": len(levels[0]),
+        "channel_mult": ",".join(f"{_width(weights, level[0]) / channels:g}" for level in levels),
+        "attention_resolutions": ",".join(
+            _height(image_size, 2**depth)
+            for depth, level in enumerate(levels)
+            if _has_attention(weights, level[0])
+        ),
+        "use_scale_shift_norm": embedding == 2 * first,
+        "class_cond": label_embedding is not None,
+        "num_classes": None if label_embedding is None else label_embedding.shape[0],
+    }
+
+
+def _image_channels(in_channels: int) -> int:
+    """Channels of the images: a super-resolution model takes twice as many.
+
+    No number of channels that images have is twice another.
+    """
+    half, odd = divmod(in_channels, 2)
+    return half if half in IMAGE_CHANNELS and not odd else in_channels
+
+
+def _levels(weights: Weights) -> list[list[int]]:
+    """Numbers of the residual input blocks, grouped by resolution."""
+    found = (re.match(r"input_blocks\.(\d+)\.", name) for name in weights)
+    numbers = sorted({int(match.group(1)) for match in found if match})
+    levels: list[list[int]] = [[]]
+    for number in numbers[1:]:
+        if f"input_blocks.{number}.0.op.weight" in weights:
+            levels.append([])
+        else:
+            levels[-1].append(number)
+    return levels
+
+
+def _width(weights: Weights, number: int) -> int:
+    return weights[f"input_blocks.{number}.0.out_layers.3.weight"].shape[0]
+
+
+def _has_attention(weights: Weights, number: int) -> bool:
+    return f"input_blocks.{number}.1.qkv.weight" in weights
+
+
+def _height(image_size: int | None, factor: int) -> str:
+    return f"image_size/{factor}" if image_size is None else str(image_size // factor)
+
+
+def load_weights(model: th.nn.Module, weights: Weights, source: str) -> None:
+    """``model.load_state_dict(weights)`` that explains a misfit in one line.
+
+    :param source: the file's path, for the message.
+    :raises InputError: naming the flags that differ, or the first entry that does not fit.
+    """
+    check_fit(model, weights, source)
+    model.load_state_dict(weights)
+
+
+def check_fit(model: th.nn.Module, weights: Weights, source: str) -> None:
+    """:raises InputError: if ``weights`` are not for ``model``; see :func:`load_weights`."""
+    own = model.state_dict()
+    misfits = sorted(own.keys() ^ weights.keys()) + sorted(
+        name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
+    )
+    if misfits:
+        image_size = getattr(model, "image_size", None)
+        difference = _difference(own, weights, misfits, image_size)
+        raise InputError(f"{source} does not fit the model: {difference}")
+
+
+def _difference(own: Weights, weights: Weights, misfits: list[str], image_size: int | None) -> str:
+    here, there = infer_flags(own, image_size), infer_flags(weights, image_size)
+    if here and there and here["super_resolution"] != there["super_resolution"]:
+        kind, scripts = ("a", "super_res_*") if there["super_resolution"] else ("no", "image_*")
+        return f"it is {kind} super-resolution model; use the {scripts}.py scripts"
+    differing = [flag for flag in there if here.get(flag) != there[flag]]
+    if here and differing:
+        said = (
+            f"{flag} is {_as_word(there[flag])} there and {_as_word(here[flag])} here"
+            for flag in differing
+        )
+        return f"{'; '.join(said)}; give the flags that the checkpoint was trained with"
+    name = misfits[0]
+    if name not in weights:
+        what = "is missing there"
+    elif name not in own:
+        what = "is unknown here"
+    else:
+        what = f"has shape {list(weights[name].shape)} there, {list(own[name].shape)} here"
+    return f"{len(misfits)} entries differ, first {name}, which {what}"
+
+
+def _as_word(value: object) -> str:
+    """A flag's value as it stands on a command line."""
+    return "''" if value == "" else str(value)

@@ -1,0 +1,1 @@
+"""Samplers, and what is drawn with them."""

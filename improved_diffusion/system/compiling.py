@@ -1,0 +1,39 @@
+"""``torch.compile`` that falls back to eager mode where nothing can be compiled."""
+
+import time
+from typing import Any
+
+import torch as th
+
+from .. import logger
+
+
+class Compiled:
+    """A model behind ``torch.compile``, called as the model itself.
+
+    The first call compiles and logs how long that took. Where it fails (most often for want of a
+    C++ compiler), one line says so and the model runs as it is.
+    """
+
+    def __init__(self, model: th.nn.Module):
+        self.model = model
+        self._call: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> th.Tensor:
+        if self._call is None:
+            return self._first_call(*args, **kwargs)
+        return self._call(*args, **kwargs)
+
+    def _first_call(self, *args: Any, **kwargs: Any) -> th.Tensor:
+        started = time.perf_counter()
+        compiled = th.compile(self.model)
+        try:
+            output = compiled(*args, **kwargs)
+        except (th._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:160]
+            logger.warn(f"--compile is left out, the model runs as it is: {reason}")
+            self._call = self.model
+            return self.model(*args, **kwargs)
+        logger.log(f"Compiled the model in {time.perf_counter() - started:.1f} s")
+        self._call = compiled
+        return output

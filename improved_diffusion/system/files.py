@@ -1,0 +1,213 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager as ContextManager
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import InputError
+
+UNFINISHED = ".improved_diffusion.tmp"  # how the names of files in the making end
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether ``path`` lies on this machine's file system rather than behind a URL."""
+    return "://" not in os.fspath(path)
+
+
+class _Sink(io.FileIO):
+    """A file that keeps its first failure, and lets what is written afterwards go nowhere.
+
+    A writer of zip files (``torch.save``, openpyxl, numpy) that met the failure itself would go on
+    to write the archive's end, fail there anew and put another error in the first one's place.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.failure is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.failure = error
+        return memoryview(data).nbytes
+
+
+class _Files:
+    """What :func:`atomic_files` has in hand."""
+
+    def __init__(self) -> None:
+        self._temporaries: dict[str, Path] = {}  # with the places that they are for
+        self._new: list[str | os.PathLike] = []  # where nothing was before
+
+    @contextlib.contextmanager
+    def open(self, path: str | os.PathLike) -> Iterator[IO[bytes]]:
+        if not is_local(path):
+            import blobfile as bf  # slow to import, and local runs have no use for it here
+
+            if not bf.exists(os.fspath(path)):
+                self._new.append(path)
+            with bf.BlobFile(os.fspath(path), "wb") as file:
+                yield file
+            return
+        path = Path(path)
+        with _naming(path):
+            descriptor, temporary = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
+            self._temporaries[temporary] = path
+            sink = _Sink(descriptor, "wb")
+            with io.BufferedWriter(sink) as file:
+                try:
+                    yield file
+                    file.flush()
+                except Exception:
+                    if sink.failure is None:
+                        raise
+                if sink.failure is not None:
+                    raise sink.failure
+                os.fsync(descriptor)
+            os.chmod(temporary, 0o666 & ~_umask())  # a temporary file starts as 0600
+
+    def rename(self) -> None:
+        for temporary, path in self._temporaries.items():
+            if not path.exists():
+                self._new.append(path)
+            with _naming(path):
+                os.replace(temporary, path)
+        for folder in {path.parent for path in self._temporaries.values()}:
+            sync_folder(folder)
+
+    def undo(self) -> None:
+        for temporary in self._temporaries:
+            _remove_if_there(temporary)
+        with contextlib.suppress(OSError):  # the failure that led here is the one to be told
+            for path in reversed(self._new):
+                _remove_if_there(path)
+
+
+@contextlib.contextmanager
+def atomic_files() -> Iterator[Callable[[str | os.PathLike], ContextManager[IO[bytes]]]]:
+    """Write several files, of which none is seen before all are whole.
+
+    Yields a function that opens a path for writing bytes. A local file is written beside its
+    destination and flushed to the disk; when the block ends, all are renamed to their places, in
+    the order in which they were opened. When anything fails, what had been there is there, and
+    what had not been there is gone again, the last one first; only a rename that fails after others
+    leaves those files replaced that had been there before. Behind a URL (``gs://``, ``az://``,
+    ``https://``) blobfile does the writing: each object appears when it is complete.
+
+    :raises OSError: if the folder is missing or not writable, or the disk is full; names the file.
+    """
+    files = _Files()
+    try:
+        yield files.open
+        files.rename()
+    except BaseException:
+        files.undo()
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Open ``path`` for writing bytes, so that readers see the old file or the whole new one.
+
+    See :func:`atomic_files`, of which this is the case of one file.
+    """
+    with atomic_files() as start, start(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+    """Have errors name the file: "No space left on device" alone says too little."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def append_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Add ``data`` to the end of a local file, which is made if missing.
+
+    :raises OSError: if the disk is full; names the file, which is as it was before.
+    """
+    with _naming(path), open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+def remove_file(path: str | os.PathLike) -> None:
+    """Delete a file, local or behind a URL."""
+    if is_local(path):
+        os.unlink(path)
+        return
+    import blobfile as bf  # slow to import, and local runs have no use for it here
+
+    bf.remove(os.fspath(path))
+
+
+def _remove_if_there(path: str | os.PathLike) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        remove_file(path)
+
+
+def remove_leftovers(folder: str | os.PathLike, names: str = "*") -> None:
+    """Delete what :func:`atomic_write` was writing in ``folder`` when its process was killed.
+
+    :param names: pattern of the names of the files that were to be.
+    """
+    for path in Path(folder).glob(f".{names}.*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: str | os.PathLike, text: str) -> None:
+    """Write ``text`` as UTF-8 with :func:`atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The whole content of a file, local or behind a URL.
+
+    :raises InputError: if there is no such file.
+    """
+    try:
+        if is_local(path):
+            return Path(path).read_bytes()
+        import blobfile as bf  # slow to import, and local runs have no use for it here
+
+        with bf.BlobFile(os.fspath(path), "rb") as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        reason = error.strerror or "no such file"
+        raise InputError(f"cannot read {path} ({reason}); check the path") from None
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Make renames in ``folder`` survive a power cut, where the system can sync a folder."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with _naming(folder):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,252 @@
+"""Checkpoints: atomic files, finding them, and everything that is needed to go on exactly.
+
+A checkpoint after NNNNNN updates is ``modelNNNNNN.pt``, one ``ema_RATE_NNNNNN.pt`` a rate,
+``optNNNNNN.pt`` and ``stateNNNNNN.pt``. The last appears last and goes first, so a checkpoint is
+complete when it is there.
+"""
+
+import copy
+import os
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from .. import dist_util
+from ..errors import InputError
+from ..models.architecture import load_weights
+from ..system.files import atomic_files, is_local, remove_file, sync_folder
+
+PART = re.compile(r"(state|model|opt|ema_[0-9.e-]+_)(?P<step>\d{6}|[1-9]\d{6,})\.pt")
+STATE_VERSION = 2
+STATE_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "precision"}
+EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
+SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
+
+
+def join(folder: str, name: str) -> str:
+    """``folder/name``, where the folder may lie behind a URL."""
+    return os.path.join(folder, name) if is_local(folder) else f"{folder.rstrip('/')}/{name}"
+
+
+def list_folder(folder: str) -> list[str]:
+    """Names of the files in ``folder``; none where there is no such folder."""
+    if is_local(folder):
+        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    import blobfile as bf  # slow to import, and local runs have no use for it here
+
+    return sorted(bf.listdir(folder)) if bf.isdir(folder) else []
+
+
+def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
+    """Write the parts of a checkpoint, which appear together when all are whole, ``state`` last.
+
+    :param parts: content of each file by the beginning of its name: ``model``, ``ema_0.9999_``,
+        ``opt``, ``state``.
+    :return: path of the model's file.
+    :raises OSError: if the disk is full; every checkpoint that was complete still is, and nothing
+        is left of one that was not.
+    """
+    _remove_stale_state(folder, step)
+    with atomic_files() as start:
+        for prefix in sorted(parts, key=lambda name: name == "state"):
+            with start(join(folder, f"{prefix}{step:06d}.pt")) as file:
+                is_weights = prefix == "model" or prefix.startswith("ema")
+                th.save(_apart(parts[prefix]) if is_weights else parts[prefix], file)
+    return join(folder, f"model{step:06d}.pt")
+
+
+def _apart(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """A ``state_dict`` with a copy of each tensor that is a part of a larger one.
+
+    In a file such tensors would share memory, which other programs refuse or lose.
+    """
+    apart = copy.copy(weights)  # with its attributes
+    for name, tensor in weights.items():
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:
+            apart[name] = tensor.clone()
+    return apart
+
+
+def _remove_stale_state(folder: str, step: int) -> None:
+    """Remove a torn checkpoint's state, with which the first files of a new one would count."""
+    name = f"state{step:06d}.pt"
+    if step not in complete_steps(folder) and name in list_folder(folder):
+        remove_file(join(folder, name))
+        if is_local(folder):
+            sync_folder(folder)
+
+
+def complete_steps(folder: str) -> list[int]:
+    """Numbers of updates of the complete checkpoints in ``folder``, ascending."""
+    names = set(list_folder(folder))
+    states = (re.fullmatch(r"state(\d{6,})\.pt", name) for name in names)
+    steps = [match.group(1) for match in states if match]
+    return sorted(int(digits) for digits in steps if f"model{digits}.pt" in names)
+
+
+def newest_checkpoint(folder: str) -> str | None:
+    """Path of the model's file of the newest complete checkpoint in ``folder``."""
+    steps = complete_steps(folder)
+    return join(folder, f"model{steps[-1]:06d}.pt") if steps else None
+
+
+def choose_ema(folder: str) -> str:
+    """Path of the EMA to sample from: the newest, and of several rates :func:`best_ema_rate`.
+
+    It is of a complete checkpoint, or if none has an EMA, as in the published code's folders, of
+    any.
+
+    :raises InputError: if the folder has no EMA.
+    """
+    found: dict[int, dict[float, str]] = {}  # names by step and rate
+    for name in list_folder(folder):
+        if match := re.fullmatch(EMA_NAME, name):
+            found.setdefault(int(match.group(2)), {})[float(match.group(1))] = name
+    steps = found.keys() & complete_steps(folder) or found.keys()
+    if not steps:
+        raise InputError(f"{folder} has no checkpoint with an ema_*.pt; name a file in it")
+    step = max(steps)
+    return join(folder, found[step][best_ema_rate(found[step], step)])
+
+
+def best_ema_rate(rates: Iterable[float], step: int) -> float:
+    """The highest rate which holds no more than :data:`SETTLED` of the initial weights after
+    ``step`` updates, or else the lowest rate.
+    """
+    ascending = sorted(rates)
+    settled = [rate for rate in ascending if rate**step <= SETTLED]
+    return settled[-1] if settled else ascending[0]
+
+
+def initial_share(path: str) -> float:
+    """The share of the initial weights in the EMA of that file name; 0 for any other file."""
+    match = re.search(rf"(?:^|[/\\]){EMA_NAME}$", path)
+    return float(match.group(1)) ** int(match.group(2)) if match else 0.0
+
+
+def remove_older_checkpoints(folder: str, keep: int) -> None:
+    """Delete all but the newest ``keep`` complete checkpoints, and what is left of older torn ones.
+
+    0 keeps all.
+    """
+    steps = complete_steps(folder)
+    kept = {f"{step:06d}" for step in steps[-keep:]}
+    parts = filter(None, map(PART.fullmatch, list_folder(folder))) if keep and steps else ()
+    old = [p.string for p in parts if int(p["step"]) < steps[-1] and p["step"] not in kept]
+    # States go first: what is left, should this be interrupted, does not count any more.
+    for name in sorted(old, key=lambda name: not name.startswith("state")):
+        remove_file(join(folder, name))
+
+
+def parse_resume_step_from_filename(filename: str) -> int:
+    """The NNNNNN of ``path/to/modelNNNNNN.pt``; 0 for a name of another form."""
+    match = re.search(r"model(\d+)\.[^./\\]*$", filename)
+    return int(match.group(1)) if match else 0
+
+
+def companion(model_path: str, prefix: str, step: int) -> str | None:
+    """Path of ``<prefix>NNNNNN.pt`` beside a model's file, if it is there."""
+    folder = re.split(r"[^/\\]*$", model_path)[0] or "."
+    name = f"{prefix}{step:06d}.pt"
+    return join(folder, name) if name in list_folder(folder) else None
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether ``folder`` is where the file ``path`` is."""
+    return os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
+
+
+def load_model_file(path: str) -> dict[str, th.Tensor]:
+    """Load a model's or an EMA's ``state_dict``.
+
+    :raises InputError: if the file is missing, unsafe, or another part of a checkpoint.
+    """
+    state = dist_util.load_state_dict(path, map_location="cpu")
+    if isinstance(state, dict) and {"state", "param_groups"} <= state.keys():
+        raise InputError(f"{path} is an optimizer's file; give the model*.pt or ema_*.pt beside it")
+    if isinstance(state, dict) and "version" in state and "updates" in state:
+        raise InputError(f"{path} is a run's state; give the model*.pt or ema_*.pt beside it")
+    if not isinstance(state, dict) or not all(isinstance(v, th.Tensor) for v in state.values()):
+        raise InputError(f"{path} holds no model weights; give a model*.pt or ema_*.pt file")
+    return state
+
+
+def load_optimizer_file(path: str) -> dict[str, Any]:
+    """:raises InputError: if the file is missing, unsafe, or no optimizer's."""
+    state = dist_util.load_state_dict(path, map_location="cpu")
+    try:
+        whole = all("params" in group for group in state["param_groups"]) and "state" in state
+    except (TypeError, LookupError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path} is no optimizer's file; move it away or restore it")
+    return state
+
+
+def is_for(params: Sequence[th.Tensor], state: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's file is for as many parameters, of the same shapes, as ``params``."""
+    groups = state["param_groups"]
+    if len(groups) != 1 or len(groups[0]["params"]) != len(params):
+        return False
+    numbers = groups[0]["params"]
+    moments = [state["state"].get(number, {}).get("exp_avg") for number in numbers]
+    pairs = zip(moments, params, strict=True)
+    return all(moment is None or moment.shape == p.shape for moment, p in pairs)
+
+
+def load_state_file(path: str) -> dict[str, Any]:
+    """:raises InputError: if the file is missing, unsafe, or no run's state of this version."""
+    state = dist_util.load_state_dict(path, map_location="cpu")
+    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+        raise InputError(f"{path} is no run's state; move it away or restore it")
+    if state["version"] != STATE_VERSION:
+        raise InputError(
+            f"{path} is of version {state['version']}, this program reads {STATE_VERSION}; "
+            "continue with the program that wrote it"
+        )
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """State of the global generators of Python, numpy and torch, as plain values and tensors."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": [version, th.tensor(numbers, dtype=th.int64), gauss],
+        "numpy": [name, th.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": th.get_rng_state(),
+    }
+    if th.cuda.is_available():
+        state["cuda"] = th.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put the global generators where :func:`random_state` found them."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    th.set_rng_state(state["torch"])
+    if "cuda" in state and th.cuda.is_available():
+        th.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch; each rank gets its own stream."""
+    seed = (seed + 1_000_003 * dist_util.rank()) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    th.manual_seed(seed)
+
+
+def load_into(model: th.nn.Module, path: str) -> None:
+    """Load a model's or an EMA's file into ``model``.
+
+    :raises InputError: if it cannot be loaded, or does not fit; names the flag that differs.
+    """
+    load_weights(model, load_model_file(path), path)

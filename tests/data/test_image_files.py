@@ -1,0 +1,77 @@
+"""Image files: found in folders, read safely, scaled and cut."""
+
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from improved_diffusion.data import image_files
+from improved_diffusion.data.image_files import read_image
+from improved_diffusion.errors import InputError
+
+SIZE = 8
+
+
+def gradient(width, height, mode="RGB"):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, channels))
+    return Image.fromarray(pixels.astype(np.uint8).squeeze(), mode)
+
+
+def test_folders_are_searched_without_hidden_or_endless_ones(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    for name in ("deep/er/b.JPG", "a.webp", "c.Bmp", "d.gif", "z.jpeg", ".hidden/e.png", ".f.png"):
+        gradient(SIZE, SIZE).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    names = ["a.webp", "c.Bmp", "d.gif", "deep/er/b.JPG", "z.jpeg"]
+    assert image_files.list_images(str(tmp_path)) == names
+    assert all(read_image(f"{tmp_path}/{name}", SIZE).shape == (SIZE, SIZE, 3) for name in names)
+
+
+def test_images_are_halved_scaled_and_cropped(tmp_path):
+    image = gradient(75, 41)
+    image.save(tmp_path / "a.png")
+    halved = image.resize((37, 20), Image.Resampling.BOX).resize((18, 10), Image.Resampling.BOX)
+    scaled = halved.resize((14, 8), Image.Resampling.BICUBIC)  # 18 * 8 / 10 = 14.4
+    expected = np.asarray(scaled)[:, 3:11]
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), 8), expected)
+
+
+def test_small_images_are_enlarged_and_right_ones_left_alone(tmp_path):
+    image = gradient(SIZE, SIZE)
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), SIZE), np.asarray(image))
+    bigger = image.resize((20, 20), Image.Resampling.BICUBIC)
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), 20), np.asarray(bigger))
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    for side in (100_000, 12_000):  # beyond Pillow's own limit, and below it
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        path = tmp_path / f"{side}.png"
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(bytes(100)))
+            + chunk(b"IEND", b"")
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with pytest.raises(InputError, match=rf"{side}\.png.*pixels"):
+                read_image(str(path), 8)
+
+
+def test_only_known_formats_are_decoded_whatever_the_file_is_called(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(InputError, match="not one of PNG, JPEG"):
+        read_image(str(tmp_path / "a.png"), 8)

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from improved_diffusion.data.image_grid import make_grid, save_grid, save_png, to_uint8
+from improved_diffusion.errors import InputError
+
+
+def pictures(count=5, size=4, channels=3, seed=0):
+    shape = (count, size, size, channels)
+    return np.random.RandomState(seed).randint(0, 255, shape).astype(np.uint8)
+
+
+def test_to_uint8_truncates_and_clips():
+    x = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 1.0, 3.0]).reshape(1, 1, 1, 7)
+    pixels = to_uint8(x)
+    assert pixels.dtype == torch.uint8
+    assert pixels.flatten().tolist() == [0, 0, 0, 127, 191, 255, 255]
+
+
+def test_to_uint8_moves_channels_last_and_keeps_the_kind():
+    x = np.random.RandomState(0).uniform(-1, 1, (2, 3, 4, 5)).astype(np.float32)
+    from_array, from_tensor = to_uint8(x), to_uint8(torch.from_numpy(x))
+    assert isinstance(from_array, np.ndarray)
+    assert from_tensor.is_contiguous()
+    assert from_array.shape == (2, 4, 5, 3)
+    np.testing.assert_array_equal(from_array, from_tensor.numpy())
+    assert from_array[1, 2, 3, 0] == int((x[1, 0, 2, 3] + 1) * 127.5)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_every_picture_stands_in_its_place(channels, scale):
+    images = pictures(channels=channels)
+    grid = make_grid(images, columns=3, padding=2, scale=scale)
+    side = 4 * scale
+    assert grid.shape == (2 * (side + 2) + 2, 3 * (side + 2) + 2, channels)
+    covered = np.zeros(grid.shape, dtype=bool)
+    for n, image in enumerate(images):
+        top, left = 2 + (n // 3) * (side + 2), 2 + (n % 3) * (side + 2)
+        tile = grid[top : top + side, left : left + side]
+        covered[top : top + side, left : left + side] = True
+        np.testing.assert_array_equal(tile, np.kron(image, np.ones((scale, scale, 1), np.uint8)))
+    assert (grid[~covered] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "shape"),
+    [
+        (16, 32, (4 * 130 + 2, 4 * 130 + 2)),  # enlarged four times
+        (64, 32, (8 * 98 + 2, 8 * 98 + 2)),  # three times: the grid stays below 1024
+        (5, 64, (2 * 130 + 2, 3 * 130 + 2)),
+        (2, 256, (258 + 2, 2 * 258 + 2)),
+        (1, 32, (132, 132)),
+    ],
+)
+def test_default_layout_is_near_square_and_pleasant(count, size, shape):
+    assert make_grid(pictures(count, size)).shape == (*shape, 3)
+
+
+def test_tensors_are_taken():
+    images = pictures()
+    np.testing.assert_array_equal(make_grid(torch.from_numpy(images)), make_grid(images))
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_png_comes_back_unchanged(tmp_path, channels, mode):
+    image = pictures(channels=channels)[0]
+    save_png(tmp_path / "x.png", torch.from_numpy(image))
+    with Image.open(tmp_path / "x.png") as back:
+        assert (back.format, back.mode) == ("PNG", mode)
+        np.testing.assert_array_equal(np.asarray(back).reshape(image.shape), image)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_save_grid(tmp_path):
+    images = pictures()
+    save_grid(tmp_path / "grid.png", images)
+    with Image.open(tmp_path / "grid.png") as back:
+        np.testing.assert_array_equal(np.asarray(back), make_grid(images))
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (np.zeros((2, 3, 8, 8), np.uint8), {}, "1, 3 or 4 channels"),
+        (np.zeros((8, 8, 3), np.uint8), {}, r"\[N, H, W, C\]"),
+        (np.zeros((0, 8, 8, 3), np.uint8), {}, "shape"),
+        (np.zeros((2, 8, 8, 3), np.float32), {}, "uint8, not float32"),
+        (np.zeros((2, 8, 8, 3), np.uint8), {"columns": 0}, "0 columns"),
+        (np.zeros((2, 8, 8, 3), np.uint8), {"scale": 0}, "scale 0"),
+        (np.zeros((2, 8, 8, 3), np.uint8), {"padding": -1}, "padding -1"),
+    ],
+)
+def test_what_is_no_grid_of_pictures_is_refused(images, options, message):
+    with pytest.raises(InputError, match=message):
+        make_grid(images, **options)

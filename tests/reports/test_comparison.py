@@ -1,0 +1,291 @@
+import csv
+import json
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch as th
+from openpyxl import load_workbook
+
+from improved_diffusion.data.image_grid import save_grid
+from improved_diffusion.errors import InputError
+from improved_diffusion.evaluation.bits_per_dim import BpdTable, estimate_bpd, save_table
+from improved_diffusion.reports import comparison, comparison_report
+from improved_diffusion.sampling.image_noise import ImageNoise
+from improved_diffusion.script_util import create_gaussian_diffusion
+
+pytest.importorskip("matplotlib", reason="comparing draws with matplotlib")
+
+ROWS = 120
+
+
+def make_run(folder, schedule="linear", scale=1.0, evaluated=("nll",), pictured=("ddpm",)):
+    """The folder of a run with a log, bits/dim and samples."""
+    folder.mkdir(parents=True)
+    names = ["step", "loss", "mse", "grad_norm", *comparison.QUARTERS, "wall_time"]
+    with open(folder / "progress.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for i in range(ROWS):
+            loss = scale / (i + 1)
+            quarters = [loss * (4 - q) if (i + q) % 3 else "" for q in range(4)]
+            writer.writerow([10 * i, loss, loss, 2 * loss, *quarters, 1.5 * (i + 1)])
+    flags = {"noise_schedule": schedule, "poly_power": 2.0, "precision": "bf16"}
+    (folder / "config.json").write_text(json.dumps({"flags": flags}))
+    diffusion = create_gaussian_diffusion(steps=40, noise_schedule=schedule)
+    for name in evaluated:
+        (folder / name).mkdir()
+        table = BpdTable(diffusion)
+        th.manual_seed(0)
+        x_start = th.rand(6, 3, 4, 4) * 2 - 1
+        noise = ImageNoise(0, range(6))
+        table.add(estimate_bpd(diffusion, lambda x, t: scale * x, x_start, 20, noise=noise))
+        save_table(str(folder / name), table, {"names of images, sha256": "0a", "seed": 0})
+    for name in pictured:
+        (folder / name).mkdir()
+        pixels = np.full((4, 8, 8, 3), int(100 * scale), dtype=np.uint8)
+        save_grid(folder / name / "samples_4x8x8x3.png", pixels)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    one = make_run(tmp_path / "one", pictured=("ddpm", "dpmpp"))
+    two = make_run(tmp_path / "two", schedule="polynomial", scale=0.5)
+    return [comparison.read_run(folder) for folder in (one, two)]
+
+
+def test_a_run_is_read_with_all_that_lies_in_it(runs):
+    one, two = runs
+    assert one.name == "one"
+    assert len(one.log) == ROWS
+    assert math.isnan(one.log["mse_q0"][0])
+    assert [e.name for e in one.evaluations] == ["nll"]
+    assert list(one.pictures) == ["ddpm", "dpmpp"]
+    assert one.evaluations[0].summary["images"] == 6
+    assert two.config["flags"]["noise_schedule"] == "polynomial"
+
+
+def test_facts(runs):
+    facts = comparison.facts(runs[1])
+    assert facts["schedule"] == "polynomial, power 2"
+    assert facts["updates"] == 10 * (ROWS - 1) + 1
+    assert facts["hours"] == pytest.approx(1.5 * ROWS / 3600)
+    tail = [0.5 / (i + 1) for i in range(ROWS - 12, ROWS)]
+    assert facts["loss, last tenth"] == pytest.approx(np.mean(tail))
+
+
+def test_curves_are_means_of_the_rows_before(runs):
+    curve = comparison.smoothed(runs[0].log)
+    assert curve["loss"][9] == pytest.approx((1 / 9 + 1 / 10) / 2)  # 120 // 50 rows
+    assert curve["step"].tolist() == runs[0].log["step"].tolist()
+
+
+def test_errors_are_read_off_at_a_log_snr_wherever_the_timesteps_are():
+    def line(places):
+        return np.array([[place, 3 + 2 * place, 5] for place in places])
+
+    for places in ([0.1, 0.7, 1.8], [-7.0, 9.0], [-0.4, 0.9, 4.0]):
+        assert comparison.error_at(line(places), 1.0) == pytest.approx(5.0)
+    assert comparison.error_at(line([1.0]), 1.0) == pytest.approx(5.0)
+    assert math.isnan(comparison.error_at(line([1.1, 1.5]), 1.0))
+    assert math.isnan(comparison.error_at(line([0.1, 0.9]), 1.0))
+
+
+def test_timesteps_count_as_often_as_they_were_drawn():
+    terms = np.array([[0.0, 1.0, 900], [0.0, 11.0, 100]])
+    assert comparison.error_at(terms, 0.0) == pytest.approx(2.0)
+
+
+def test_errors_of_all_runs_share_their_places(runs):
+    table = comparison.error_table(runs)
+    assert list(table) == ["log-SNR", "one, nll", "two, nll"]
+    assert all(place % 2 == 1 for place in table["log-SNR"])
+    assert np.diff(table["log-SNR"]).tolist() == [2.0] * (len(table["log-SNR"]) - 1)
+    for run in runs:
+        terms = run.evaluations[0].terms
+        for place, value in zip(table["log-SNR"], table[f"{run.name}, nll"], strict=True):
+            inside = terms[:, 0].min() <= place <= terms[:, 0].max()
+            assert (value is not None) == inside
+
+
+def test_errors_in_bits_do_not_depend_on_the_schedule():
+    """The best prediction of independent normal pixels errs by alpha_bar, whatever the schedule."""
+
+    def bits(schedule):
+        ab = create_gaussian_diffusion(steps=1000, noise_schedule=schedule).alphas_cumprod
+        return comparison.error_bits(np.stack([np.log(ab / (1 - ab)), ab, ab * 0 + 1], 1), -9, 9)
+
+    area = np.log1p(np.exp(9.0)) - np.log1p(np.exp(-9.0))  # of the logistic function
+    for schedule in ("linear", "cosine", "polynomial"):
+        assert bits(schedule) == pytest.approx(area / (2 * np.log(2)), rel=2e-3)
+
+
+def test_differences_are_taken_image_by_image(runs):
+    one, two = (run.evaluations[0] for run in runs)
+    mean, error = comparison.paired_difference(two, one)
+    gaps = two.images - one.images
+    assert len(gaps) == 6
+    assert mean == pytest.approx(two.summary["bits/dim"] - one.summary["bits/dim"])
+    assert error == pytest.approx(np.std(gaps, ddof=1) / math.sqrt(6))
+    table = comparison.difference_table(runs)
+    assert table["run"] == ["two"]
+    assert table["difference"] == [mean]
+    others = (
+        two._replace(images=two.images[:5]),
+        two._replace(images=np.array([])),
+        two._replace(summary={**two.summary, "seed": 1}),
+        two._replace(summary={**two.summary, "names of images, sha256": "0b"}),
+    )
+    assert [comparison.paired_difference(other, one) for other in others] == [None] * 4
+    nameless = {key: value for key, value in one.summary.items() if "names" not in key}
+    of_unknown = (e._replace(summary=nameless) for e in (one, two))
+    assert comparison.paired_difference(*of_unknown) is None
+
+
+def test_the_workbook(runs, tmp_path):
+    comparison_report.save_samples(runs, tmp_path / "samples.png")
+    comparison_report.save_workbook(
+        runs, tmp_path / "x.xlsx", tmp_path / "samples.png", "of copies"
+    )
+    book = load_workbook(tmp_path / "x.xlsx")
+    sheets = ["summary", "charts", "1 one", "2 two", "error at equal log-SNR", "samples"]
+    assert book.sheetnames == sheets
+    charts = book["charts"]._charts
+    assert len(charts) == len(comparison.CURVES) + len(comparison.QUARTERS) + 1
+    assert all(len(chart.series) == 2 for chart in charts)
+    cells = [cell.value for row in book["summary"].iter_rows() for cell in row]
+    assert comparison.WARNING in cells
+    assert "The same images, less their bits in one" in cells
+    assert book["summary"]["A2"].value == book["charts"]["A1"].value == "of copies"
+    assert book["samples"]["A2"].value == "of copies"
+    assert runs[0].evaluations[0].summary["bits/dim"] in cells
+    assert book["1 one"].max_row == ROWS + 1
+
+
+def test_pictures(runs, tmp_path):
+    for note in ("", "a note of the runs"):
+        comparison_report.save_curves(runs, tmp_path / f"curves{note}.png", note)
+        assert comparison_report.save_samples(runs, tmp_path / f"samples{note}.png", note)
+    for name in ("curves", "samples"):
+        plain, noted = (tmp_path / f"{name}{note}.png" for note in ("", "a note of the runs"))
+        assert plain.read_bytes().startswith(b"\x89PNG")
+        assert plain.read_bytes() != noted.read_bytes()
+
+
+def test_runs_without_evaluations_are_compared_too(tmp_path):
+    bare = [
+        comparison.read_run(make_run(tmp_path / name, evaluated=(), pictured=()))
+        for name in ("one", "two")
+    ]
+    assert comparison.error_table(bare) == {}
+    comparison_report.save_workbook(bare, tmp_path / "x.xlsx", None)
+    assert "samples" not in load_workbook(tmp_path / "x.xlsx").sheetnames
+    comparison_report.save_curves(bare, tmp_path / "curves.png")
+    assert not comparison_report.save_samples(bare, tmp_path / "samples.png")
+
+
+def test_any_name_and_a_run_that_diverged(tmp_path):
+    folder = make_run(tmp_path / "lr:0.1 [a]", scale=math.nan, evaluated=(), pictured=())
+    run = comparison.read_run(folder)
+    comparison_report.save_workbook([run], tmp_path / "x.xlsx", None)
+    assert load_workbook(tmp_path / "x.xlsx").sheetnames[2] == "1 lr-0.1 -a-"
+
+
+def test_a_model_that_diverged_does_not_keep_others_from_being_compared(tmp_path):
+    bad, good = (make_run(tmp_path / name) for name in ("$bad_", "_good"))
+    summary = json.loads((bad / "nll" / "bits_per_dim.json").read_text())
+    summary |= {"bits/dim": None, "standard error": None}
+    (bad / "nll" / "bits_per_dim.json").write_text(json.dumps(summary))
+    rows = (bad / "nll" / "bits_per_dim.csv").read_text().splitlines()
+    nans = [",".join([*row.split(",")[:4], "nan", "nan", "nan"]) for row in rows[1:]]
+    (bad / "nll" / "bits_per_dim.csv").write_text("\n".join([rows[0], *nans]) + "\n")
+    runs = [comparison.read_run(folder) for folder in (bad, good)]
+    table = comparison.bits_table(runs)
+    assert math.isnan(table["bits/dim"][0])
+    column = next(name for name in table if name.startswith("by the errors"))
+    assert math.isnan(table[column][0])
+    assert table[column][1] > 0
+    comparison_report.save_workbook(runs, tmp_path / "x.xlsx", None)
+    comparison_report.save_curves(runs, tmp_path / "curves.png", "costs $5 or $\\bad$")
+
+
+def test_names_are_drawn_as_they_are(runs, tmp_path, monkeypatch):
+    """Neither dollar signs nor a line at the front mean anything."""
+    figures = []
+    monkeypatch.setattr(
+        comparison_report.plots, "save_figure", lambda figure, path: figures.append(figure)
+    )
+    renamed = [run._replace(name=name) for run, name in zip(runs, ("_a", "$b$"), strict=True)]
+    comparison_report.save_curves(renamed, tmp_path / "curves.png", "costs $5 or $6")
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["_a", "$b$"]
+    ratio = figures[0].axes[8]._left_title
+    assert ratio.get_text() == "The same, over that of _a"
+    texts = [*legend.get_texts(), figures[0]._supxlabel, ratio]
+    assert not any(text.get_parse_math() for text in texts)
+
+
+def test_an_evaluation_of_one_name_is_drawn_for_all(tmp_path, monkeypatch):
+    one = comparison.read_run(make_run(tmp_path / "one", evaluated=("nll", "nll_b")))
+    two = comparison.read_run(make_run(tmp_path / "two", evaluated=("nll_b",), scale=0.5))
+    figures = []
+    monkeypatch.setattr(
+        comparison_report.plots, "save_figure", lambda figure, path: figures.append(figure)
+    )
+    comparison_report.save_curves([one, two], tmp_path / "curves.png")
+    assert figures[0].axes[7].get_title(loc="left") == "Error at equal log-SNR, nll_b"
+
+
+def test_the_newest_grid_of_a_folder_is_shown(tmp_path):
+    folder = make_run(tmp_path / "one")
+    newer = folder / "ddpm" / "samples_16x8x8x3.png"
+    save_grid(newer, np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    os.utime(folder / "ddpm" / "samples_4x8x8x3.png", (1, 1))
+    assert comparison.read_run(folder).pictures["ddpm"] == newer
+
+
+def spoil(folder, name, text):
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("progress.csv", "a,b\n1,2\n", "has no step and loss"),
+        ("config.json", "{", "is not valid JSON"),
+        ("nll/bits_per_dim.json", "[]", "is not what it should be"),
+        ("nll/bits_per_dim.json", "{}", "holds no evaluation"),
+        ("nll/bits_per_dim.json", '{"bits/dim": "x", "standard error": 1}', "holds no evaluation"),
+        ("nll/bits_per_dim.csv", "t,mse\n1,x\n", "holds no evaluation"),
+        ("nll/bits_per_dim_images.csv", "image,bits\n0,1\n", "holds no evaluation"),
+    ],
+)
+def test_what_cannot_be_read_is_said(name, text, said, tmp_path):
+    folder = make_run(tmp_path / "one")
+    spoil(folder, name, text)
+    with pytest.raises(InputError, match=said):
+        comparison.read_run(folder)
+
+
+def test_the_script(tmp_path, scripts):
+    for name, scale in (("a", 1.0), ("b", 0.5)):
+        make_run(tmp_path / name, scale=scale)
+    folders = (tmp_path / "a", tmp_path / "b")
+    out, _ = scripts.run("compare_runs.py", *folders, out=tmp_path / "c.xlsx")
+    assert "run: a; evaluation: nll; bits/dim: " in out
+    assert "run: b; less: a; evaluation: nll; difference: " in out
+    for name in ("a", "b"):
+        shutil.rmtree(tmp_path / name / "nll")
+    out, _ = scripts.run("compare_runs.py", *folders, out=tmp_path / "c.xlsx")
+    assert "No run has bits/dim in its folder" in out
+    assert comparison.WARNING in out
+    assert (tmp_path / "c.png").exists()
+    assert (tmp_path / "c_samples.png").exists()
+    _, err = scripts.run("compare_runs.py", tmp_path / "a", tmp_path, status=2)
+    assert "is no run: it has no progress.csv" in err
+    _, err = scripts.run("compare_runs.py", tmp_path / "a", tmp_path / "a", status=2)
+    assert "different folder names" in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,179 @@
+"""DPM-Solver++(2M) for Gaussian data: against its ODE's exact solution, and as an SDE."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch as th
+
+from improved_diffusion import gaussian_diffusion as gd
+from improved_diffusion.respace import SpacedDiffusion, log_snr_timesteps
+from improved_diffusion.sampling.dpm_solver import (
+    dpm_solver_sample_loop,
+    dpm_solver_sample_loop_progressive,
+)
+
+MEAN, STD = 0.3, 0.2
+T = 10_000  # many, so that timesteps lie where the spacing wants them
+SHAPE = (4, 3, 8, 8)
+
+
+def spaced(steps, mean_type=gd.ModelMeanType.EPSILON, var_type=gd.ModelVarType.FIXED_LARGE):
+    betas = gd.get_named_beta_schedule("linear", T)
+    return SpacedDiffusion(
+        log_snr_timesteps(betas, steps),
+        betas=betas,
+        model_mean_type=mean_type,
+        model_var_type=var_type,
+        loss_type=gd.LossType.MSE,
+    )
+
+
+def ideal_model(diffusion, predict="eps"):
+    """The best model there can be for images whose pixels are N(MEAN, STD**2)."""
+    alphas_cumprod = np.cumprod(1 - gd.get_named_beta_schedule("linear", T))
+    table = th.from_numpy(alphas_cumprod)
+
+    def model(x, t):
+        alpha_bar = table[t].view(-1, 1, 1, 1)
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        gain = alpha * STD**2 / (alpha_bar * STD**2 + sigma**2)
+        x_start = MEAN + gain * (x - alpha * MEAN)
+        out = x_start if predict == "x_start" else (x - alpha * x_start) / sigma
+        return th.cat([out, 0 * out], dim=1) if predict == "eps and variance" else out
+
+    return model
+
+
+def exact(diffusion, x_T, i):
+    """The ODE's solution at timestep i: each pixel keeps its number of standard deviations."""
+    scale = []
+    for j in (i, diffusion.num_timesteps - 1):
+        alpha_bar = diffusion.alphas_cumprod[j]
+        scale.append((math.sqrt(alpha_bar), math.sqrt(alpha_bar * STD**2 + 1 - alpha_bar)))
+    (alpha, std), (alpha_T, std_T) = scale
+    return alpha * MEAN + std / std_T * (x_T - alpha_T * MEAN)
+
+
+def errors(steps, loop):
+    """Worst error at the last timestep before the clean image."""
+    diffusion = spaced(steps)
+    x_T = th.randn(SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
+    path = list(loop(diffusion, ideal_model(diffusion), SHAPE, x_T))
+    return float((path[-2]["sample"] - exact(diffusion, x_T, 0)).abs().max())
+
+
+def ddim(diffusion, model, shape, noise):
+    return diffusion.ddim_sample_loop_progressive(model, shape, noise, clip_denoised=False)
+
+
+def dpm(diffusion, model, shape, noise):
+    return dpm_solver_sample_loop_progressive(diffusion, model, shape, noise, clip_denoised=False)
+
+
+def test_error_falls_at_second_order_and_stays_below_ddim():
+    counts = [20, 40, 80, 160]
+    ours = [errors(n, dpm) for n in counts]
+    theirs = [errors(n, ddim) for n in counts]
+    assert all(a < b for a, b in zip(ours, theirs, strict=True))
+    orders = [math.log2(a / b) for a, b in pairwise(ours)]
+    assert min(orders) > 1.7, (orders, ours)
+    assert math.log2(theirs[-2] / theirs[-1]) < 1.3  # the measure tells the orders apart
+
+
+@pytest.mark.parametrize(
+    ("predict", "mean_type", "var_type"),
+    [
+        ("x_start", gd.ModelMeanType.START_X, gd.ModelVarType.FIXED_SMALL),
+        ("eps and variance", gd.ModelMeanType.EPSILON, gd.ModelVarType.LEARNED_RANGE),
+    ],
+)
+def test_same_samples_whatever_the_model_predicts(predict, mean_type, var_type):
+    x_T = th.randn(SHAPE, generator=th.Generator().manual_seed(3))
+    plain = spaced(20)
+    other = spaced(20, mean_type, var_type)
+    want = dpm_solver_sample_loop(plain, ideal_model(plain), SHAPE, x_T)
+    got = dpm_solver_sample_loop(other, ideal_model(other, predict), SHAPE, x_T)
+    assert th.allclose(got, want, atol=1e-4)
+
+
+def test_deterministic_and_clipped():
+    diffusion = spaced(5)
+    x_T = 9 * th.randn(SHAPE, generator=th.Generator().manual_seed(3))
+    a = dpm_solver_sample_loop(diffusion, ideal_model(diffusion), SHAPE, x_T)
+    b = dpm_solver_sample_loop(diffusion, ideal_model(diffusion), SHAPE, x_T)
+    assert th.equal(a, b)
+    assert a.abs().max() <= 1
+    assert (
+        dpm_solver_sample_loop(diffusion, ideal_model(diffusion), SHAPE, x_T, clip_denoised=False)
+        .abs()
+        .max()
+        > 1
+    )
+
+
+def test_with_all_noise_a_first_step_is_the_ancestral_one():
+    """Before there is a second order, the SDE's step is DDPM's with the posterior variance."""
+    diffusion = spaced(5, var_type=gd.ModelVarType.FIXED_SMALL)
+    model = ideal_model(diffusion)
+    x_T, noise = th.randn(2, *SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
+    last = th.full(SHAPE[:1], diffusion.num_timesteps - 1)
+    want = diffusion.p_sample(model, x_T, last, False, randn_like=lambda _: noise)["sample"]
+    path = dpm_solver_sample_loop_progressive(
+        diffusion, model, SHAPE, x_T, False, eta=1.0, randn_like=lambda _: noise
+    )
+    assert th.allclose(next(path)["sample"], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_noise_keeps_the_distribution(eta):
+    shape = (8, 3, 64, 64)
+    generator = th.Generator().manual_seed(4)
+
+    def randn_like(x):
+        return th.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    diffusion = spaced(80)
+    x_T = th.randn(shape, generator=generator, dtype=th.float64)
+    made = dpm_solver_sample_loop(
+        diffusion, ideal_model(diffusion), shape, x_T, False, eta=eta, randn_like=randn_like
+    )
+    assert abs(float(made.mean()) - MEAN) < 0.002
+    assert abs(float(made.std()) / STD - 1) < 0.01
+
+
+def test_noise_makes_up_for_an_error():
+    """A step off the path stays for ever in the ODE's samples; in the SDE's it fades."""
+    diffusion = spaced(40)
+    x_T = th.randn(SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
+
+    def made(eta, shift):
+        generator = th.Generator().manual_seed(5)
+        return dpm_solver_sample_loop(
+            diffusion,
+            ideal_model(diffusion),
+            SHAPE,
+            x_T + shift,
+            False,
+            eta=eta,
+            randn_like=lambda x: th.randn(x.shape, generator=generator, dtype=x.dtype),
+        )
+
+    ode, half, sde = (
+        float((made(eta, 1.0) - made(eta, 0.0)).abs().mean()) for eta in (0.0, 0.5, 1.0)
+    )
+    assert ode > 10 * half
+    assert half > sde
+
+
+def test_log_snr_timesteps_are_distinct_and_even():
+    betas = gd.get_named_beta_schedule("linear", 1000)
+    for count in (1, 2, 20, 40, 500, 999, 1000):
+        assert len(log_snr_timesteps(betas, count)) == count
+    chosen = sorted(log_snr_timesteps(betas, 20))
+    assert chosen[0] == 0
+    assert chosen[-1] == 999
+    alphas_cumprod = np.cumprod(1 - betas)[chosen]
+    gaps = np.diff(np.log(alphas_cumprod / (1 - alphas_cumprod)))
+    assert gaps.min() / gaps.max() > 0.4

@@ -1,0 +1,424 @@
+"""Bad input over all scripts: each gives one line on stderr that says what is wrong, and status 2.
+
+Words in braces stand for what the fixture ``world`` has made.
+"""
+
+import re
+import runpy
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+import torch.distributed as dist
+from filelock import FileLock
+
+from improved_diffusion import logger
+from improved_diffusion.commands import runs
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+TRAIN, SAMPLE, NLL = "image_train.py", "image_sample.py", "image_nll.py"
+SR_TRAIN, SR_SAMPLE, EXPORT = "super_res_train.py", "super_res_sample.py", "export_results.py"
+BENCHMARK, DENOISE = "benchmark.py", "image_denoise.py"
+PLOT = "plot_schedules.py"
+DIFFUSERS, COMPARE = "export_diffusers.py", "compare_runs.py"
+POLYNOMIAL = {"noise_schedule": "polynomial"}
+CLASSES = {"class_cond": True}
+BARE = {"model_path": "{bare}"}
+RESUME = {"resume_checkpoint": "{model}"}
+
+
+BAD_INPUT = [
+    # what the parser refuses
+    (TRAIN, {"colour": "red"}, "unrecognized arguments: --colour"),
+    (TRAIN, {"lr": "fast"}, "argument --lr: invalid float value"),
+    (TRAIN, {"batch_size": "two"}, "argument --batch_size: invalid int value"),
+    (TRAIN, {"class_cond": "maybe"}, "expected True or False, got 'maybe'"),
+    (SAMPLE, {"num_sample": 3}, "unrecognized arguments: --num_sample"),
+    (EXPORT, {"sheet": "x"}, "unrecognized arguments: --sheet"),
+    (COMPARE, {}, "arguments are required: RUN"),
+    # numbers of the training
+    (TRAIN, {"batch_size": 0}, "batch_size must be at least 1"),
+    (TRAIN, {"batch_size": -1, "lr": -1}, "batch_size must be .*; lr must be"),
+    (TRAIN, {"microbatch": 0}, "microbatch must be at least 1, or -1"),
+    (TRAIN, {"log_interval": 0}, "log_interval must be at least 1"),
+    (TRAIN, {"save_interval": 0}, "save_interval must be at least 1"),
+    (TRAIN, {"lr": "nan"}, "lr must be a number from 0 up"),
+    (TRAIN, {"ema_rate": "0.9,high"}, "ema_rate must be numbers"),
+    (TRAIN, {"ema_rate": "1.0"}, r"ema_rate must lie in \[0, 1\)"),
+    (TRAIN, {"seed": -1}, "seed must not be negative"),
+    (TRAIN, {"num_workers": -1}, "num_workers must not be negative"),
+    (TRAIN, {"max_steps": -1}, "max_steps"),
+    (TRAIN, {"lr_anneal_steps": -1}, "lr_anneal_steps"),
+    (TRAIN, {"weight_decay": -1}, "weight_decay"),
+    (TRAIN, {"keep_checkpoints": -1}, "keep_checkpoints"),
+    (TRAIN, {"max_skipped": 0}, "max_skipped"),
+    (TRAIN, {"schedule_sampler": "best"}, "unknown schedule_sampler 'best'; choose from"),
+    (TRAIN, {"on_bad_image": "ignore"}, "on_bad_image must be error or skip"),
+    # precision
+    (TRAIN, {"precision": "fp8"}, "unknown precision 'fp8'; choose from"),
+    (TRAIN, {"precision": "fp16"}, "fp16 needs a GPU.*bf16"),
+    (TRAIN, {"use_fp16": True}, "fp16 needs a GPU.*bf16"),
+    (TRAIN, {"use_fp16": True, "precision": "bf16"}, "--use_fp16 True contradicts"),
+    (SAMPLE, {"precision": "fp16"}, "fp16 needs a GPU"),
+    # the diffusion
+    (TRAIN, {"noise_schedule": "sigmoid"}, "unknown noise_schedule 'sigmoid'; choose from"),
+    (TRAIN, {"poly_power": 0} | POLYNOMIAL, "poly_power must be a positive number"),
+    (TRAIN, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
+    (TRAIN, {"diffusion_steps": 10**9}, "diffusion_steps must be .* at most 1000000"),
+    (TRAIN, {"diffusion_steps": 10, "noise_schedule": "linear"}, r"beta\[\d\] of 10 is"),
+    (TRAIN, {"timestep_respacing": "9"}, "cannot keep 9 of 4 timesteps"),
+    (TRAIN, {"timestep_respacing": "ddim3"}, "exactly 3 of 4"),
+    (TRAIN, {"timestep_respacing": "many"}, "timestep_respacing takes counts .* got 'many'"),
+    # the model
+    (TRAIN, {"image_size": 48, "channel_mult": ""}, "got '' .*--channel_mult 1,2,2,2"),
+    (TRAIN, {"image_size": 12, "channel_mult": ""}, "got '' .*--channel_mult 1,2"),
+    (TRAIN, {"image_size": 15}, "multiple of 2 with .*, got 15 .*--image_size 16"),
+    (TRAIN, {"image_size": 0}, "image_size must be .*, got 0 .*--image_size 2"),
+    (TRAIN, {"in_channels": 2}, "in_channels must be 1 .*, got 2 .*--in_channels 1"),
+    (TRAIN, {"sample_interval": -1}, "sample_interval must be 0"),
+    (TRAIN, {"num_classes": "many"}, "expected a number or auto, got 'many'"),
+    (TRAIN, {"attention_resolutions": "7"}, "image size 16: 16,8, got '7' .*_resolutions 8"),
+    (TRAIN, {"attention_resolutions": "16;8"}, "got '16;8' .*--attention_resolutions 16,8"),
+    (TRAIN, {"num_channels": 40}, "num_channels must be a multiple of 32, .*--num_channels 32"),
+    (TRAIN, {"num_heads": 5}, "num_heads must divide .*, got 5 .*--num_heads 4"),
+    (TRAIN, {"num_heads": 0}, "num_heads must divide .*, got 0 .*--num_heads 1"),
+    (TRAIN, {"num_heads_upsample": 5}, "num_heads_upsample must .*--num_heads_upsample 4"),
+    (TRAIN, {"num_res_blocks": 0}, "num_res_blocks must be at least 1"),
+    (TRAIN, {"channel_mult": "1,a"}, "channel_mult must be whole numbers"),
+    (TRAIN, {"channel_mult": "0"}, "channel_mult must be whole numbers"),
+    (TRAIN, {"dropout": 1.5}, r"dropout must lie in \[0, 1\)"),
+    (TRAIN, {"num_heads": 3, "in_channels": 9, "dropout": -1}, "num_heads .*dropout .*in_channels"),
+    (TRAIN, {"num_classes": 0} | CLASSES, "has 2 classes, the model 0; give --num_classes 2"),
+    (TRAIN, {"num_classes": 1} | CLASSES, "has 2 classes, the model 1"),
+    (SR_TRAIN, {"small_size": 0}, "small_size must lie in 1..16"),
+    (SR_TRAIN, {"small_size": 17}, "small_size must lie in 1..16"),
+    (SR_TRAIN, {"large_size": 48, "channel_mult": ""}, "large_size 64,256 only"),
+    (SR_TRAIN, {"large_size": 15}, "multiple of 2 .*--large_size 16"),
+    # the data
+    (TRAIN, {"data_dir": ""}, r"no --data_dir given.*cifar10\.py.*digits\.py"),
+    (NLL, {"data_dir": ""}, r"no --data_dir given.*cifar10\.py.*digits\.py"),
+    (TRAIN, {"data_dir": "{missing}"}, "image folder .*missing does not exist"),
+    (NLL, {"data_dir": "{missing}"}, "image folder .*missing does not exist"),
+    (TRAIN, {"data_dir": "{file}"}, "image folder .* is not a folder"),
+    (TRAIN, {"data_dir": "{empty}"}, "no images .* in .*empty"),
+    (TRAIN, {"data_dir": "{foreign}"}, "no images .* in .*foreign"),
+    (TRAIN, {"data_dir": "{unlabelled}"} | CLASSES, r"unlabelled/0\.png carries no class label"),
+    (TRAIN, {"batch_size": 11}, "has 10 images, fewer than a batch"),
+    (TRAIN, {"data_dir": "{truncated}"}, r"cannot read image .*truncated/cat_000\.png"),
+    (TRAIN, {"data_dir": "{text}"}, r"cannot read image .*text/cat_000\.png"),
+    (TRAIN, {"data_dir": "{no_bytes}"}, r"cannot read image .*cat_000\.png: it has no bytes"),
+    (TRAIN, {"data_dir": "{huge}"}, r"cannot read image .*huge.*pixels"),
+    # the log directory
+    (TRAIN, {"log_dir": "{file}"}, "cannot write to the log directory"),
+    (TRAIN, {"log_dir": "{file}/inside"}, "cannot write to the log directory"),
+    (SAMPLE, {"log_dir": "{file}"}, "cannot write to the log directory"),
+    (NLL, {"log_dir": "{file}"}, "cannot write to the log directory"),
+    (TRAIN, {"log_dir": "{locked}"}, "another run is writing to"),
+    (TRAIN, {"log_dir": "{ragged}"}, r"progress\.csv: row 1 has 3 cells"),
+    (TRAIN, {"log_dir": "{run}"}, "/run "),
+    # checkpoints to go on from
+    (TRAIN, {"resume_checkpoint": "{missing}"}, "no checkpoint file at .*missing"),
+    (TRAIN, {"resume_checkpoint": "{bomb}"}, "no checkpoint that can be loaded safely"),
+    (TRAIN, {"resume_checkpoint": "{file}"}, "no checkpoint that can be loaded safely"),
+    (TRAIN, {"resume_checkpoint": "{torn}"}, "no checkpoint that can be loaded safely"),
+    (TRAIN, {"resume_checkpoint": "{opt}"}, "is an optimizer's file; give the model"),
+    (TRAIN, {"resume_checkpoint": "{state}"}, "is a run's state; give the model"),
+    (TRAIN, {"resume_checkpoint": "{list}"}, "holds no model weights"),
+    (TRAIN, {"resume_checkpoint": "{bare}", "num_channels": 64}, "num_channels is 32 there"),
+    (TRAIN, {"resume_checkpoint": "{bare}", "num_res_blocks": 2}, "num_res_blocks is 1 there"),
+    (TRAIN, {"resume_checkpoint": "{bare}"} | CLASSES, "class_cond is False there"),
+    (TRAIN, RESUME | {"num_channels": 64}, "--num_channels was 32 and is 64 now"),
+    (TRAIN, RESUME | {"batch_size": 4}, "--batch_size was 2 and is 4 now"),
+    (TRAIN, RESUME | {"seed": 5}, "--seed was 0 and is 5 now"),
+    (TRAIN, RESUME | {"noise_schedule": "linear", "diffusion_steps": 50}, "--noise_schedule was"),
+    (TRAIN, RESUME | {"data_dir": "{fewer}"}, "had 10 images .* and has 4"),
+    (TRAIN, RESUME | {"data_dir": "{fewer}", "num_classes": "auto"}, "had 10 images .* and has 4"),
+    (TRAIN, {"resume_checkpoint": "{bad_state}"}, "no checkpoint that can be loaded safely"),
+    # models to use
+    (SAMPLE, {"model_path": ""}, "no --model_path given"),
+    (NLL, {"model_path": ""}, "no --model_path given"),
+    (SR_SAMPLE, {"model_path": ""}, "no --model_path given"),
+    (SAMPLE, {"model_path": "{missing}"}, "cannot read .*missing"),
+    (SAMPLE, {"model_path": "{empty}"}, "has no checkpoint with an ema"),
+    (SAMPLE, {"model_path": "{bomb}"}, "no checkpoint that can be loaded safely"),
+    (NLL, {"model_path": "{file}"}, "no checkpoint that can be loaded safely"),
+    (SAMPLE, {"model_path": "{opt}"}, "is an optimizer's file; give the model"),
+    (NLL, {"model_path": "{state}"}, "is a run's state; give the model"),
+    (SAMPLE, {"model_path": "{foreign_weights}"}, "does not fit the model: .* entries differ"),
+    (SAMPLE, BARE | {"num_channels": 64}, "num_channels is 32 there and 64 here"),
+    (SAMPLE, BARE | {"learn_sigma": True}, "learn_sigma is False there and True here"),
+    (SAMPLE, BARE | {"channel_mult": "1,2"}, "channel_mult is 1,1 there and 1,2 here"),
+    (SAMPLE, BARE | {"attention_resolutions": "8"}, "attention_resolutions is '' there and 8 here"),
+    (NLL, BARE | {"use_scale_shift_norm": False}, "use_scale_shift_norm is True there"),
+    (SAMPLE, {"num_channels": 64}, "--num_channels is 64, trained with 32"),
+    (SAMPLE, {"model_path": "{bad_config}"}, r"config\.json is not a run's configuration"),
+    (SR_SAMPLE, {"model_path": "{bare}"}, "is no super-resolution model; use the image_"),
+    # sampling and evaluation
+    (SAMPLE, {"num_samples": 0}, "--num_samples must be at least 1"),
+    (SAMPLE, {"batch_size": 0}, "--batch_size must be at least 1"),
+    (NLL, {"num_samples": 0}, "--num_samples must be at least 1"),
+    (NLL, {"num_timesteps": 5}, r"num_timesteps must lie in 1\.\.4, got 5"),
+    (NLL, {"num_timesteps": -1}, r"num_timesteps must lie in 1\.\.4, got -1"),
+    (SAMPLE, {"classes": "cat"}, "trained without classes"),
+    (SAMPLE, {"num_classes": "auto"}, "--num_classes auto is for training"),
+    (SAMPLE, {"sampler": "euler"}, "unknown --sampler 'euler'; choose from"),
+    (SAMPLE, {"sampler": "dpmpp", "use_ddim": True}, "--use_ddim True contradicts"),
+    (SAMPLE, {"sampler": "ddpm", "eta": 0.5}, "--eta is for --sampler ddim and dpmpp"),
+    (SAMPLE, {"sampler": "dpmpp", "eta": 1.5}, "--eta must be a number from 0 to 1, got '1.5'"),
+    (SAMPLE, {"sampler": "ddim", "eta": "some"}, "--eta must be a number from 0 to 1, got 'some'"),
+    (SAMPLE, {"sampling_steps": 2, "timestep_respacing": "2"}, "give one of them"),
+    (SAMPLE, {"sampling_steps": -1}, "--sampling_steps must not be negative"),
+    (SAMPLE, {"sampling_steps": 99}, "cannot keep 99 of 4 timesteps"),
+    (SAMPLE, {"sampler": "dpmpp", "sampling_steps": 99}, "cannot keep 99 of 4 timesteps"),
+    (SR_SAMPLE, {"base_samples": ""}, "no --base_samples given"),
+    (SR_SAMPLE, {"base_samples": "{missing}"}, "cannot read .*missing"),
+    (SR_SAMPLE, {"base_samples": "{file}"}, r"is no \.npz of samples"),
+    (SR_SAMPLE, {"base_samples": "{npz_bomb}"}, r"is no \.npz of samples"),
+    (SR_SAMPLE, {"base_samples": "{npz_large}"}, "--small_size 8 needs uint8"),
+    (SR_SAMPLE, {"base_samples": "{npz_none}"}, "npz_none"),
+    (SR_SAMPLE, {"base_samples": "{npz_torn}"}, r"is no \.npz of"),
+    (SR_SAMPLE, {"base_samples": "{npy}"}, r"is no \.npz of"),
+    (SR_SAMPLE, CLASSES, r"is no \.npz of samples .*arr_1"),
+    # denoising; test_denoising.py has the rest
+    (DENOISE, {"input": ""}, "no --input given"),
+    (DENOISE, {"input": "{empty}"}, "no images .* in .*empty"),
+    (DENOISE, {"input": "{huge}/cat_000.png"}, "cannot read image .*huge.*pixels"),
+    (DENOISE, {"sigma": "nan"}, "sigma nan .* cannot be"),
+    (DENOISE, {"model_path": ""}, "no --model_path given"),
+    (DENOISE, {"log_dir": "{file}"}, "cannot write to the log directory"),
+    # the export to diffusers
+    (DIFFUSERS, {"model_path": ""}, "no --model_path given"),
+    (DIFFUSERS, {"model_path": "{missing}"}, "cannot read .*missing"),
+    (DIFFUSERS, {"model_path": "{opt}"}, "is an optimizer's file; give the model"),
+    (DIFFUSERS, {"model_path": "{sr_bare}"}, "is a super-resolution model, .*cannot express"),
+    (DIFFUSERS, BARE | {"num_channels": 64}, "num_channels is 32 there and 64 here"),
+    (DIFFUSERS, {"timestep_respacing": "2"}, "timesteps are respaced.*num_inference_steps"),
+    (DIFFUSERS, {"out_dir": ""}, "no --out_dir given; name a new folder"),
+    (DIFFUSERS, {"out_dir": "{run}"}, "--out_dir .*run is not empty; give a new folder"),
+    (DIFFUSERS, {"out_dir": "{file}"}, "--out_dir .*file is a file; give a new folder"),
+    (DIFFUSERS, {"out_dir": "{missing}/x"}, "the folder of --out_dir .* does not exist"),
+    # the benchmark
+    (BENCHMARK, {"rounds": 0}, "--rounds must be at least 1"),
+    (BENCHMARK, {"num_heads": 3}, "num_heads must divide"),
+    (BENCHMARK, {"compile": "perhaps"}, "expected True or False"),
+    # the picture of the schedules
+    (PLOT, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
+    (PLOT, {"diffusion_steps": 10}, r"beta\[\d\] of 10 is"),
+    (PLOT, {"poly_powers": "1,high"}, "poly_powers must be numbers such as"),
+    (PLOT, {"poly_powers": "-1"}, "poly_power must be a positive number"),
+    (PLOT, {"out": "{missing}/a.png"}, "cannot write the picture .*: no folder .*missing"),
+    (PLOT, {"out": "{file}/a.png"}, "cannot write the picture .*: no folder .*file"),
+    (PLOT, {"out": "{empty}"}, "ends in .png"),
+    # the workbook
+    (EXPORT, {}, "give either --log_dir"),
+    (EXPORT, {"csv": "{csv}", "log_dir": "{run}"}, "give either --log_dir"),
+    (EXPORT, {"csv": "{missing}"}, "missing"),
+    (EXPORT, {"log_dir": "{empty}"}, r"empty/progress\.csv"),
+    (EXPORT, {"csv": "{bomb}"}, "bomb"),
+    (EXPORT, {"csv": "{ragged}/progress.csv"}, "row 1 has 3 cells"),
+    (EXPORT, {"csv": "{csv}", "out": "{missing}/x.xlsx"}, "the folder of --out .* does not exist"),
+    (EXPORT, {"csv": "{csv}", "out": "{empty}"}, "is a folder"),
+]
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def png_claiming(width, height):
+    """A PNG file without pixels that claims to be so large."""
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    chunks = {b"IHDR": size + b"\x08\x02\x00\x00\x00", b"IDAT": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+        for name, data in chunks.items()
+    )
+
+
+def in_process(script, words):
+    """Run a script as ``python scripts/<script> <words>`` would; return its exit status."""
+    before = sys.argv
+    sys.argv = [str(SCRIPTS / script), *words]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as exit:
+        return exit.code
+    finally:
+        sys.argv = before
+        logger.reset()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    raise AssertionError("a script always exits")
+
+
+@pytest.fixture(scope="module")
+def base(tiny, tiny_sr):
+    """Flags of each script that work, but for those of a case."""
+    training = {
+        "num_threads": 1,
+        "batch_size": 2,
+        "max_steps": 1,
+        "log_dir": "{out}",
+        "data_dir": "{images}",
+    }
+    using = {"num_threads": 1, "num_samples": 1, "batch_size": 1, "log_dir": "{out}"}
+    return {
+        TRAIN: tiny | training,
+        SR_TRAIN: tiny_sr | training,
+        SAMPLE: tiny | using | {"model_path": "{run}"},
+        NLL: tiny | using | {"model_path": "{run}", "data_dir": "{images}"},
+        SR_SAMPLE: using | tiny_sr | {"model_path": "{sr_bare}", "base_samples": "{small}"},
+        DENOISE: {"model_path": "{run}", "input": "{images}", "log_dir": "{out}"},
+        EXPORT: {},
+        BENCHMARK: tiny,
+        COMPARE: {"out": "{out}.xlsx"},
+        DIFFUSERS: tiny | {"num_threads": 1, "model_path": "{run}", "out_dir": "{out}"},
+        PLOT: {"out": "{out}.png"},
+    }
+
+
+@pytest.fixture(scope="module")
+def world(base, images, make_images, tiny, tmp_path_factory, to_words):
+    """Good and bad files by name."""
+    root = tmp_path_factory.mktemp("world")
+    found = {"images": images, "missing": root / "missing"}
+    for name in ("run", "locked", "sr_run", "ragged"):
+        found[name] = root / name
+    for script, name in ((TRAIN, "run"), (SR_TRAIN, "sr_run")):
+        flags = base[script] | {"log_dir": found[name], "data_dir": images}
+        assert in_process(script, to_words(flags)) == 0
+
+    found |= make_folders(root, make_images)
+    found |= make_checkpoints(root, found["run"], found["sr_run"])
+    found |= make_arrays(root)
+    found["locked"].mkdir()
+    found["ragged"].mkdir()
+    (found["ragged"] / "progress.csv").write_text("step,loss\n1,2,3\n2,3\n")
+    found["csv"] = found["run"] / "progress.csv"
+    with FileLock(found["locked"] / runs.LOCK_NAME):
+        yield {name: str(path) for name, path in found.items()}
+    assert not (root / "exploded").exists()
+
+
+def make_folders(root, make_images):
+    for name in ("empty", "foreign"):
+        (root / name).mkdir()
+    (root / "foreign" / "notes.txt").write_text("no image")
+    (root / "file").write_text("no folder")
+    make_images(root / "fewer", count=4)
+    make_images(root / "unlabelled", count=2)
+    (root / "unlabelled" / "cat_000.png").rename(root / "unlabelled" / "0.png")
+    contents = {"text": b"no image", "no_bytes": b"", "huge": png_claiming(10**5, 10**5)}
+    for name in ("truncated", *contents):
+        first = make_images(root / name, count=2, names=("cat",)) / "cat_000.png"
+        first.write_bytes(contents.get(name, first.read_bytes()[:500]))
+    names = ("empty", "foreign", "file", "fewer", "unlabelled", "truncated", *contents)
+    return {name: root / name for name in names}
+
+
+def make_checkpoints(root, run, sr_run):
+    found = {"model": run / "model000001.pt"}
+    found |= {kind: run / f"{kind}000001.pt" for kind in ("opt", "state")}
+    found |= {name: root / f"{name}.pt" for name in ("bomb", "torn", "list", "foreign_weights")}
+    th.save({"weight": Bomb(root / "exploded")}, found["bomb"])
+    found["torn"].write_bytes(found["model"].read_bytes()[:-1000])
+    th.save([1, 2], found["list"])
+    th.save({"weight": th.ones(3)}, found["foreign_weights"])
+    for name, source in (
+        ("bare", run),
+        ("sr_bare", sr_run),
+        ("bad_config", run),
+        ("bad_state", run),
+    ):
+        (root / name).mkdir()
+        found[name] = root / name / "model000001.pt"
+        shutil.copy(source / "model000001.pt", found[name])
+    (root / "bad_config" / "config.json").write_text("no table")
+    (root / "bad_state" / "state000001.pt").write_bytes(found["state"].read_bytes()[:-1000])
+    return found
+
+
+def make_arrays(root):
+    arrays = {
+        "small": np.zeros((2, 8, 8, 3), dtype=np.uint8),
+        "npz_large": np.zeros((2, 9, 9, 3), dtype=np.uint8),
+        "npz_none": np.zeros((0, 8, 8, 3), dtype=np.uint8),
+        "npz_bomb": np.array([Bomb(root / "exploded")], dtype=object),
+    }
+    found = {name: root / f"{name}.npz" for name in arrays}
+    for name, array in arrays.items():
+        np.savez(found[name], array)
+    found["npz_torn"] = root / "npz_torn.npz"
+    found["npz_torn"].write_bytes(found["small"].read_bytes()[:200])
+    found["npy"] = root / "array.npy"
+    np.save(found["npy"], arrays["small"])
+    return found
+
+
+@pytest.fixture
+def as_words(base, world, to_words, tmp_path):
+    """The command line of a case."""
+
+    def fill_in(script, flags):
+        names = world | {"out": str(tmp_path / "out")}
+        return [word.format(**names) for word in to_words(base[script] | flags)]
+
+    return fill_in
+
+
+def case_name(case):
+    script, flags, _ = getattr(case, "values", case)
+    return f"{script}-{' '.join(f'{key} {value}' for key, value in flags.items())}"
+
+
+@pytest.mark.parametrize(("script", "flags", "said"), BAD_INPUT, ids=map(case_name, BAD_INPUT))
+def test_bad_input(script, flags, said, as_words, world, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "PROJECT", Path(world["missing"]))
+    words = as_words(script, flags)
+    status = in_process(script, words)
+    err = capsys.readouterr().err
+    assert status == 2, err
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"{script}: error: ")
+    assert re.search(said, err), err
+
+
+# The same as processes: nothing else reaches stderr, such as a library's warning.
+AS_PROCESSES = [
+    (TRAIN, {"num_channels": 40}),
+    (TRAIN, {"data_dir": "{text}"}),
+    (TRAIN, {"resume_checkpoint": "{bomb}"}),
+    (SAMPLE, {"num_channels": 64}),
+    (NLL, {"data_dir": "{missing}"}),
+    (SR_SAMPLE, {"base_samples": "{npz_bomb}"}),
+]
+
+
+@pytest.mark.parametrize(("script", "flags"), AS_PROCESSES)
+def test_bad_input_to_a_process(script, flags, as_words, scripts):
+    _, err = scripts.run(script, *as_words(script, flags), status=2)
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"{script}: error: ")
+
+
+def test_an_unknown_log_format(as_words, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_LOG_FORMAT", "stdout,excel")
+    assert in_process(TRAIN, as_words(TRAIN, {})) == 2
+    assert "unknown log format 'excel'" in capsys.readouterr().err
+
+
+def test_the_table_is_long_enough():
+    assert len(BAD_INPUT) >= 60
+    assert {getattr(case, "values", case)[0] for case in BAD_INPUT} == {
+        path.name for path in SCRIPTS.glob("*.py")
+    }

@@ -1,0 +1,453 @@
+import http.server
+import importlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from improved_diffusion.commands import cli
+from improved_diffusion.errors import InputError
+from improved_diffusion.image_datasets import load_data
+
+DATASETS = Path(__file__).resolve().parents[2] / "datasets"
+TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
+PER_BATCH = 4
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(DATASETS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def cifar10(scripts):
+    return scripts("cifar10")
+
+
+@pytest.fixture
+def start(monkeypatch, capsys):
+    """Run a script's main and return its exit status, stdout and stderr."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(module.main)
+        return (exit_.value.code, *capsys.readouterr())
+
+    return run
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    for number, name in enumerate([*TRAIN, "test_batch"]):
+        pixels = rng.integers(0, 256, (PER_BATCH, 3072), dtype=np.uint8)
+        yield name, pixels, [(number + image) % 10 for image in range(PER_BATCH)]
+
+
+def pack(path, members):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, payload in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    return path
+
+
+def binary_members():
+    for name, pixels, labels in reversed(list(batches())):  # the order in a tar says nothing
+        records = np.concatenate([np.array(labels, dtype=np.uint8)[:, None], pixels], axis=1)
+        yield f"cifar-10-batches-bin/{name}.bin", records.tobytes()
+
+
+def python_members():
+    yield "cifar-10-batches-py/batches.meta", b"never read"
+    for name, pixels, labels in batches():
+        record = {b"batch_label": name.encode(), b"labels": labels, b"data": pixels}
+        yield f"cifar-10-batches-py/{name}", pickle.dumps(record, protocol=2)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return pack(tmp_path / "binary.tar.gz", binary_members())
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*.png"))
+
+
+@pytest.mark.parametrize("members", [binary_members, python_members])
+def test_cifar_archives_become_two_folders(cifar10, start, tmp_path, members):
+    path = pack(tmp_path / "archive", members())
+    out = tmp_path / "new" / "out"
+    status, printed, _ = start(
+        cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", out
+    )
+    assert status == 0
+    assert "cifar_train: 20 images" in printed
+    train = [("plane", 0), ("car", 1), ("bird", 2), ("cat", 3), ("car", 4), ("bird", 5)]
+    assert {f"{name}_{index:05d}.png" for name, index in train} < set(names(out / "cifar_train"))
+    tested = ["dog_00000.png", "frog_00001.png", "horse_00002.png", "ship_00003.png"]
+    assert names(out / "cifar_test") == tested
+    pixels = np.concatenate([pixels for _, pixels, _ in batches()])[5].reshape(3, 32, 32)
+    image = np.asarray(Image.open(out / "cifar_train" / "bird_00005.png"))
+    assert np.array_equal(image, pixels.transpose(1, 2, 0))
+    data = load_data(data_dir=out / "cifar_train", batch_size=20, image_size=32, class_cond=True)
+    assert next(data)[0].shape == (20, 3, 32, 32)
+    assert sorted(path.name for path in out.iterdir()) == ["cifar_test", "cifar_train"]
+
+
+def test_limit_and_repetition(cifar10, start, tmp_path, archive):
+    flags = ("--archive", archive, "--any_checksum", "True", "--out_dir", tmp_path)
+    assert start(cifar10, *flags, "--limit", 3)[0] == 0
+    assert len(names(tmp_path / "cifar_train")) == len(names(tmp_path / "cifar_test")) == 3
+    before = (tmp_path / "cifar_train").stat().st_ino
+    archive.rename(tmp_path / "gone")
+    status, printed, _ = start(cifar10, *flags, "--limit", 3)
+    assert (status, "nothing to do" in printed) == (0, True)
+    (tmp_path / "gone").rename(archive)
+    assert (tmp_path / "cifar_train").stat().st_ino == before
+    assert start(cifar10, *flags)[0] == 0
+    assert len(names(tmp_path / "cifar_train")) == 20
+    (tmp_path / "cifar_train" / "plane_00000.png").unlink()  # no longer whole: made anew
+    status, printed, _ = start(cifar10, *flags)
+    assert (status, "cifar_test: 4 images, there already" in printed) == (0, True)
+    assert len(names(tmp_path / "cifar_train")) == 20
+
+
+def test_an_interrupted_run_leaves_no_split(
+    cifar10, scripts, start, tmp_path, archive, monkeypatch
+):
+    saved = Image.Image.save
+    written = []
+
+    def save_some(image, path, *args):
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        written.append(path)
+        saved(image, path, *args)
+
+    monkeypatch.setattr(Image.Image, "save", save_some)
+    flags = ("--archive", archive, "--any_checksum", "True", "--out_dir", tmp_path / "out")
+    assert start(cifar10, *flags)[0] == 130
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(DATASETS))
+    (tmp_path / "out" / ".cifar_train.partial").mkdir()  # what a killed run leaves
+    (tmp_path / "out" / ".cifar_train.partial" / "plane_77777.png").write_bytes(b"torn")
+    monkeypatch.setattr(sys, "argv", [cifar10.__file__, *map(str, flags)])
+    cifar10.main()
+    assert len(names(tmp_path / "out" / "cifar_train")) == 20
+    assert sorted(os.listdir(tmp_path / "out")) == ["cifar_test", "cifar_train"]
+
+
+def test_foreign_folders_are_never_replaced(cifar10, start, tmp_path, archive):
+    flags = ("--archive", archive, "--any_checksum", "True", "--out_dir", tmp_path)
+    mine = tmp_path / "cifar_test" / "plane_00000.png"
+    mine.parent.mkdir()
+    mine.write_text("not made by the script")
+    status, _, complaint = start(cifar10, *flags)
+    assert status == 2
+    assert "cifar_test holds something that this script did not make" in complaint
+    assert mine.read_text() == "not made by the script"
+    assert not (tmp_path / "cifar_train").exists()
+    mine.unlink()
+    assert start(cifar10, *flags)[0] == 0
+    (tmp_path / "cifar_train" / "notes.txt").write_text("added later")
+    assert start(cifar10, *flags, "--limit", 2)[0] == 2
+    assert (tmp_path / "cifar_train" / "notes.txt").exists()
+
+
+def test_every_split_is_written_with_that_care(scripts, tmp_path):
+    folders = scripts("image_folders")
+    split = folders.Split("some", np.zeros((1, 8, 8, 3), np.uint8), [0], ["class"])
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "mine.png").write_text("not made by the script")
+    with pytest.raises(InputError, match="some holds something"):
+        folders.write_split(split, tmp_path)
+    assert (tmp_path / "some" / "mine.png").exists()
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_in_the_archive_executes_nothing(cifar10, start, tmp_path):
+    members = dict(python_members())
+    payload = {b"labels": [0], b"data": Bomb(tmp_path / "exploded")}
+    members["cifar-10-batches-py/data_batch_3"] = pickle.dumps(payload, protocol=2)
+    path = pack(tmp_path / "bomb.tar.gz", members.items())
+    status, _, complaint = start(
+        cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", tmp_path
+    )
+    assert status == 2
+    assert f"data_batch_3 in {path} is no batch of CIFAR-10: its pickle asks for" in complaint
+    assert complaint.count("\n") == 1
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_an_archive_cannot_write_outside_its_folder(cifar10, start, tmp_path):
+    members = dict(binary_members())
+    moved = {f"../../{Path(name).name}": payload for name, payload in members.items()}
+    path = pack(tmp_path / "archive.tar.gz", {**moved, "/../evil.sh": b"evil"}.items())
+    out = tmp_path / "deep" / "er" / "out"
+    assert start(cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", out)[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["archive.tar.gz", "deep"]
+    assert os.listdir(tmp_path / "deep") == ["er"]
+
+
+def broken_archives():
+    good = dict(binary_members())
+    batch = "cifar-10-batches-bin/data_batch_1.bin"
+    yield {name: good[name] for name in good if name != batch}, "has no data_batch_1"
+    yield {**good, batch: good[batch][:-1]}, "data_batch_1.bin in"
+    yield {**good, batch: b"\x0a" + good[batch][1:]}, "not one of 0 to 9"
+    yield {"cifar-10-batches-py/data_batch_1": b"\x80\x02]"}, "data_batch_1 in"
+    yield {"readme.html": b"<html>"}, "is not CIFAR-10's"
+
+
+@pytest.mark.parametrize(("members", "message"), list(broken_archives()))
+def test_broken_archives(cifar10, start, tmp_path, members, message):
+    path = pack(tmp_path / "archive.tar.gz", members.items())
+    status, _, complaint = start(
+        cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", tmp_path
+    )
+    assert status == 2
+    assert message in complaint
+    assert complaint.count("\n") == 1
+    assert os.listdir(tmp_path) == ["archive.tar.gz"]
+
+
+def test_archives_that_are_none(cifar10, start, tmp_path, archive):
+    flags = ("--any_checksum", "True", "--out_dir", tmp_path / "out", "--archive")
+    torn = tmp_path / "torn.tar.gz"
+    torn.write_bytes(archive.read_bytes()[:5000])
+    text = tmp_path / "text"
+    text.write_text("no archive")
+    for path, message in ((torn, "cannot read"), (text, "cannot read"), ("no", "does not exist")):
+        status, _, complaint = start(cifar10, *flags, path)
+        assert (status, message in complaint, complaint.count("\n")) == (2, True, 1)
+    status, _, complaint = start(cifar10, "--archive", archive, "--out_dir", tmp_path / "out")
+    assert status == 2
+    assert cifar10.md5(archive) in complaint
+    assert "--any_checksum True" in complaint
+    assert start(cifar10, "--limit", "0")[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+class Server:
+    """A site on this machine whose paths misbehave as their names say."""
+
+    def __init__(self, payload):
+        requests = self.requests = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                requests.append((self.path, asked))
+                begin = int(asked[6:-1]) if asked and "norange" not in self.path else 0
+                if "missing" in self.path:
+                    self.send_error(404)
+                elif "wrong" in self.path:
+                    self.answer(b"x" * len(payload), 0)
+                elif begin >= len(payload):
+                    self.send_error(416)
+                else:
+                    self.answer(payload, begin)
+
+            def answer(self, body, begin):
+                self.send_response(206 if begin else 200)
+                if begin:
+                    self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+                self.send_header("Content-Length", str(len(body) - begin))
+                self.end_headers()
+                broken = "broken" in self.path or ("once" in self.path and not begin)
+                self.wfile.write(body[begin : begin + 3000] if broken else body[begin:])
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.http.server_port}/{path}"
+
+
+@pytest.fixture
+def site(cifar10, archive, monkeypatch):
+    server = Server(archive.read_bytes())
+    monkeypatch.setattr(cifar10, "BINARY_MD5", cifar10.md5(archive))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def fetch(cifar10, site, folder, *paths):
+    target = folder / "downloaded.tar.gz"
+    cifar10.download([site.url(path) for path in paths], target)
+    assert cifar10.md5(target) == cifar10.BINARY_MD5
+    assert not target.with_name("downloaded.tar.gz.part").exists()
+
+
+def test_download_then_splits_then_nothing_to_download(cifar10, site, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "URLS", [site.url("whole")])
+    out = tmp_path / "out"
+    assert start(cifar10, "--out_dir", out)[0] == 0
+    assert len(names(out / "cifar_train")) == 20
+    assert start(cifar10, "--out_dir", out, "--limit", 1)[0] == 0
+    assert site.requests == [("/whole", None)]
+
+
+def test_download_goes_on_from_what_is_there(cifar10, site, archive, tmp_path):
+    part = tmp_path / "downloaded.tar.gz.part"
+    part.write_bytes(archive.read_bytes()[:1000])
+    fetch(cifar10, site, tmp_path, "whole")
+    part.write_bytes(archive.read_bytes())  # killed between the last byte and the renaming
+    fetch(cifar10, site, tmp_path, "whole")
+    assert site.requests == [("/whole", "bytes=1000-")]
+
+
+def test_download_goes_on_after_a_break(cifar10, site, tmp_path):
+    fetch(cifar10, site, tmp_path, "once")
+    assert site.requests == [("/once", None), ("/once", "bytes=3000-")]
+
+
+def test_download_starts_again_where_ranges_are_unknown(cifar10, site, archive, tmp_path):
+    part = tmp_path / "downloaded.tar.gz.part"
+    part.write_bytes(archive.read_bytes()[:1000])
+    fetch(cifar10, site, tmp_path, "norange")
+    assert site.requests == [("/norange", "bytes=1000-")]
+
+
+@pytest.mark.parametrize("size", [1000, 10**7])  # within the archive, and beyond its end
+def test_download_starts_again_after_rotten_bytes(cifar10, site, tmp_path, size):
+    (tmp_path / "downloaded.tar.gz.part").write_bytes(b"x" * size)
+    fetch(cifar10, site, tmp_path, "whole")
+    assert site.requests == [("/whole", f"bytes={size}-"), ("/whole", None)]
+
+
+def test_download_falls_back_to_mirrors(cifar10, site, tmp_path):
+    fetch(cifar10, site, tmp_path, "missing", "wrong", "whole")
+    assert [path for path, _ in site.requests] == ["/missing", "/wrong", "/whole"]
+
+
+def test_slow_sources_are_left_but_not_given_up(cifar10, site, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cifar10, "TRIAL", -1)
+    monkeypatch.setattr(cifar10, "SLOW", 1e18)
+    monkeypatch.setattr(cifar10, "BLOCK", 1000)
+    fetch(cifar10, site, tmp_path, "whole", "missing")
+    assert [path for path, _ in site.requests] == ["/whole", "/missing", "/whole"]
+    assert "is slow, trying another source" in capsys.readouterr().out
+
+
+def test_download_that_fails_says_what_to_do(cifar10, site, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "URLS", [site.url("missing"), "http://127.0.0.1:1/closed"])
+    status, _, complaint = start(cifar10, "--out_dir", tmp_path / "out")
+    assert status == 1
+    assert complaint.count("\n") == 1
+    for words in ("status 404", "refused", "--archive PATH", "python datasets/digits.py"):
+        assert words in complaint
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_silent_server_is_given_up(cifar10, tmp_path, monkeypatch):
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as silent:
+        monkeypatch.setattr(cifar10, "TIMEOUT", 0.2)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        url = f"http://127.0.0.1:{silent.server_port}/"
+        with pytest.raises(ConnectionError, match="timed out"):
+            cifar10.download([url], tmp_path / "archive")
+
+
+def test_digits(scripts, start, tmp_path):
+    pytest.importorskip("sklearn")
+    digits = scripts("digits")
+    assert start(digits, "--out_dir", tmp_path)[0] == 0
+    assert len(names(tmp_path / "digits_train")) == 1500
+    assert len(names(tmp_path / "digits_test")) == 297
+    data = load_data(data_dir=tmp_path / "digits_train", batch_size=8, image_size=32)
+    assert data.summary()["classes"] == sorted(digits.CLASSES)
+    image = np.asarray(Image.open(tmp_path / "digits_train" / "zero_00000.png"))
+    assert image.shape == (32, 32, 3)
+    assert image[16, 16].max() < 50 < 200 < image[:, 8:24].max()  # dark in a zero's middle
+
+
+@pytest.mark.parametrize(
+    ("script", "module", "extra"),
+    [("digits", "sklearn", "digits"), ("lsun_bedroom", "lmdb", "lsun")],
+)
+def test_missing_extras_are_named(scripts, start, tmp_path, monkeypatch, script, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    flags = [tmp_path, tmp_path / "out"] if extra == "lsun" else ["--out_dir", tmp_path / "out"]
+    status, _, complaint = start(scripts(script), *flags)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert f"pip install -e '.[{extra}]'" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def lsun(path, values):
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(path), map_size=2**20) as database, database.begin(write=True) as writing:
+        for number, value in enumerate(values):
+            writing.put(f"key{number}".encode(), value)
+    return path
+
+
+def encoded(width, height, kind):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, lossless=True)
+    return buffer.getvalue()
+
+
+def test_lsun(scripts, start, tmp_path):
+    values = [encoded(40, 20, "WEBP"), encoded(8, 24, "JPEG")]
+    database = lsun(tmp_path / "lmdb", values)
+    out = tmp_path / "out"
+    script = scripts("lsun_bedroom")
+    assert start(script, "--image-size", 8, "--prefix", "room", database, out)[0] == 0
+    assert names(out) == ["room_0000000.png", "room_0000001.png"]
+    whole = Image.open(io.BytesIO(values[0])).convert("RGB")
+    expected = np.asarray(whole.resize((16, 8), Image.Resampling.BOX))[:, 4:12]
+    assert np.array_equal(np.asarray(Image.open(out / "room_0000000.png")), expected)
+
+
+def test_lsun_says_what_is_wrong(scripts, start, tmp_path):
+    script = scripts("lsun_bedroom")
+    empty, broken = lsun(tmp_path / "empty", []), lsun(tmp_path / "broken", [b"no image"])
+    for flags, message in (
+        ([empty], "is empty"),
+        ([broken], "cannot read image b'key0' in"),
+        ([tmp_path / "none"], "cannot read the LSUN database"),
+        (["--image-size", 0, empty], "--image-size must be at least 1"),
+        (["--prefix", "bed_room", empty], "--prefix must be a word"),
+    ):
+        status, _, complaint = start(script, *flags, tmp_path / "out")
+        assert (status, complaint.count("\n")) == (2, 1)
+        assert message in complaint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", ["cifar10.py", "digits.py", "lsun_bedroom.py"])
+def test_scripts_run_from_any_folder(script, tmp_path):
+    command = [sys.executable, str(DATASETS / script)]
+    helped = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert helped.returncode == 0, helped.stderr
+    assert "default" in helped.stdout
+    wrong = subprocess.run([*command, "--no"], cwd=tmp_path, capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

@@ -1,0 +1,177 @@
+"""The picture of the noise schedules: its lines are the schedules, its file is a PNG."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from improved_diffusion.diffusion.noise_schedules import get_named_beta_schedule
+from improved_diffusion.errors import InputError
+from improved_diffusion.reports import plots
+
+pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install -e '.[plots]'")
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "plot_schedules.py"
+EXPECTED = {
+    "linear": ("linear", 2.0),
+    "cosine": ("cosine", 2.0),
+    "polynomial 0.5": ("polynomial", 0.5),
+    "polynomial 2": ("polynomial", 2.0),
+}
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The script's names."""
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture(scope="module")
+def figure(program):
+    return program["draw"](program["compute_schedules"](100, [0.5, 2.0]))
+
+
+def lines_of(axes):
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_lines_are_the_schedules(figure, name):
+    schedule, power = EXPECTED[name]
+    betas = get_named_beta_schedule(schedule, 100, power)
+    alpha_bar = np.cumprod(1 - betas)
+    log_snr = np.log(alpha_bar / (1 - alpha_bar))
+    for axes, values in zip(figure.axes, (betas, alpha_bar, log_snr), strict=True):
+        line = lines_of(axes)[name]
+        np.testing.assert_allclose(line.get_ydata(), values, rtol=1e-9)
+        np.testing.assert_allclose(line.get_xdata(), np.arange(1, 101) / 100)
+
+
+def test_every_line_is_named_and_looks_different(figure):
+    for axes in figure.axes:
+        lines = lines_of(axes)
+        assert list(lines) == list(EXPECTED)
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == 4
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(EXPECTED)
+
+
+def test_every_axis_is_labelled(figure):
+    for axes in figure.axes:
+        assert axes.get_xlabel() == "t / T"
+        assert axes.get_ylabel()
+        assert axes.get_title(loc="left")
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_nothing_leaves_the_figure_or_overlaps(program):
+    figure = program["draw"](program["compute_schedules"](100, [0.5, 1, 2, 3, 4, 5, 6, 7, 8]))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert box.x0 >= 0
+    assert box.x1 <= whole.x1
+    assert box.y1 <= whole.y1
+    for axes in figure.axes:
+        assert axes.get_tightbbox().y1 <= box.y0 + 1
+
+
+def test_power_1_is_the_linear_schedule(program):
+    linear, _, power_1 = program["compute_schedules"](1000, [1.0])
+    np.testing.assert_allclose(power_1.betas, linear.betas, rtol=1e-12)
+
+
+def test_nothing_left_is_minus_infinity(program):
+    linear = program["compute_schedules"](20, [1.0])[0]
+    assert linear.betas[-1] == 1
+    assert linear.log_snr[-1] == -np.inf
+
+
+@pytest.mark.parametrize(("text", "powers"), [("2", [2]), ("3,0.5, 1,3", [0.5, 1, 3])])
+def test_powers(program, text, powers):
+    assert program["parse_powers"](text) == powers
+
+
+def test_the_script_writes_a_png_and_prints_the_ends(scripts, tmp_path):
+    out, err = scripts.run("plot_schedules.py", out=tmp_path / "a.png", poly_powers="1,3")
+    assert err == ""
+    assert out.splitlines()[-1] == str(tmp_path / "a.png")
+    assert re.search(r"^linear +0\.0001 +0\.02 +4\.04e-05 +-10\.12$", out, re.MULTILINE)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (1500, 480)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_default_is_a_file_in_the_current_folder(program):
+    assert program["DEFAULTS"]["out"] == "noise_schedules.png"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"poly_powers": "1,high"}, "poly_powers must be numbers"),
+        ({"poly_powers": ""}, "poly_powers must be numbers"),
+        ({"poly_powers": "0"}, "poly_power must be a positive number"),
+        ({"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
+        ({"out": "missing/a.png"}, "no folder .*missing"),
+        ({"out": "a.pdf"}, "ends in .png"),
+    ],
+)
+def test_bad_input_is_one_line(scripts, tmp_path, flags, said):
+    flags = {"out": str(tmp_path / "a.png")} | flags
+    _, err = scripts.run("plot_schedules.py", status=2, **flags)
+    assert len(err.splitlines()) == 1
+    assert re.search(said, err)
+    assert not list(tmp_path.iterdir())
+
+
+# -- the style that all figures share
+
+
+def test_a_picture_cannot_be_a_folder(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(InputError, match="it is a folder"):
+        plots.check_picture_path(tmp_path / "a.png")
+
+
+def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    figure, _ = plots.new_figure()
+    monkeypatch.setattr(figure, "savefig", lambda file, **_: file.write(b"half") / 0)
+    with pytest.raises(ZeroDivisionError):
+        plots.save_figure(figure, path)
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_line_styles_differ():
+    styles = [plots.line_style(i) for i in range(24)]
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 24
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_ramp_has_a_colour_for_each(count):
+    assert len(set(plots.ramp(count))) == count
+
+
+def test_a_missing_matplotlib_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match=r"pip install -e '\.\[plots\]'"):
+        plots.new_figure()
+
+
+def test_drawing_changes_nothing_global():
+    program = (
+        "import sys, improved_diffusion.reports.plots as plots\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "plots.new_figure()\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

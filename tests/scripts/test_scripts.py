@@ -1,0 +1,394 @@
+"""The scripts as their users run them: processes of their own, tiny models, real image files."""
+
+import csv
+import json
+import re
+import shlex
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from openpyxl import load_workbook
+from PIL import Image
+
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "flag_defaults.json").read_text())
+TRAINING_FLAGS = {
+    "data_dir": "",
+    "schedule_sampler": "uniform",
+    "lr": 1e-4,
+    "weight_decay": 0.0,
+    "lr_anneal_steps": 0,
+    "batch_size": 1,
+    "microbatch": -1,
+    "ema_rate": "0.9999",
+    "log_interval": 10,
+    "save_interval": 10000,
+    "resume_checkpoint": "",
+    "use_fp16": False,
+    "fp16_scale_growth": 1e-3,
+}
+SAMPLING_FLAGS = {
+    "clip_denoised": True,
+    "num_samples": 10000,
+    "batch_size": 16,
+    "use_ddim": False,
+    "model_path": "",
+}
+NLL_FLAGS = {
+    "data_dir": "",
+    "clip_denoised": True,
+    "num_samples": 1000,
+    "batch_size": 1,
+    "model_path": "",
+}
+SR_SAMPLING_FLAGS = {
+    "clip_denoised": True,
+    "num_samples": 10000,
+    "batch_size": 16,
+    "use_ddim": False,
+    "base_samples": "",
+    "model_path": "",
+}
+DENOISING_FLAGS = {"input": "", "clean": "", "sigma": 0.0, "method": "mean", "label": ""}
+NEW_TRAINING_FLAGS = {
+    "random_flip": False,
+    "sample_interval": 0,
+    "in_channels": 3,
+    "max_steps": 0,
+    "seed": 0,
+    "log_dir": "",
+    "poly_power": 2.0,
+    "channel_mult": "",
+    "num_classes": 1000,
+}
+FLAGS = {
+    "image_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["model"],
+    "image_sample.py": SAMPLING_FLAGS | {"classes": "", "save_png": False} | REFERENCE["model"],
+    "image_nll.py": NLL_FLAGS | {"num_timesteps": 0} | REFERENCE["model"],
+    "image_denoise.py": DENOISING_FLAGS | REFERENCE["model"],
+    "export_diffusers.py": {"model_path": "", "out_dir": ""} | REFERENCE["model"],
+    "plot_schedules.py": {"poly_powers": "0.5,1,2,3", "out": "noise_schedules.png"},
+    "super_res_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["super_resolution"],
+    "super_res_sample.py": SR_SAMPLING_FLAGS | REFERENCE["super_resolution"],
+    "export_results.py": {"log_dir": "", "csv": "", "out": ""},
+}
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_help_explains_every_flag_with_its_default(script, scripts):
+    out, _ = scripts.run(script, "--help")
+    entries = {}
+    for entry in re.split(r"\n  (?=--)", out.partition("options:")[2])[1:]:
+        flag, _, *explanation = entry.split()
+        entries[flag] = " ".join(explanation)
+    for name, default in FLAGS[script].items():
+        explanation, _, shown = entries[f"--{name}"].partition("(default: ")
+        assert explanation, f"{name} is not explained"
+        assert default == "" or shown == f"{default})"
+
+
+# --- images: training, going on, sampling, bits/dim, the workbook
+
+
+@pytest.fixture(scope="module")
+def flags(tiny, images):
+    """Flags of a class-conditional training."""
+    return tiny | {
+        "class_cond": True,
+        "num_classes": 2,
+        "learn_sigma": True,
+        "data_dir": images,
+        "batch_size": 4,
+        "microbatch": 2,
+        "log_interval": 1,
+        "save_interval": 2,
+        "ema_rate": "0.5,0.9",
+        "lr": 1e-3,
+        "num_threads": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(flags, scripts, tmp_path_factory):
+    """A run of three updates, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    out, err = scripts.run("image_train.py", **flags, max_steps=3, log_dir=folder)
+    assert err == ""
+    return folder, out
+
+
+def test_a_training_leaves_its_files(trained):
+    folder, _ = trained
+    kinds = ("model", "ema_0.5_", "ema_0.9_", "opt", "state")
+    checkpoints = {f"{kind}{step:06d}.pt" for kind in kinds for step in (2, 3)}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == checkpoints | {"config.json", "log.txt", "progress.csv", "results.xlsx"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["flags"]["num_channels"] == 32
+    assert config["data"]["images"] == 10
+    assert config["data"]["classes"] == ["cat", "dog"]
+    assert load_workbook(folder / "results.xlsx").sheetnames
+
+
+def test_a_training_says_what_it_does(trained):
+    folder, out = trained
+    lines = out.splitlines()
+    assert str(folder) in lines[0]
+    assert str(folder) in lines[-1]
+    assert "Images: 10" in out
+    assert "2 classes" in out
+    assert "3 updates, 1.20 epochs" in out
+    assert "M parameters" in out
+    assert len([line for line in lines if line.startswith("step ")]) == 3
+    assert "Saving checkpoint 000002" in (folder / "log.txt").read_text()
+
+
+def rows(folder):
+    with open(folder / "progress.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_goes_on_with_auto(trained, flags, scripts, tmp_path):
+    folder, _ = trained
+    other = tmp_path / "other"
+    settings = flags | {"log_dir": other, "resume_checkpoint": "auto"}
+    out, _ = scripts.run("image_train.py", **settings, max_steps=1)
+    assert "starting fresh" in out
+    out, _ = scripts.run("image_train.py", **settings, max_steps=3)
+    assert f"Loading model from {other / 'model000001.pt'}" in out
+    for name in ("model000003.pt", "ema_0.9_000003.pt"):
+        mine, theirs = (th.load(f / name, weights_only=True) for f in (other, folder))
+        assert all(th.equal(mine[key], theirs[key]) for key in theirs)
+    time_columns = {"wall_time", "steps_per_second"}
+    mine, theirs = (
+        [{k: v for k, v in row.items() if k not in time_columns} for row in rows(f)]
+        for f in (other, folder)
+    )
+    assert mine == theirs
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(number, status, flags, scripts, tmp_path):
+    folder = tmp_path / "stopped run"
+    settings = flags | {"save_interval": 10**6, "log_dir": folder}
+    process = scripts.start("image_train.py", **settings)
+    out, err = scripts.stop(process, "step 3 ", number)
+    assert process.returncode == status
+    assert "Traceback" not in err
+    (state,) = folder.glob("state*.pt")
+    updates = int(state.stem[-6:])
+    assert updates >= 4
+    assert (folder / "results.xlsx").exists()
+    (command,) = (line for line in out.splitlines() if line.startswith("Go on with: "))
+    words = shlex.split(command.removeprefix("Go on with: "))
+    assert words[1].endswith("image_train.py")
+    goes_on, _ = scripts.run("image_train.py", *words[2:], max_steps=updates + 1)
+    assert f"Loading model from {folder}/model{updates:06d}.pt" in goes_on
+    steps = [int(row["step"]) for row in rows(folder)]
+    assert steps == list(range(updates + 1))
+
+
+def arrays(folder):
+    (path,) = folder.glob("*.npz")
+    with np.load(path) as file:
+        return path, {name: file[name] for name in file.files}
+
+
+def test_sampling_needs_the_model_alone(trained, scripts, tmp_path):
+    run, _ = trained
+    common = {"num_samples": 5, "batch_size": 2, "num_threads": 1}
+    out, _ = scripts.run("image_sample.py", model_path=run, log_dir=tmp_path / "a", **common)
+    path, content = arrays(tmp_path / "a")
+    assert path.name == "samples_5x16x16x3.npz"
+    assert content["arr_0"].shape == (5, 16, 16, 3)
+    assert content["arr_0"].dtype == np.uint8
+    assert content["arr_1"].shape == (5,)
+    assert set(content["arr_1"]) <= {0, 1}
+    assert str(tmp_path / "a") in out.splitlines()[-1]
+    with Image.open(path.with_suffix(".png")) as picture:
+        assert min(picture.size) >= 32
+
+    made = {}
+    for name, eta in (("usual", {}), ("half", {"eta": 0.5}), ("none", {"eta": 0})):
+        flags = {"sampler": "dpmpp", "sampling_steps": 3, "log_dir": tmp_path / name, **eta}
+        out, _ = scripts.run("image_sample.py", model_path=run, **flags, **common)
+        made[name] = arrays(tmp_path / name)[1]["arr_0"]
+    assert "in 3 steps of dpmpp, eta 0" in out
+    assert (made["usual"] == made["half"]).all()
+    assert (made["usual"] != made["none"]).any()
+
+    by_flags = {"model_path": run / "ema_0.5_000003.pt", "use_ddim": True, "seed": 7}
+    by_flags |= {"timestep_respacing": "ddim2", "precision": "bf16"}
+    out, _ = scripts.run("image_sample.py", log_dir=tmp_path / "b", **by_flags, **common)
+    assert "in 2 steps" in out
+    assert (arrays(tmp_path / "b")[1]["arr_0"] != content["arr_0"]).any()
+
+
+def test_samples_of_chosen_classes_one_by_one(trained, scripts, tmp_path):
+    run, _ = trained
+    settings = {"model_path": run, "num_samples": 5, "batch_size": 2, "num_threads": 1}
+    settings |= {"classes": "dog,0,dog", "save_png": True, "show_process": True}
+    out, _ = scripts.run("image_sample.py", log_dir=tmp_path, **settings)
+    assert arrays(tmp_path)[1]["arr_1"].tolist() == [1, 0, 1, 1, 0]
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == ["cat_000001.png", "cat_000004.png", *(f"dog_00000{i}.png" for i in (0, 2, 3))]
+    assert (tmp_path / "process.png").exists()
+    assert "of the training data" in out
+    _, err = scripts.run("image_sample.py", **settings | {"classes": "cow"}, status=2)
+    assert "the model knows no class 'cow'; it knows cat, dog" in err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_sampling_keeps_what_it_has_made(number, status, trained, scripts, tmp_path):
+    run, _ = trained
+    settings = {"model_path": run, "num_samples": 10**6, "batch_size": 1, "num_threads": 1}
+    process = scripts.start("image_sample.py", log_dir=tmp_path, **settings)
+    out, err = scripts.stop(process, "created 2 of", number)
+    assert process.returncode == status
+    assert "Traceback" not in err
+    path, content = arrays(tmp_path)
+    made = len(content["arr_0"])
+    assert made >= 2
+    assert f"Saved {made} samples to {path}" in out
+
+
+def test_bits_per_dimension_of_a_folder(trained, images, scripts, tmp_path):
+    run, _ = trained
+    settings = {"num_samples": 6, "batch_size": 4, "data_dir": images, "log_dir": tmp_path}
+    settings |= {"num_threads": 1}
+    out, _ = scripts.run("image_nll.py", model_path=run / "model000003.pt", **settings)
+    values = [float(value) for value in re.findall(r"bpd=([\d.]+)", out)]
+    assert len(values) == 2
+    assert all(0 < value < 100 for value in values)
+    for name in ("vb", "mse", "xstart_mse"):
+        with np.load(tmp_path / f"{name}_terms.npz") as file:
+            assert file["arr_0"].shape == (4,)
+            assert np.isfinite(file["arr_0"]).all()
+    assert "done 6 samples" in out
+    with open(tmp_path / "bits_per_dim.csv", newline="") as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["6"] * 4
+
+
+def test_bits_per_dimension_from_some_timesteps(trained, images, scripts, tmp_path):
+    run, _ = trained
+    settings = {"num_samples": 99, "batch_size": 4, "data_dir": images, "log_dir": tmp_path}
+    settings |= {"num_threads": 1, "num_timesteps": 2}
+    out, _ = scripts.run("image_nll.py", model_path=run, **settings)
+    assert re.search(r"done 10 samples: bpd=[\d.]+ ± [\d.]+", out), "all images, each once"
+    with open(tmp_path / "bits_per_dim.csv", newline="") as file:
+        rows_of_terms = list(csv.DictReader(file))
+    assert sum(int(row["images"]) for row in rows_of_terms) == 20
+    assert rows_of_terms[0]["images"] == "10"
+    assert load_workbook(tmp_path / "bits_per_dim.xlsx").sheetnames
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 12), (4, 8)])
+def test_images_of_any_kind_and_size(channels, size, tiny, images, scripts, tmp_path):
+    """Grey or with alpha, of a size without defaults, with flips, as many classes as there are."""
+    settings = tiny | {"in_channels": channels, "image_size": size, "num_threads": 1}
+    settings |= {"class_cond": True, "num_classes": "auto", "random_flip": True}
+    settings |= {"data_dir": images, "batch_size": 2, "max_steps": 2, "sample_interval": 1}
+    run = tmp_path / "run"
+    out, _ = scripts.run("image_train.py", log_dir=run, ema_rate="0.01,0.9", **settings)
+    flags = json.loads((run / "config.json").read_text())["flags"]
+    assert (flags["num_classes"], flags["in_channels"]) == (2, channels)
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["000001.png", "000002.png"]
+    assert "Drew samples/000002.png from the EMA of rate 0.01" in out
+    assert "samples" in load_workbook(run / "results.xlsx").sheetnames
+
+    common = {"model_path": run, "num_threads": 1}
+    scripts.run("image_sample.py", log_dir=tmp_path / "out", num_samples=2, **common)
+    assert arrays(tmp_path / "out")[1]["arr_0"].shape == (2, size, size, channels)
+    settings = {"num_samples": 2, "data_dir": images, "log_dir": tmp_path / "nll"}
+    out, _ = scripts.run("image_nll.py", **settings, **common)
+    assert "done 2 samples: bpd=" in out
+
+
+def test_a_workbook_is_exported_again(trained, scripts, tmp_path):
+    run, _ = trained
+    out, _ = scripts.run("export_results.py", csv=run / "progress.csv", out=tmp_path / "x.xlsx")
+    assert out.strip() == str(tmp_path / "x.xlsx")
+    book = load_workbook(tmp_path / "x.xlsx")
+    sizes = {sheet.title: (sheet.max_row, sheet.max_column) for sheet in book}
+    columns = len(rows(run)[0])
+    assert any(height == 4 and width >= columns for height, width in sizes.values())
+
+
+def test_a_broken_image_is_skipped_and_named(tiny, make_images, scripts, tmp_path):
+    folder = make_images(tmp_path / "images", count=4)
+    (folder / "cat_000.png").write_bytes(b"broken")
+    settings = {"data_dir": folder, "batch_size": 4, "max_steps": 1, "on_bad_image": "skip"}
+    run = tmp_path / "run"
+    _, err = scripts.run("image_train.py", **tiny, **settings, log_dir=run, num_threads=1)
+    assert "left out: cannot read image" in err
+    assert "cat_000.png" in err
+    assert "pixel_mean" in json.loads((run / "config.json").read_text())["data"]
+
+
+def test_a_resumed_run_says_when_it_began(trained, flags, scripts, tmp_path):
+    run = tmp_path / "run"
+    settings = flags | {"log_dir": run, "resume_checkpoint": "auto"}
+    configs = []
+    for steps in (1, 2):
+        scripts.run("image_train.py", **settings, max_steps=steps)
+        configs.append(json.loads((run / "config.json").read_text()))
+    assert configs[0]["started"] == configs[1]["started"]
+    assert "resumed" in configs[1]
+    assert "resumed" not in configs[0]
+    assert configs[1]["flags"]["resume_checkpoint"] == "auto"
+
+
+def test_classes_that_were_never_trained_cannot_be_sampled(flags, scripts, tmp_path):
+    run = tmp_path / "run"
+    roomy = flags | {"num_classes": 5, "log_dir": run, "max_steps": 1}
+    out, _ = scripts.run("image_train.py", **roomy)
+    assert "2 classes (of the 5 that the model has room for)" in out
+    settings = {"model_path": run, "num_samples": 1, "num_threads": 1}
+    _, err = scripts.run("image_sample.py", classes=3, **settings, status=2)
+    assert "the model knows no class '3'; it knows cat, dog" in err
+
+
+# --- super-resolution
+
+
+def test_super_resolution(tiny_sr, make_images, scripts, tmp_path):
+    tiny_sr = tiny_sr | {"num_threads": 1}
+    settings = {"data_dir": make_images(tmp_path / "large", count=4, size=20)}
+    settings |= {"batch_size": 2, "max_steps": 2, "log_interval": 1, "log_dir": tmp_path / "run"}
+    scripts.run("super_res_train.py", **tiny_sr, **settings)
+    assert len(rows(tmp_path / "run")) == 2
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["script"] == "super_res_train"
+
+    small = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "small.npz", small)
+    settings = {"num_samples": 4, "batch_size": 2, "base_samples": tmp_path / "small.npz"}
+    settings |= {"model_path": tmp_path / "run" / "model000002.pt", "log_dir": tmp_path / "out"}
+    settings |= {"sampler": "dpmpp", "sampling_steps": 3}
+    out, _ = scripts.run("super_res_sample.py", num_threads=1, **settings)
+    assert "Sampling 4 images in 3 steps of dpmpp, eta 0.5" in out
+    _, content = arrays(tmp_path / "out")
+    assert content["arr_0"].shape == (4, 16, 16, 3)
+    assert list(content) == ["arr_0"]
+
+
+def test_super_resolution_with_classes_draws_while_training(tiny_sr, images, scripts, tmp_path):
+    settings = {"data_dir": images, "batch_size": 2, "max_steps": 2, "sample_interval": 1}
+    settings |= {"class_cond": True, "num_classes": "auto", "in_channels": 1, "num_threads": 1}
+    run = tmp_path / "run"
+    out, _ = scripts.run("super_res_train.py", **tiny_sr, **settings, log_dir=run)
+    assert "Drew samples/000002.png" in out
+    assert Image.open(run / "samples" / "000002.png").mode == "L"
+
+
+def test_a_run_that_diverges_ends_with_one_line(tiny, images, scripts, tmp_path):
+    """A learning rate that makes the weights overflow at once."""
+    settings = {"data_dir": images, "batch_size": 2, "lr": 1e38, "max_skipped": 2}
+    settings |= {"num_threads": 1}
+    process = scripts.start("image_train.py", **tiny, **settings, log_dir=tmp_path / "run")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert len(err.splitlines()) == 1
+    assert "training diverged" in err

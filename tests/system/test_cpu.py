@@ -1,0 +1,125 @@
+"""What is read of the processor, and what is set for it."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from improved_diffusion.errors import InputError
+from improved_diffusion.system import cpu
+
+X86 = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu sse2 {}\n"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def cpuinfo(tmp_path, monkeypatch):
+    path = tmp_path / "cpuinfo"
+    monkeypatch.setattr(cpu, "CPUINFO", path)
+    return path
+
+
+@pytest.fixture
+def many_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "native"),
+    [
+        (X86.format("avx512f"), False),
+        (X86.format("avx512f avx512_bf16"), True),
+        (X86.format("amx_bf16 amx_tile"), True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("Features\t: fp asimd\nmodel name: bf16\n", False),
+        ("", False),
+    ],
+)
+def test_native_bfloat16_is_read_from_the_flags(cpuinfo, text, native):
+    cpuinfo.write_text(text)
+    assert cpu.has_native_bfloat16() is native
+
+
+def test_the_name_is_read_or_guessed(cpuinfo):
+    assert cpu.processor_name() == (platform.processor() or platform.machine())
+    cpuinfo.write_text(X86.format(""))
+    assert cpu.processor_name() == "A Processor"
+
+
+def test_affinity_bounds_the_processors(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    assert cpu.available_processors(tmp_path) == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "processors"),
+    [
+        ({"a/b/cpu.max": "max 100000\n"}, 64),
+        ({"a/b/cpu.max": "250000 100000\n"}, 2),
+        ({"a/b/cpu.max": "max 100000\n", "a/cpu.max": "300000 100000\n"}, 3),
+        ({"a/b/cpu.max": "50000 100000\n"}, 1),
+    ],
+)
+def test_a_control_group_of_version_2_bounds_the_processors(
+    tmp_path, many_processors, limits, processors
+):
+    write(tmp_path / "proc/self/cgroup", "0::/a/b\n")
+    for name, text in limits.items():
+        write(tmp_path / "sys/fs/cgroup" / name, text)
+    assert cpu.available_processors(tmp_path) == processors
+
+
+@pytest.mark.parametrize(("quota", "processors"), [("-1", 64), ("400000", 4)])
+def test_a_control_group_of_version_1_bounds_the_processors(
+    tmp_path, many_processors, quota, processors
+):
+    write(tmp_path / "proc/self/cgroup", "5:memory:/a\n4:cpu,cpuacct:/a\n")
+    group = tmp_path / "sys/fs/cgroup/cpu,cpuacct/a"
+    write(group / "cpu.cfs_quota_us", f"{quota}\n")
+    write(group / "cpu.cfs_period_us", "100000\n")
+    assert cpu.available_processors(tmp_path) == processors
+
+
+def test_a_negative_number_of_threads_is_refused():
+    with pytest.raises(InputError, match="--num_threads -1"):
+        cpu.configure_cpu(-1)
+
+
+def test_peak_memory_is_in_bytes():
+    assert 10e6 < cpu.peak_memory() < 1e12
+
+
+FAULTS = """
+import resource
+from improved_diffusion import cpu
+if {tune}:
+    print(cpu.configure_cpu(3))
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = b"x" * (64 << 20)
+    del block
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
+def test_configuring_keeps_freed_memory_and_sets_threads():
+    def run(tune):
+        program = [sys.executable, "-c", FAULTS.format(tune=tune)]
+        environment = os.environ | {"LD_PRELOAD": ""}
+        done = subprocess.run(program, check=True, capture_output=True, text=True, env=environment)
+        return done.stdout
+
+    description, faults = run(tune=True).splitlines()
+    assert "3 threads" in description
+    assert "freed memory kept" in description
+    assert int(faults) <= 10
+    assert int(run(tune=False)) > 10  # at least one a huge page of 2 MiB

@@ -1,0 +1,92 @@
+import errno
+import os
+import stat
+
+import pytest
+
+from improved_diffusion.errors import InputError
+from improved_diffusion.system import files
+from improved_diffusion.system.files import atomic_write, atomic_write_text, is_local, read_file
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "file"
+    with atomic_write(path) as file:
+        file.write(b"half")
+        file.flush()
+        assert not path.exists()
+        file.write(b" and half")
+    assert path.read_bytes() == b"half and half"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write_half():
+        with atomic_write(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_leaves_the_old_file(tmp_path, monkeypatch, call, number):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, call, fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        atomic_write_text(path, "new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    kind = lambda fd: "folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"  # noqa: E731
+    monkeypatch.setattr(files.os, "fsync", lambda fd: calls.append(kind(fd)) or fsync(fd))
+    monkeypatch.setattr(files.os, "replace", lambda *a: calls.append("rename") or replace(*a))
+    atomic_write_text(tmp_path / "file", "text")
+    assert calls == ["file", "rename", "folder"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the system has no such permissions")
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    atomic_write_text(tmp_path / "atomic", "")
+    modes = [os.stat(tmp_path / name).st_mode for name in ("plain", "atomic")]
+    assert modes[0] == modes[1]
+
+
+def test_a_missing_folder_is_the_systems_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        atomic_write_text(tmp_path / "none" / "file", "text")
+
+
+@pytest.mark.parametrize("name", ["none", "."])
+def test_what_cannot_be_read_is_named(tmp_path, name):
+    with pytest.raises(InputError, match="check the path"):
+        read_file(tmp_path / name)
+
+
+def test_a_file_is_read_whole(tmp_path):
+    (tmp_path / "file").write_bytes(b"\x00\xff")
+    assert read_file(tmp_path / "file") == b"\x00\xff"
+
+
+def test_urls_are_not_local():
+    assert is_local("/a/b")
+    assert is_local("b:c")
+    assert not is_local("gs://bucket/file")

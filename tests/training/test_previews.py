@@ -1,0 +1,108 @@
+import os
+
+import killing
+import numpy as np
+import pytest
+import torch as th
+from PIL import Image
+from test_bad_input import in_process
+
+from improved_diffusion import logger
+from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
+from improved_diffusion.system.precision import Precision
+from improved_diffusion.training import checkpoints
+from improved_diffusion.training.previews import Preview, newest_picture
+
+
+@pytest.fixture
+def trained(tiny):
+    """A model with weights that say something, its diffusion, and EMAs of other weights."""
+    flags = model_and_diffusion_defaults() | tiny | {"dropout": 0.5}
+    th.manual_seed(0)
+    model, diffusion = create_model_and_diffusion(**flags)
+    with th.no_grad():
+        for p in model.parameters():
+            p.copy_(th.randn_like(p) * 0.05)
+    other = {name: th.randn_like(p) * 0.05 for name, p in model.named_parameters()}
+    return model, diffusion, other
+
+
+def draw(trained, folder, step, emas=None, precision="fp32", **settings):
+    model, diffusion, other = trained
+    settings = {"batch_size": 3, **settings}
+    preview = Preview(diffusion, (4, 3, 16, 16), **settings)
+    with logger.scoped_configure(dir=folder, format_strs=[]):
+        cast = Precision(precision).autocast()
+        preview.draw(str(folder), step, model, emas or {0.9: other}, cast)
+    return {path.name: np.asarray(Image.open(path)) for path in (folder / "samples").iterdir()}
+
+
+def test_a_settled_ema_is_drawn_alone(trained, tmp_path):
+    assert list(draw(trained, tmp_path, 100)) == ["000100.png"]
+
+
+def test_a_young_ema_is_drawn_beside_the_model(trained, tmp_path):
+    pictures = draw(trained, tmp_path, 5)
+    assert set(pictures) == {"000005.png", "000005_model.png"}
+    assert not np.array_equal(*pictures.values())
+
+
+def test_the_best_of_several_emas_is_drawn(trained, tmp_path):
+    model, _, other = trained
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    young = draw(trained, tmp_path / "a", 100, {0.9: own, 0.9999: other})
+    assert np.array_equal(
+        young["000100.png"], draw(trained, tmp_path / "b", 100, {0.9: own})["000100.png"]
+    )
+
+
+def test_the_noise_is_fixed_and_the_batch_size_does_not_matter(trained, tmp_path):
+    one = draw(trained, tmp_path / "a", 100)["000100.png"]
+    other = draw(trained, tmp_path / "b", 100, batch_size=4)["000100.png"]
+    assert np.abs(one.astype(int) - other).max() <= 1
+    assert not np.array_equal(one, draw(trained, tmp_path / "c", 100, seed=1)["000100.png"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nothing_of_the_training_is_disturbed(precision, trained, tmp_path):
+    model, _, other = trained
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    emas = {name: value.clone() for name, value in other.items()}
+    numbers = checkpoints.random_state()
+    draw(trained, tmp_path, 5, precision=precision)
+    assert model.training
+    assert all(th.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(th.equal(value, emas[name]) for name, value in other.items())
+    after = checkpoints.random_state()
+    assert th.equal(numbers["torch"], after["torch"])
+    assert th.equal(numbers["numpy"][1], after["numpy"][1])
+    assert all(p.requires_grad for p in model.parameters())
+    x = th.randn(2, 3, 16, 16)
+    model(x, th.zeros(2, dtype=th.int64)).sum().backward()  # no inference tensors were left behind
+
+
+def test_a_run_that_draws_is_the_run_that_does_not(tiny, images, to_words, tmp_path):
+    """Bit for bit, with all that draws random numbers while training."""
+    settings = {"data_dir": images, "batch_size": 4, "max_steps": 4, "log_interval": 1}
+    settings |= {"dropout": 0.3, "random_flip": True, "num_threads": 1, "ema_rate": "0.1,0.9"}
+    for name, interval in (("drawing", 1), ("not", 0)):
+        words = {"log_dir": tmp_path / name, "sample_interval": interval}
+        assert in_process("image_train.py", to_words(tiny | settings | words)) == 0
+    assert (tmp_path / "drawing" / "samples" / "000004.png").exists()
+    drawing, other = (killing.tensors(tmp_path / name, 4) for name in ("drawing", "not"))
+    assert drawing.keys() == other.keys()
+    assert [name for name in other if not th.equal(drawing[name], other[name])] == []
+    assert killing.rows(tmp_path / "drawing") == killing.rows(tmp_path / "not")
+
+
+def test_the_newest_picture(tmp_path):
+    assert newest_picture(str(tmp_path)) is None
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    names = ["000200.png", "000300.png", "000300_model.png", "samples_4x8x8x3.png"]
+    for age, name in enumerate([*names, "process.png", "notes.txt", "grid.png"]):
+        (folder / name).touch()
+        os.utime(folder / name, (age, age))
+        expected = name if name in names else names[-1]
+        assert newest_picture(str(tmp_path)) == str(folder / expected)
