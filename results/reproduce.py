@@ -13,8 +13,9 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from improved_diffusion.commands import cli
+from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import Parser
 from improved_diffusion.system.cpu import processor_name
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -106,7 +107,7 @@ def main() -> None:
 
 
 def parse_flags() -> Namespace:
-    parser = cli.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--only", default="", help="names of runs, comma-separated; empty for all")
     parser.add_argument("--data", default="", help="what the images are, to stand by the figures")
     return parser.parse_args()
@@ -213,4 +214,4 @@ def run_script(script: str, flags: dict[str, object], *words: object) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

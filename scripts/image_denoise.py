@@ -4,7 +4,6 @@ Pictures are neither scaled nor cut. Those of the size that the model was traine
 """
 
 import os
-from argparse import Namespace
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,38 +11,24 @@ import numpy as np
 import torch as th
 
 from improved_diffusion import dist_util, logger
-from improved_diffusion.commands import cli, runs
-from improved_diffusion.commands.sampling import (
-    class_numbers,
+from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.runs import open_run, prepare
+from improved_diffusion.commands.sampling import evaluating
+from improved_diffusion.commands.trained import (
+    Trained,
     describe,
-    evaluating,
-    known_classes,
     load_trained,
-    parse_flags_for_model,
+    parse_for_model,
 )
 from improved_diffusion.data.image_files import list_images
 from improved_diffusion.data.image_grid import make_grid, save_png
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.using import DenoisingOptions
+from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.sampling import denoising
 from improved_diffusion.sampling.image_noise import ImageNoise
-from improved_diffusion.script_util import (
-    args_to_dict,
-    create_model_and_diffusion,
-    model_and_diffusion_defaults,
-)
+from improved_diffusion.script_util import build_diffusion, build_model
 
-DEFAULTS = {
-    "input": "",
-    "clean": "",
-    "sigma": 0.0,
-    "method": "mean",
-    "label": "",
-    "model_path": "",
-    "seed": 0,
-    "log_dir": "",
-    "precision": "fp32",
-    "num_threads": 0,
-}
 LARGEST = 4  # times the model's image size: attention's memory grows with the side's fourth power
 EIGHT_BITS = 127.5  # steps of 8 bits in 1 of [-1, 1]
 
@@ -57,35 +42,37 @@ class Picture(NamedTuple):
 
 
 def main() -> None:
-    model_defaults = model_and_diffusion_defaults()
-    args = parse_flags_for_model(__doc__, DEFAULTS, model_defaults)
-    denoising.check_method(args.method)
-    model, diffusion = create_model_and_diffusion(**args_to_dict(args, model_defaults))
-    settings = {
-        "method": args.method,
-        "model_kwargs": choose_label(args),
-        "multiple": 2 ** (len(model.channel_mult) - 1),
-    }
+    options, trained = parse_for_model(DenoisingOptions, __doc__)
+    label = choose_label(options, trained)
+    diffusion, model = build_diffusion(options), build_model(options)
+    multiple = 2 ** (len(model.channel_mult) - 1)
     # All are read, and their noise looked at, before the first is cleaned.
-    smallest = max(settings["multiple"], denoising.MASK)
-    sizes = (model.in_channels, smallest, LARGEST * args.image_size)
-    pictures = [read(*found, sizes) for found in find_pictures(args.input, args.clean)]
-    sigmas = [choose_sigma(args.sigma, diffusion, picture.noisy) for picture in pictures]
-    load_trained(model, args.model_path)
-    with runs.open_run("image_denoise", args.log_dir) as folder:
-        describe(args, model)
+    smallest = max(multiple, denoising.MASK)
+    sizes = (model.in_channels, smallest, LARGEST * options.image_size)
+    pictures = [read(*found, sizes) for found in find_pictures(options.input, options.clean)]
+    sigmas = [choose_sigma(options.sigma, diffusion, picture.noisy) for picture in pictures]
+    prepare(options)
+    load_trained(model, options.model_path)
+    with open_run("image_denoise", options.log_dir) as folder:
+        describe(options, trained, model)
         scores = []
-        with evaluating(model, args.precision) as call:
+        with evaluating(model, options.precision, options.compile) as call:
             for picture, sigma in zip(pictures, sigmas, strict=True):
                 logger.log(f"{picture.stem}: noise of sigma {sigma * EIGHT_BITS:.1f} (of 255)")
-                image = denoising.to_tensor(picture.noisy).to(dist_util.dev())
-                # The same for each picture: it comes out the same in whatever folder it lies.
-                noise = ImageNoise(args.seed, [0]).randn_like
                 image = denoising.denoise(
-                    diffusion, call, image, sigma, randn_like=noise, **settings
+                    diffusion,
+                    call,
+                    denoising.to_tensor(picture.noisy).to(dist_util.dev()),
+                    sigma,
+                    method=options.method,
+                    model_kwargs={key: value.to(dist_util.dev()) for key, value in label.items()},
+                    multiple=multiple,
+                    # The same for each picture: it comes out the same in whatever folder it lies.
+                    randn_like=ImageNoise(options.seed, [0]).randn_like,
                 )
-                scores.append(save(folder, picture, denoising.to_picture(image)))
-        if args.clean and len(scores) > 1:
+                score = save(folder, picture, denoising.to_picture(image))
+                scores += [score] if score else []
+        if len(scores) > 1:
             log_psnr(f"mean of {len(scores)}", *np.mean(scores, axis=0))
         logger.log(f"Saved {len(pictures)} x *_denoised.png and *_compared.png")
 
@@ -134,7 +121,7 @@ def find_pictures(given: str, clean: str) -> Iterator[tuple[str, str, str]]:
         yield stem, os.path.join(given, name), clean and os.path.join(clean, name)
 
 
-def choose_sigma(given: float, diffusion, picture: np.ndarray) -> float:
+def choose_sigma(given: float, diffusion: SpacedDiffusion, picture: np.ndarray) -> float:
     """The noise of a picture in [-1, 1], given or estimated, once the schedule is known to have it.
 
     :raises InputError: if the schedule has not.
@@ -144,21 +131,21 @@ def choose_sigma(given: float, diffusion, picture: np.ndarray) -> float:
     return sigma
 
 
-def choose_label(args: Namespace) -> dict[str, th.Tensor]:
+def choose_label(options: DenoisingOptions, trained: Trained) -> dict[str, th.Tensor]:
     """What a class-conditional model is told of the pictures' class.
 
     :raises InputError: if ``--label`` is missing, unknown or not wanted.
     """
-    if args.label and not args.class_cond:
+    if options.label and not options.class_cond:
         raise InputError("the model was trained without classes; leave --label out")
-    if not args.class_cond:
+    if not options.class_cond:
         return {}
-    chosen = class_numbers(args, args.label)
+    chosen = trained.class_numbers(options.label)
     if len(chosen) != 1:
-        known = known_classes(args)
-        raise InputError(f"the model needs one --label, got {args.label!r}; choose from {known}")
-    return {"y": th.tensor(chosen, device=dist_util.dev())}
+        known = trained.known_classes()
+        raise InputError(f"the model needs one --label, got {options.label!r}; choose from {known}")
+    return {"y": th.tensor(chosen)}
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

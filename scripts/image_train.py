@@ -1,27 +1,20 @@
 """Train a diffusion model on a folder of images."""
 
-from improved_diffusion import dist_util
-from improved_diffusion.commands import cli
-from improved_diffusion.commands.training import open_images, parse_training_flags, train
-from improved_diffusion.script_util import (
-    args_to_dict,
-    check_flags,
-    create_model_and_diffusion,
-    model_and_diffusion_defaults,
-)
-from improved_diffusion.training.checkpoints import seed_everything
+from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.runs import prepare
+from improved_diffusion.commands.training import open_images, train
+from improved_diffusion.options.command_line import parse_options
+from improved_diffusion.options.training import ImageTraining
+from improved_diffusion.script_util import build_diffusion, build_model
 
 
 def main() -> None:
-    defaults = model_and_diffusion_defaults()
-    args = parse_training_flags(__doc__, defaults)
-    check_flags(vars(args))
-    dist_util.setup_dist()
-    seed_everything(args.seed)
-    images = open_images(args, args.image_size)
-    model, diffusion = create_model_and_diffusion(**args_to_dict(args, defaults))
-    train("image_train", args, model, diffusion, images, data=images)
+    options = parse_options(ImageTraining, __doc__)
+    prepare(options)
+    options, images = open_images(options)
+    model, diffusion = build_model(options), build_diffusion(options)
+    train("image_train", options, model, diffusion, images, data=images)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -1,24 +1,37 @@
 """Draw the noise schedules side by side into a PNG, and print what they leave of the image."""
 
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from improved_diffusion.commands import cli
-from improved_diffusion.diffusion.noise_schedules import checked_betas, get_named_beta_schedule
+from improved_diffusion.commands.cli import run
+from improved_diffusion.diffusion.noise_schedules import (
+    NOISE_SCHEDULES,
+    checked_betas,
+    get_named_beta_schedule,
+)
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import parse_options
+from improved_diffusion.options.flags import Options, flag, with_default
+from improved_diffusion.options.model import DiffusionOptions
 from improved_diffusion.reports import plots
-from improved_diffusion.script_util import add_dict_to_argparser
 
-DEFAULTS = {
-    "diffusion_steps": 1000,
-    "poly_powers": "0.5,1,2,3",
-    "out": "noise_schedules.png",
-}
+POWERED = "polynomial"  # the schedule that is drawn once for each power
 
-NAMED = ("linear", "cosine")
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions(Options):
+    """Flags of this script."""
+
+    diffusion_steps: int = with_default(DiffusionOptions, "diffusion_steps", 1000)
+    poly_powers: str = flag(
+        "0.5,1,2,3", "powers of the polynomial schedules to draw, comma-separated"
+    )
+    out: str = flag("noise_schedules.png", "file to write")
+
+
 PANELS = (
     ("betas", "Noise added by step t", r"$\beta_t$ (variance, log scale)"),
     ("alpha_bar", "Image left after step t", r"$\bar\alpha_t$ (share of the variance)"),
@@ -36,18 +49,12 @@ class Schedule(NamedTuple):
 
 
 def main() -> None:
-    args = parse_flags()
-    schedules = compute_schedules(args.diffusion_steps, parse_powers(args.poly_powers))
-    plots.check_picture_path(args.out)
-    plots.save_figure(draw(schedules), args.out)
+    options = parse_options(PlotOptions, __doc__)
+    schedules = compute_schedules(options.diffusion_steps, parse_powers(options.poly_powers))
+    plots.check_picture_path(options.out)
+    plots.save_figure(draw(schedules), options.out)
     print_ends(schedules)
-    print(Path(args.out).absolute())
-
-
-def parse_flags() -> Namespace:
-    parser = cli.Parser(__doc__)
-    add_dict_to_argparser(parser, DEFAULTS)
-    return parser.parse_args()
+    print(Path(options.out).absolute())
 
 
 def parse_powers(text: str) -> list[float]:
@@ -59,11 +66,12 @@ def parse_powers(text: str) -> list[float]:
 
 
 def compute_schedules(steps: int, powers: list[float]) -> list[Schedule]:
-    """Linear, cosine, and one polynomial schedule for each of the powers."""
-    schedules = [make_schedule(name, get_named_beta_schedule(name, steps)) for name in NAMED]
+    """All schedules, and the polynomial one for each of the powers at the end."""
+    named = [name for name in NOISE_SCHEDULES if name != POWERED]
+    schedules = [make_schedule(name, get_named_beta_schedule(name, steps)) for name in named]
     for power in powers:
-        betas = get_named_beta_schedule("polynomial", steps, power)
-        schedules.append(make_schedule(f"polynomial {power:g}", betas))
+        betas = get_named_beta_schedule(POWERED, steps, power)
+        schedules.append(make_schedule(f"{POWERED} {power:g}", betas))
     return schedules
 
 
@@ -79,7 +87,8 @@ def make_schedule(name: str, betas: np.ndarray) -> Schedule:
 def draw(schedules: list[Schedule]) -> Any:
     """One panel for each quantity, over t / T."""
     figure, axes = plots.new_figure(columns=len(PANELS))
-    styles = choose_styles(powers=len(schedules) - len(NAMED))
+    powers = sum(schedule.name.startswith(POWERED) for schedule in schedules)
+    styles = choose_styles(len(schedules) - powers, powers)
     for panel, (quantity, title, unit) in zip(axes, PANELS, strict=True):
         for schedule, style in zip(schedules, styles, strict=True):
             values = getattr(schedule, quantity)
@@ -92,12 +101,12 @@ def draw(schedules: list[Schedule]) -> Any:
     return figure
 
 
-def choose_styles(powers: int) -> list[dict[str, Any]]:
+def choose_styles(named: int, powers: int) -> list[dict[str, Any]]:
     """Linear broad and pale, so that power 1 shows on top of it; the powers from light to dark."""
     linear = {"color": "#BDBDBD", "linewidth": 3 * plots.LINE_WIDTH}
-    cosine = plots.line_style(1)
+    others = [plots.line_style(number) for number in range(1, named)]
     ramp = [{"color": c, "linewidth": plots.LINE_WIDTH} for c in plots.ramp(powers)]
-    return [linear, cosine, *ramp]
+    return [linear, *others, *ramp]
 
 
 def print_ends(schedules: list[Schedule]) -> None:
@@ -110,4 +119,4 @@ def print_ends(schedules: list[Schedule]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -2,73 +2,64 @@
 
 import io
 import zlib
-from argparse import Namespace
 from collections.abc import Sequence
 from zipfile import BadZipFile
 
 import numpy as np
 import torch as th
 
-from improved_diffusion import dist_util, logger
-from improved_diffusion.commands import cli, runs
-from improved_diffusion.commands.sampling import (
-    choose_sampler,
-    count_classes,
+from improved_diffusion import logger
+from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.runs import open_run, prepare
+from improved_diffusion.commands.sampling import sample, spaced_diffusion
+from improved_diffusion.commands.trained import (
+    Trained,
     describe,
     load_trained,
-    parse_flags_for_model,
-    sample,
-    sampling_defaults,
+    parse_for_model,
 )
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.using import SuperResSampling
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.sampling.samples import Condition
-from improved_diffusion.script_util import (
-    args_to_dict,
-    sr_create_model_and_diffusion,
-    sr_model_and_diffusion_defaults,
-)
+from improved_diffusion.script_util import build_model
 from improved_diffusion.system.files import read_file
-from improved_diffusion.training.checkpoints import seed_everything
 
 
 def main() -> None:
-    model_defaults = sr_model_and_diffusion_defaults()
-    args = parse_flags_for_model(
-        __doc__, sampling_defaults() | {"base_samples": ""}, model_defaults
-    )
-    choose_sampler(args)
-    small, classes = load_base_samples(args)
-    dist_util.setup_dist()
-    seed_everything(args.seed)
-    model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, model_defaults))
-    load_trained(model, args.model_path)
-    with runs.open_run("super_res_sample", args.log_dir) as folder:
-        describe(args, model)
-        logger.log(f"Enlarging {args.num_samples} images to {args.large_size} pixels")
-        sample(args, folder, model, diffusion, args.large_size, small_condition(small, classes))
+    options, trained = parse_for_model(SuperResSampling, __doc__)
+    small, classes = load_base_samples(options, trained)
+    diffusion = spaced_diffusion(options)
+    prepare(options)
+    model = load_trained(build_model(options), options.model_path)
+    with open_run("super_res_sample", options.log_dir) as folder:
+        describe(options, trained, model)
+        logger.log(f"Enlarging {options.num_samples} images to {options.large_size} pixels")
+        sample(options, trained, folder, model, diffusion, small_condition(small, classes))
 
 
-def load_base_samples(args: Namespace) -> tuple[th.Tensor, th.Tensor | None]:
+def load_base_samples(
+    options: SuperResSampling, trained: Trained
+) -> tuple[th.Tensor, th.Tensor | None]:
     """The small images as float32 [N, C, H, W] in [-1, 1], and their classes if they count."""
-    path = args.base_samples
+    path = options.base_samples
     if not path:
         raise InputError("no --base_samples given; name the .npz file that image_sample.py wrote")
     try:
         arrays = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
         images = arrays["arr_0"]
-        classes = arrays["arr_1"] if args.class_cond else None
+        classes = arrays["arr_1"] if options.class_cond else None
     except InputError:
         raise
     except (ValueError, LookupError, OSError, EOFError, zlib.error, BadZipFile) as error:
         raise InputError(f"{path} is no .npz of samples to start from ({error})") from None
-    size, channels = args.small_size, args.in_channels
+    size, channels = options.small_size, options.in_channels
     if images.shape[1:] != (size, size, channels) or images.dtype != np.uint8 or not len(images):
         raise InputError(
             f"{path} holds {images.dtype} {images.shape}; --small_size {size} needs "
             f"uint8 (N, {size}, {size}, {channels})"
         )
-    count = count_classes(args)
+    count = trained.num_classes
     if classes is not None and not (
         classes.shape == images.shape[:1]
         and np.issubdtype(classes.dtype, np.integer)
@@ -90,4 +81,4 @@ def small_condition(small: th.Tensor, classes: th.Tensor | None) -> Condition:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -6,23 +6,23 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 
-from improved_diffusion import dist_util
-from improved_diffusion.commands import cli
-from improved_diffusion.commands.training import (
-    PREVIEW_IMAGES,
-    open_images,
-    parse_training_flags,
-    train,
-)
+from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.runs import prepare
+from improved_diffusion.commands.training import PREVIEW_IMAGES, open_images, train
 from improved_diffusion.image_datasets import BatchStream
-from improved_diffusion.script_util import (
-    args_to_dict,
-    check_flags,
-    sr_create_model_and_diffusion,
-    sr_model_and_diffusion_defaults,
-)
+from improved_diffusion.options.command_line import parse_options
+from improved_diffusion.options.training import SuperResTraining
+from improved_diffusion.script_util import build_diffusion, build_model
 from improved_diffusion.train_util import Batch
-from improved_diffusion.training.checkpoints import seed_everything
+
+
+def main() -> None:
+    options = parse_options(SuperResTraining, __doc__)
+    prepare(options)
+    options, images = open_images(options)
+    model, diffusion = build_model(options), build_diffusion(options)
+    data = WithLowRes(images, options.small_size)
+    train("super_res_train", options, model, diffusion, images, data, preview_kwargs(data))
 
 
 class WithLowRes:
@@ -50,18 +50,6 @@ class WithLowRes:
         self.images.load_state_dict(state)
 
 
-def main() -> None:
-    defaults = sr_model_and_diffusion_defaults()
-    args = parse_training_flags(__doc__, defaults)
-    check_flags(vars(args))
-    dist_util.setup_dist()
-    seed_everything(args.seed)
-    images = open_images(args, args.large_size)
-    model, diffusion = sr_create_model_and_diffusion(**args_to_dict(args, defaults))
-    data = WithLowRes(images, args.small_size)
-    train("super_res_train", args, model, diffusion, images, data, preview_kwargs(data))
-
-
 def preview_kwargs(data: WithLowRes) -> dict[str, th.Tensor]:
     """Conditions of the samples drawn on the way: images from all over the folder."""
     dataset = data.images.dataset
@@ -73,4 +61,4 @@ def preview_kwargs(data: WithLowRes) -> dict[str, th.Tensor]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -1,63 +1,12 @@
-"""The frame in which every script runs: flags, one-line errors, exit statuses."""
+"""The frame in which every script runs: one-line errors and exit statuses."""
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from ..errors import DivergedError, InputError
-from ..system.allocator import restart_with_faster_one
-
-restart_with_faster_one()  # here, as this is what a script imports first
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that shows each default in ``--help`` and says errors in one line."""
-
-    def __init__(self, description: str | None = None, **kwargs: Any):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
-        super().__init__(description=description, allow_abbrev=False, **kwargs)
-
-    def parse_args_and_given(self) -> tuple[argparse.Namespace, set[str]]:
-        """The flags, and the names of those that the command line gives."""
-        args = self.parse_args()
-        defaults = [(action, action.default) for action in self._actions]
-        try:
-            for action, _ in defaults:
-                action.default = argparse.SUPPRESS
-            given = set(vars(self.parse_args()))
-        finally:
-            for action, default in defaults:
-                action.default = default
-        return args, given
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
-
-
-def str2bool(value: str | bool) -> bool:
-    """Read a truth value written as a word: yes/no, true/false, t/f, y/n, 1/0."""
-    if isinstance(value, bool):
-        return value
-    word = value.lower()
-    if word in ("yes", "true", "t", "y", "1"):
-        return True
-    if word in ("no", "false", "f", "n", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected True or False, got {value!r}")
-
-
-def _say_interrupted(kind: type, error: BaseException, traceback: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):  # while a script still imports, outside of run
-        _complain("interrupted", 130)
-    else:
-        sys.__excepthook__(kind, error, traceback)
-
-
-sys.excepthook = _say_interrupted
+from ..errors import DivergedError, InputError, ToldByRank0
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -89,6 +38,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 def _complain(message: object, status: int) -> int:
     line = " ".join(str(message).split())
-    if not getattr(message, "is_said_elsewhere", False):  # by rank 0 of several processes
+    if not isinstance(message, ToldByRank0):
         print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
     return status

@@ -1,6 +1,5 @@
 """A run's folder: where it lies, who holds it, what it says about itself first and last."""
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -8,82 +7,63 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .. import __version__, dist_util, logger
 from ..errors import InputError
+from ..options.flags import Options
 from ..system import cpu
-from ..system.files import atomic_write_text, is_local, read_file, remove_leftovers
-from ..training.checkpoints import join, list_folder
+from ..system.files import atomic_write_text, is_local, join, remove_leftovers
 from ..training.previews import FOLDER as SAMPLES
+from ..training.state import seed_everything
 
-PROJECT = Path(__file__).resolve().parents[2]
 CONFIG_NAME = "config.json"
 LOCK_NAME = ".lock"
 VERSIONED = ("torch", "numpy", "pandas", "openpyxl", "pillow", "blobfile")
-# What a run may change when it goes on; everything else shapes its numbers.
-MAY_CHANGE = frozenset(
-    {
-        "compile",
-        "data_dir",
-        "ema_rate",
-        "fp16_scale_growth",
-        "keep_checkpoints",
-        "log_dir",
-        "log_interval",
-        "lr",
-        "lr_anneal_steps",
-        "max_skipped",
-        "max_steps",
-        "num_threads",
-        "num_workers",
-        "on_bad_image",
-        "precision",
-        "resume_checkpoint",
-        "sample_interval",
-        "save_interval",
-        "use_fp16",
-        "weight_decay",
-    }
-)
 
 
-# What a trained model may be used with whatever it was trained with.
-FREE_AFTER_TRAINING = frozenset(
-    {
-        "dropout",
-        "rescale_learned_sigmas",
-        "sigma_small",
-        "timestep_respacing",
-        "use_checkpoint",
-        "use_kl",
-    }
-)
+def home() -> Path:
+    """The project's folder; where the package is installed without it, the working folder."""
+    project = Path(__file__).resolve().parents[2]
+    return project if (project / "datasets" / "cifar10.py").is_file() else Path.cwd()
 
 
 def default_log_dir(script: str) -> str:
-    """``$OPENAI_LOGDIR``, else ``runs/<script>-<date-time>`` of the project."""
+    """``$OPENAI_LOGDIR``, else ``runs/<script>-<date-time>`` of :func:`home`."""
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-    return os.environ.get("OPENAI_LOGDIR") or str(PROJECT / "runs" / f"{script}-{now}")
+    return os.environ.get("OPENAI_LOGDIR") or str(home() / "runs" / f"{script}-{now}")
 
 
 def find_data_dir(data_dir: str, default: str = "cifar_train") -> str:
-    """``data_dir``, or if none is given the project's ``datasets/<default>``.
+    """``data_dir``, or if none is given ``datasets/<default>`` of :func:`home`.
 
     :raises InputError: if there is neither; names the commands that prepare data.
     """
     if data_dir:
         return data_dir
-    cifar = PROJECT / "datasets" / default
+    cifar = home() / "datasets" / default
     if cifar.is_dir():
         return str(cifar)
     raise InputError(
         f"no --data_dir given, and {cifar} does not exist; run `python datasets/cifar10.py` "
         "(downloads CIFAR-10) or `python datasets/digits.py` (needs no network) and give --data_dir"
     )
+
+
+def prepare(options: Any) -> None:
+    """Make this process ready: threads and memory, device, process group, random numbers.
+
+    :param options: those of a script that computes and has a run.
+    """
+    cpu.configure_cpu(options.num_threads)
+    dist_util.use_device(options.device)
+    dist_util.setup_dist()
+    seed_everything(options.seed)
 
 
 @contextlib.contextmanager
@@ -132,8 +112,6 @@ def _take(folder: str, checkpoints: bool, stack: contextlib.ExitStack) -> None:
 
 @contextlib.contextmanager
 def _held(folder: str, named_by: str) -> Iterator[None]:
-    from filelock import FileLock, Timeout  # comes with torch and blobfile
-
     try:
         os.makedirs(folder, exist_ok=True)
         lock = FileLock(os.path.join(folder, LOCK_NAME), timeout=0).acquire()
@@ -166,7 +144,7 @@ def _formats(table: bool) -> list[str] | None:
     return ["line", "log", "csv"] if table else ["line", "log"]
 
 
-def write_config(folder: str, script: str, flags: Mapping[str, Any], **about: Any) -> None:
+def write_config(folder: str, script: str, options: Options, **about: Any) -> None:
     """Write ``config.json``: flags, versions, processor and whatever else is known of the run.
 
     A run that goes on keeps the time of its start, and says when it was resumed. Where checkpoints
@@ -176,7 +154,7 @@ def write_config(folder: str, script: str, flags: Mapping[str, Any], **about: An
     started = _started(os.path.join(folder, CONFIG_NAME))
     config = {
         "script": script,
-        "flags": dict(flags),
+        "flags": options.as_dict(),
         **about,
         "versions": versions(),
         "processor": str(cpu.configured or cpu.processor_name()),
@@ -204,7 +182,7 @@ def _folder_of_checkpoints() -> str:
 def _started(path: str) -> str | None:
     """When the run of an earlier ``config.json`` started, if there is one that says so."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))["started"]
+        return str(json.loads(Path(path).read_text(encoding="utf-8"))["started"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -218,57 +196,24 @@ def versions() -> dict[str, str]:
     return {"improved_diffusion": __version__, "python": platform.python_version(), **installed}
 
 
-def find_config(model_path: str) -> str | None:
-    """Path of the ``config.json`` beside a model's file, if there is one."""
-    folder = os.path.dirname(model_path) or "."
-    return join(folder, CONFIG_NAME) if CONFIG_NAME in list_folder(folder) else None
-
-
-def adopt_config(
-    args: argparse.Namespace, given: Set[str], model_path: str, keys: Set[str]
-) -> dict[str, Any]:
-    """Take the flags ``keys`` that were not given from ``config.json`` beside a model's file.
-
-    :param given: names of the flags that the command line gives.
-    :return: what ``config.json`` says of the data; empty where there is none.
-    :raises InputError: if a given flag contradicts it; names all such with both values.
-    """
-    path = find_config(model_path)
-    if path is None:
-        return {}
-    try:
-        config = json.loads(read_file(path))
-        trained, data = config["flags"], dict(config.get("data", {}))
-        wrong = [k for k in keys & trained.keys() if type(trained[k]) is not type(getattr(args, k))]
-        if wrong:
-            raise TypeError(f"its {wrong[0]} is {trained[wrong[0]]!r}")
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
-    contradicting = []
-    for key in sorted(keys & trained.keys()):
-        if key not in given:
-            setattr(args, key, trained[key])
-        elif getattr(args, key) != trained[key] and key not in FREE_AFTER_TRAINING:
-            contradicting.append(f"--{key} is {getattr(args, key)}, trained with {trained[key]}")
-    if contradicting:
-        raise InputError(f"{'; '.join(contradicting)} (see {path}); leave such flags out")
-    return data
-
-
-def check_resumed_flags(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_resumed_flags(saved: Mapping[str, Any], options: Options) -> None:
     """Compare the flags of a checkpoint with those of the run that goes on from it.
 
-    Changes that do no harm are logged.
+    A flag that is younger than the checkpoint had its default there. Changes that do no harm are
+    logged.
 
     :raises InputError: naming every flag that must stay, with both values.
     """
-    changed = [key for key in saved.keys() & given.keys() if saved[key] != given[key]]
-    fatal = sorted(key for key in changed if key not in MAY_CHANGE)
+    given, before = options.as_dict(), options.defaults() | dict(saved)
+    changed = [name for name in sorted(given) if before[name] != given[name]]
+    rules = options.flags()
+    fatal = [name for name in changed if rules[name].on_resume != "may change"]
     if fatal:
-        said = "; ".join(f"--{key} was {saved[key]} and is {given[key]} now" for key in fatal)
+        said = "; ".join(f"--{name} was {before[name]} and is {given[name]} now" for name in fatal)
         raise InputError(f"cannot resume with other flags: {said}; give the checkpoint's values")
-    for key in sorted(set(changed) - {"log_dir", "resume_checkpoint"}):
-        logger.log(f"Resuming with --{key} {given[key]} (was {saved[key]})")
+    for name in changed:
+        if name in saved and name not in ("log_dir", "resume_checkpoint"):
+            logger.log(f"Resuming with --{name} {given[name]} (was {before[name]})")
 
 
 def command_to_continue(folder: str, checkpoint: str = "auto") -> str:

@@ -1,121 +1,63 @@
-"""What the training scripts share: flags, and the way from a data stream to a trained model."""
+"""What the training scripts share: the way from flags and images to a trained model."""
 
-import argparse
-import inspect
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 
 from .. import dist_util, logger
-from ..commands import runs
 from ..errors import InputError
 from ..image_datasets import BatchStream, load_data
-from ..options.train_options import check_training_numbers, parse_ema_rates
-from ..resample import check_sampler_name, create_named_schedule_sampler
+from ..options.model import AUTO, NUM_CLASSES
+from ..options.training import ModelTraining, TrainingOptions
+from ..resample import create_named_schedule_sampler
 from ..respace import SpacedDiffusion
-from ..script_util import AUTO, NUM_CLASSES, add_dict_to_argparser, args_to_dict
-from ..system import cpu
 from ..system.files import is_local
-from ..system.precision import check_precision
 from ..train_util import Batch, TrainLoop, get_blob_logdir
 from ..training import checkpoints
 from ..training.previews import Preview
-from .cli import Parser
+from . import runs
 
+AnyTraining = TypeVar("AnyTraining", bound=ModelTraining)
 PREVIEW_IMAGES = 16
 
 
-def training_defaults() -> dict[str, Any]:
-    """Defaults of the training flags: the reference's, and ours behind them."""
-    return {
-        "data_dir": "",
-        "schedule_sampler": "uniform",
-        "lr": 1e-4,
-        "weight_decay": 0.0,
-        "lr_anneal_steps": 0,
-        "batch_size": 1,
-        "microbatch": -1,
-        "ema_rate": "0.9999",
-        "log_interval": 10,
-        "save_interval": 10000,
-        "resume_checkpoint": "",
-        "use_fp16": False,
-        "fp16_scale_growth": 1e-3,
-        "max_steps": 0,
-        "seed": 0,
-        "log_dir": "",
-        "precision": "fp32",
-        "keep_checkpoints": 0,
-        "max_skipped": 20,
-        "compile": False,
-        "num_threads": 0,
-        "num_workers": 0,
-        "on_bad_image": "error",
-        "random_flip": False,
-        "sample_interval": 0,
-    }
-
-
-def parse_training_flags(description: str, model_defaults: dict[str, Any]) -> argparse.Namespace:
-    """Read and check the flags of a training script.
-
-    :raises InputError: for flags that cannot work, before anything slow begins.
-    """
-    parser = Parser(description)
-    add_dict_to_argparser(parser, training_defaults() | model_defaults)
-    args = parser.parse_args()
-    cpu.configure_cpu(args.num_threads)
-    names = inspect.signature(check_training_numbers).parameters
-    check_training_numbers(**args_to_dict(args, names))
-    check_sampler_name(args.schedule_sampler)
-    parse_ema_rates(args.ema_rate)
-    args.precision = chosen_precision(args)
-    args.data_dir = runs.find_data_dir(args.data_dir)
-    return args
-
-
-def chosen_precision(args: argparse.Namespace) -> str:
-    """The precision that ``--precision`` and ``--use_fp16`` ask for, if this machine has it."""
-    if args.use_fp16 and args.precision == "bf16":
-        raise InputError("--use_fp16 True contradicts --precision bf16; give one of them")
-    precision = "fp16" if args.use_fp16 else args.precision
-    check_precision(precision, dist_util.dev())
-    return precision
-
-
-def open_images(args: argparse.Namespace, image_size: int) -> BatchStream:
+def open_images(options: AnyTraining) -> tuple[AnyTraining, BatchStream]:
     """The stream of training batches that the flags ask for, this rank's share of it.
 
-    ``--num_classes auto`` becomes a number here.
-
+    :return: the options with a number for ``num_classes auto``, and the stream.
     :raises InputError: if the images cannot be what the flags want of them.
     """
     with dist_util.agreeing():
+        options = options.but(data_dir=runs.find_data_dir(options.data_dir))
         images = load_data(
-            data_dir=args.data_dir,
-            batch_size=args.batch_size,
-            image_size=image_size,
-            class_cond=args.class_cond,
-            seed=args.seed,
-            num_workers=args.num_workers,
-            random_flip=args.random_flip,
-            in_channels=args.in_channels,
-            on_bad_image=args.on_bad_image,
+            data_dir=options.data_dir,
+            batch_size=options.batch_size,
+            image_size=options.size,
+            class_cond=options.class_cond,
+            seed=options.seed,
+            num_workers=options.num_workers,
+            random_flip=options.random_flip,
+            in_channels=options.in_channels,
+            on_bad_image=options.on_bad_image,
             shard=dist_util.rank(),
             num_shards=dist_util.world_size(),
         )
         classes = images.summary()["classes"]
-        if args.num_classes == AUTO:
-            args.num_classes = len(classes or ()) or NUM_CLASSES
-        _check_classes(args, classes)
-    return images
+        if options.num_classes == AUTO:
+            options = options.but(num_classes=len(classes or ()) or NUM_CLASSES)
+        if classes and len(classes) > (options.class_count or len(classes)):
+            raise InputError(
+                f"{options.data_dir} has {len(classes)} classes, the model {options.class_count}; "
+                f"give --num_classes {len(classes)} or more"
+            )
+    return options, images
 
 
 def train(
     script: str,
-    args: argparse.Namespace,
+    options: ModelTraining,
     model: th.nn.Module,
     diffusion: SpacedDiffusion,
     images: BatchStream,
@@ -128,43 +70,28 @@ def train(
     :param data: what to train on: ``images``, or batches made from them.
     :param preview_kwargs: conditions of the :data:`PREVIEW_IMAGES` samples drawn on the way.
     """
+    summary = images.summary()
+    preview = make_preview(options, images, diffusion, preview_kwargs or {})
     with dist_util.agreeing():
-        summary = images.summary() | images.pixel_statistics()
-        preview = make_preview(args, images, diffusion, preview_kwargs or {})
-        _check_resumable(args)
-    given = dict(vars(args))
-    with runs.open_run(script, args.log_dir, table=True, checkpoints=True) as folder:
+        _check_resumable(options)
+    with runs.open_run(script, options.log_dir, table=True, checkpoints=True) as folder:
         with dist_util.agreeing():
-            args.resume_checkpoint = _checkpoint_to_resume(args.resume_checkpoint)
-            _check_against_checkpoint(args, images)
-        _say_what_is_ahead(args, model, summary)
-        model.to(dist_util.dev())
+            going = options.but(resume_checkpoint=_checkpoint_to_resume(options.resume_checkpoint))
+            _check_against_checkpoint(going, images)
+        _say_what_is_ahead(going, model, summary)
+        settings = going.of(TrainingOptions).as_dict()
+        sampler = create_named_schedule_sampler(settings.pop("schedule_sampler"), diffusion)
         loop = TrainLoop(
-            model=model,
+            model=model.to(dist_util.dev()),
             diffusion=diffusion,
             data=data,
-            batch_size=args.batch_size,
-            microbatch=args.microbatch,
-            lr=args.lr,
-            ema_rate=args.ema_rate,
-            log_interval=args.log_interval,
-            save_interval=args.save_interval,
-            resume_checkpoint=args.resume_checkpoint,
-            fp16_scale_growth=args.fp16_scale_growth,
-            schedule_sampler=create_named_schedule_sampler(args.schedule_sampler, diffusion),
-            weight_decay=args.weight_decay,
-            lr_anneal_steps=args.lr_anneal_steps,
-            max_steps=args.max_steps,
-            precision=args.precision,
-            keep_checkpoints=args.keep_checkpoints,
-            max_skipped=args.max_skipped,
-            compile=args.compile,
+            schedule_sampler=sampler,
             preview=preview,
-            sample_interval=args.sample_interval,
-            flags=vars(args),
+            flags=going.as_dict(),
+            **settings,
         )
         with dist_util.agreeing():
-            runs.write_config(folder, script, given, data=summary)
+            runs.write_config(folder, script, options, data=summary)
         try:
             loop.run_loop()
         except (SystemExit, KeyboardInterrupt):
@@ -185,37 +112,28 @@ def _say_how_to_go_on(loop: TrainLoop, folder: str) -> None:
 
 
 def make_preview(
-    args: argparse.Namespace,
+    options: ModelTraining,
     images: BatchStream,
     diffusion: SpacedDiffusion,
     model_kwargs: Mapping[str, th.Tensor],
 ) -> Preview:
     """What draws the samples of ``--sample_interval``: all classes in turn, if there are any."""
-    size = images.dataset.resolution
-    if args.class_cond and "y" not in model_kwargs:
-        classes = len(images.summary()["classes"] or range(args.num_classes))
+    if options.class_cond and "y" not in model_kwargs:
+        classes = len(images.summary()["classes"] or range(options.class_count or 0))
         model_kwargs = {**model_kwargs, "y": th.arange(PREVIEW_IMAGES) % classes}
     return Preview(
         diffusion,
-        (PREVIEW_IMAGES, args.in_channels, size, size),
-        batch_size=args.microbatch if args.microbatch > 0 else args.batch_size,
-        seed=args.seed,
+        (PREVIEW_IMAGES, options.in_channels, options.size, options.size),
+        batch_size=options.microbatch if options.microbatch > 0 else options.batch_size,
+        seed=options.seed,
         model_kwargs=model_kwargs,
     )
 
 
-def _check_classes(args: argparse.Namespace, classes: list[str] | None) -> None:
-    if args.class_cond and classes and len(classes) > args.num_classes:
-        raise InputError(
-            f"{args.data_dir} has {len(classes)} classes, the model {args.num_classes}; "
-            f"give --num_classes {len(classes)} or more"
-        )
-
-
-def _check_resumable(args: argparse.Namespace) -> None:
-    path = args.resume_checkpoint
+def _check_resumable(options: TrainingOptions) -> None:
+    path = options.resume_checkpoint
     if path == "auto":
-        if not (args.log_dir or os.environ.get("OPENAI_LOGDIR")):
+        if not (options.log_dir or os.environ.get("OPENAI_LOGDIR")):
             raise InputError("--resume_checkpoint auto looks in --log_dir; give that too")
     elif os.path.basename(path).startswith("ema_"):
         raise InputError(f"cannot resume from the EMA {path}; give the model*.pt beside it")
@@ -238,32 +156,31 @@ def _checkpoint_to_resume(resume_checkpoint: str) -> str:
     return newest or ""
 
 
-def _check_against_checkpoint(args: argparse.Namespace, images: BatchStream) -> None:
-    if not args.resume_checkpoint:
+def _check_against_checkpoint(options: ModelTraining, images: BatchStream) -> None:
+    if not options.resume_checkpoint:
         return
-    step = checkpoints.parse_resume_step_from_filename(args.resume_checkpoint)
-    path = checkpoints.companion(args.resume_checkpoint, "state", step)
-    if path:
+    step = checkpoints.parse_resume_step_from_filename(options.resume_checkpoint)
+    if path := checkpoints.companion(options.resume_checkpoint, "state", step):
         state = checkpoints.load_state_file(path)
-        if data := state["ranks"][0]["data"]:
+        if data := state.ranks[0].data:
             images.check_folder(data)  # first: it decides what `--num_classes auto` is
-        runs.check_resumed_flags(state["flags"], vars(args))
+        runs.check_resumed_flags(state.flags, options)
 
 
 def _say_what_is_ahead(
-    args: argparse.Namespace, model: th.nn.Module, summary: dict[str, Any]
+    options: ModelTraining, model: th.nn.Module, summary: Mapping[str, Any]
 ) -> None:
     classes = summary["classes"]
     named = f", {len(classes)} classes" if classes else ""
-    if args.class_cond and classes and len(classes) < args.num_classes:
-        named += f" (of the {args.num_classes} that the model has room for)"
-    logger.log(f"Images: {summary['images']} in {os.path.abspath(args.data_dir)}{named}")
-    limits = [limit for limit in (args.max_steps, args.lr_anneal_steps) if limit]
-    if limits:
-        seen = min(limits) * args.batch_size * dist_util.world_size()
-        logger.log(f"Training: {min(limits)} updates, {seen / summary['images']:.2f} epochs")
+    if classes and len(classes) < (options.class_count or 0):
+        named += f" (of the {options.class_count} that the model has room for)"
+    logger.log(f"Images: {summary['images']} in {os.path.abspath(options.data_dir)}{named}")
+    if options.last_update:
+        seen = options.last_update * options.batch_size * dist_util.world_size()
+        epochs = seen / summary["images"]
+        logger.log(f"Training: {options.last_update} updates, {epochs:.2f} epochs")
     else:
         logger.log("Training: without end; Ctrl-C saves and stops (or give --max_steps)")
     parameters = sum(p.numel() for p in model.parameters())
-    logger.log(f"Model: {parameters / 1e6:.2f} M parameters, {args.precision}")
-    runs.say_what_computes(args.precision)
+    logger.log(f"Model: {parameters / 1e6:.2f} M parameters, {options.number_format}")
+    runs.say_what_computes(options.number_format)

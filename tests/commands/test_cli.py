@@ -1,4 +1,3 @@
-import argparse
 import errno
 import os
 
@@ -62,58 +61,3 @@ def test_a_closed_pipe_is_no_complaint(capsys, monkeypatch):
     finally:
         os.dup2(descriptor, 1)
         os.close(descriptor)
-
-
-@pytest.mark.parametrize("word", ["yes", "true", "T", "y", "1", "True", True])
-def test_words_for_true(word):
-    assert cli.str2bool(word) is True
-
-
-@pytest.mark.parametrize("word", ["no", "false", "F", "n", "0", "False", False])
-def test_words_for_false(word):
-    assert cli.str2bool(word) is False
-
-
-@pytest.mark.parametrize("word", ["", "maybe", "2"])
-def test_other_words(word):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected True or False"):
-        cli.str2bool(word)
-
-
-@pytest.fixture
-def parser():
-    parser = cli.Parser("What it does.")
-    parser.add_argument("--number", type=int, default=3, help="a number")
-    parser.add_argument("--flag", type=cli.str2bool, default=False, help="a truth")
-    return parser
-
-
-@pytest.mark.parametrize("words", [["--number", "x"], ["--num", "3"], ["extra"], ["--flag", "eh"]])
-def test_the_parsers_errors_are_input_errors(parser, words):
-    with pytest.raises(InputError, match="see --help"):
-        parser.parse_args(words)
-
-
-def test_help_shows_defaults(parser, capsys):
-    with pytest.raises(SystemExit) as raised:
-        parser.parse_args(["--help"])
-    assert raised.value.code == 0
-    text = capsys.readouterr().out
-    assert "a number (default: 3)" in text
-    assert "a truth (default: False)" in text
-
-
-@pytest.mark.parametrize(
-    ("words", "given"),
-    [
-        ([], set()),
-        (["--number", "3"], {"number"}),
-        (["--flag=no", "--number=1"], {"number", "flag"}),
-    ],
-)
-def test_flags_given_are_told_from_defaults(parser, words, given, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["script.py", *words])
-    args, found = parser.parse_args_and_given()
-    assert found == given
-    assert vars(args).keys() == {"number", "flag"}
-    assert vars(parser.parse_args([])) == {"number": 3, "flag": False}

@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import subprocess
@@ -10,19 +9,20 @@ import torch as th
 from improved_diffusion import dist_util, logger
 from improved_diffusion.commands import runs
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.training import ImageTraining, TrainingOptions
 from improved_diffusion.system import cpu
 
 
 def test_the_default_folder_lies_in_the_project(monkeypatch):
     folder = runs.default_log_dir("image_train")
-    assert os.path.dirname(folder) == str(runs.PROJECT / "runs")
+    assert os.path.dirname(folder) == str(runs.home() / "runs")
     assert os.path.basename(folder).startswith("image_train-20")
     monkeypatch.setenv("OPENAI_LOGDIR", "/somewhere")
     assert runs.default_log_dir("image_train") == "/somewhere"
 
 
 def test_data_of_the_project_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "PROJECT", tmp_path)
+    monkeypatch.setattr(runs, "home", lambda: tmp_path)
     assert runs.find_data_dir("given") == "given"
     with pytest.raises(InputError, match=r"datasets/cifar10\.py.*datasets/digits\.py"):
         runs.find_data_dir("")
@@ -66,7 +66,7 @@ def test_one_folder_is_for_one_run_at_a_time(tmp_path):
 def test_a_killed_run_frees_its_folder(tmp_path):
     program = (
         "import os, signal\n"
-        "from improved_diffusion import runs\n"
+        "from improved_diffusion.commands import runs\n"
         f"with runs.open_run('image_train', {str(tmp_path)!r}):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -127,10 +127,10 @@ def test_a_file_in_the_way_of_the_folder(tmp_path, inside):
 
 
 def test_the_configuration_describes_the_run(tmp_path):
-    runs.write_config(str(tmp_path), "image_train", {"lr": 0.5}, data={"images": 3})
+    runs.write_config(str(tmp_path), "image_train", TrainingOptions(lr=0.5), data={"images": 3})
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["script"] == "image_train"
-    assert config["flags"] == {"lr": 0.5}
+    assert config["flags"] == TrainingOptions(lr=0.5).as_dict()
     assert config["data"] == {"images": 3}
     assert {"torch", "numpy", "python", "improved_diffusion"} <= config["versions"].keys()
     assert config["processor"]
@@ -140,13 +140,13 @@ def test_the_configuration_describes_the_run(tmp_path):
 def test_the_configuration_lies_beside_the_checkpoints_too(tmp_path, monkeypatch):
     blobs = tmp_path / "new" / "blobs"
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(blobs))
-    runs.write_config(str(tmp_path), "image_train", {"lr": 0.5})
+    runs.write_config(str(tmp_path), "image_train", TrainingOptions(lr=0.5))
     texts = {(folder / "config.json").read_text() for folder in (tmp_path, blobs)}
     assert len(texts) == 1
     (tmp_path / "file").touch()
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"cannot make DIFFUSION_BLOB_LOGDIR .*set another"):
-        runs.write_config(str(tmp_path), "image_train", {"lr": 0.5})
+        runs.write_config(str(tmp_path), "image_train", TrainingOptions(lr=0.5))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -162,63 +162,43 @@ def test_a_run_says_what_computes(device, tmp_path, monkeypatch):
     assert ("--precision bf16 is about" in text) == (device == "cpu")
 
 
-@pytest.mark.parametrize("flag", ["num_channels", "noise_schedule", "batch_size", "seed"])
-def test_flags_that_shape_the_numbers_must_stay(flag):
-    with pytest.raises(InputError, match=f"--{flag} was 1 and is 2 now"):
-        runs.check_resumed_flags({flag: 1}, {flag: 2})
+def resume(saved, given):
+    """Compare the flags of a checkpoint with those of a run that goes on from it."""
+    before = ImageTraining(**{"log_dir": "a"} | saved).as_dict()
+    runs.check_resumed_flags(before, ImageTraining(**{"log_dir": "b"} | given))
+
+
+@pytest.mark.parametrize(
+    ("flag", "before", "now"),
+    [("num_channels", 32, 64), ("noise_schedule", "cosine", "linear"), ("seed", 1, 2)],
+)
+def test_flags_that_shape_the_numbers_must_stay(flag, before, now):
+    with pytest.raises(InputError, match=f"--{flag} was {before} and is {now} now"):
+        resume({flag: before}, {flag: now})
 
 
 def test_all_changed_flags_are_named_at_once():
     saved, given = {"seed": 1, "batch_size": 4, "lr": 1}, {"seed": 2, "batch_size": 8, "lr": 2}
     with pytest.raises(InputError, match="--batch_size was 4 and is 8 now; --seed was 1") as raised:
-        runs.check_resumed_flags(saved, given)
+        resume(saved, given)
     assert "--lr" not in str(raised.value)
 
 
-@pytest.mark.parametrize("flag", ["max_steps", "log_interval", "save_interval", "precision"])
-def test_flags_that_may_change_are_taken_and_logged(flag, tmp_path):
+@pytest.mark.parametrize("flag", ["max_steps", "log_interval", "save_interval", "sample_interval"])
+def test_flags_that_may_change_are_taken_and_logged(flag, silent_log, tmp_path):
     with logger.scoped_configure(dir=tmp_path, format_strs=["log"]):
-        runs.check_resumed_flags({flag: "1", "seed": 0}, {flag: "2", "seed": 0, "new": 5})
-    assert f"--{flag} 2 (was 1)" in (tmp_path / "log.txt").read_text()
+        resume({flag: 1}, {flag: 2})
+    text = (tmp_path / "log.txt").read_text()
+    assert f"--{flag} 2 (was 1)" in text
+    assert "--log_dir" not in text
 
 
-TRAINED = {"image_size": 16, "dropout": 0.1, "lr": 1.0}
-
-
-def adopt(tmp_path, given=(), content=None, **values):
-    text = json.dumps({"flags": TRAINED}) if content is None else content
-    (tmp_path / "config.json").write_text(text)
-    args = argparse.Namespace(**{"image_size": 64, "dropout": 0.0} | values)
-    found = runs.adopt_config(
-        args, set(given), str(tmp_path / "model.pt"), {"image_size": 0, "dropout": 0}.keys()
-    )
-    return vars(args), found
-
-
-def test_flags_that_are_not_given_come_from_the_configuration(tmp_path):
-    assert adopt(tmp_path) == ({"image_size": 16, "dropout": 0.1}, {})
-
-
-def test_a_flag_that_contradicts_the_configuration_is_named_with_both_values(tmp_path):
-    with pytest.raises(InputError, match="--image_size is 32, trained with 16"):
-        adopt(tmp_path, given={"image_size"}, image_size=32)
-
-
-def test_flags_that_using_a_model_may_change(tmp_path):
-    flags, _ = adopt(tmp_path, given={"dropout", "image_size"}, dropout=0.5, image_size=16)
-    assert flags == {"image_size": 16, "dropout": 0.5}
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"flags": 3}', "\xff"])
-def test_another_files_configuration(tmp_path, content):
-    with pytest.raises(InputError, match=r"config\.json is not a run's configuration"):
-        adopt(tmp_path, content=content)
-
-
-def test_a_model_without_a_configuration(tmp_path):
-    args = argparse.Namespace(image_size=64)
-    assert not runs.adopt_config(args, set(), str(tmp_path / "model.pt"), {"image_size"})
-    assert args.image_size == 64
+def test_a_flag_that_is_younger_than_the_checkpoint_had_its_default():
+    saved = ImageTraining().as_dict()
+    del saved["poly_power"]
+    runs.check_resumed_flags(saved, ImageTraining())
+    with pytest.raises(InputError, match=r"--poly_power was 2.0 and is 3.0 now"):
+        runs.check_resumed_flags(saved, ImageTraining(poly_power=3.0))
 
 
 def test_the_command_to_continue(monkeypatch):
@@ -228,3 +208,11 @@ def test_the_command_to_continue(monkeypatch):
         "python scripts/image_train.py --lr 0.1 --data_dir 'a b' "
         "--log_dir /run --resume_checkpoint auto"
     )
+
+
+def test_a_package_without_its_project_writes_to_the_working_folder(tmp_path, monkeypatch):
+    installed = tmp_path / "site-packages" / "improved_diffusion" / "commands" / "runs.py"
+    monkeypatch.setattr(runs, "__file__", str(installed))
+    monkeypatch.chdir(tmp_path)
+    assert runs.home() == tmp_path
+    assert runs.default_log_dir("image_train").startswith(str(tmp_path / "runs" / "image_train-"))

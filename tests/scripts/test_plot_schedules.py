@@ -109,7 +109,7 @@ def test_the_script_writes_a_png_and_prints_the_ends(scripts, tmp_path):
 
 
 def test_the_default_is_a_file_in_the_current_folder(program):
-    assert program["DEFAULTS"]["out"] == "noise_schedules.png"
+    assert program["PlotOptions"]().out == "noise_schedules.png"
 
 
 @pytest.mark.parametrize(

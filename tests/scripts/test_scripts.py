@@ -235,7 +235,6 @@ def test_samples_of_chosen_classes_one_by_one(trained, scripts, tmp_path):
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == ["cat_000001.png", "cat_000004.png", *(f"dog_00000{i}.png" for i in (0, 2, 3))]
     assert (tmp_path / "process.png").exists()
-    assert "of the training data" in out
     _, err = scripts.run("image_sample.py", **settings | {"classes": "cow"}, status=2)
     assert "the model knows no class 'cow'; it knows cat, dog" in err
 
@@ -324,7 +323,6 @@ def test_a_broken_image_is_skipped_and_named(tiny, make_images, scripts, tmp_pat
     _, err = scripts.run("image_train.py", **tiny, **settings, log_dir=run, num_threads=1)
     assert "left out: cannot read image" in err
     assert "cat_000.png" in err
-    assert "pixel_mean" in json.loads((run / "config.json").read_text())["data"]
 
 
 def test_a_resumed_run_says_when_it_began(trained, flags, scripts, tmp_path):

@@ -1,29 +1,88 @@
 """What sampling scripts say of their model, wherever it lies."""
 
+import json
 import os
 import sys
-from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch as th
-from test_bad_input import in_process
+from in_process import in_process
 
 from improved_diffusion import logger
-from improved_diffusion.commands import sampling
+from improved_diffusion.commands import trained
+from improved_diffusion.errors import InputError
+from improved_diffusion.options.model import ImageModelOptions
+from improved_diffusion.options.using import ImageSampling
 
 
 @pytest.fixture
 def said(tmp_path):
     """What is logged of a model with 9,999 parameters whose file has a certain name."""
 
-    def describe(path, precision="fp32"):
-        args = Namespace(model_path=path, precision=precision, knows_its_flags=True)
+    def describe(path, compile=False):
+        options = ImageSampling(model_path=path, compile=compile)
+        about = trained.Trained(data={}, has_config=True, room=1000)
         with logger.scoped_configure(dir=tmp_path / "log", format_strs=["log"]):
-            sampling.describe(args, th.nn.Linear(100, 99))
+            trained.describe(options, about, th.nn.Linear(100, 99))
         return (tmp_path / "log" / "log.txt").read_text()
 
     return describe
+
+
+TRAINED = {"image_size": 16, "dropout": 0.1, "timestep_respacing": "5"}
+
+
+def adopt(given=(), **values):
+    values = ImageModelOptions.defaults() | values
+    return trained.adopted(ImageModelOptions, values, set(given), TRAINED, "config.json")
+
+
+def test_flags_that_are_not_given_come_from_the_configuration():
+    assert adopt() == {"image_size": 16, "dropout": 0.1}  # and the script's own respacing
+
+
+def test_a_flag_that_contradicts_the_configuration_is_named_with_both_values():
+    with pytest.raises(InputError, match="--image_size is 32, trained with 16"):
+        adopt(given={"image_size"}, image_size=32)
+
+
+def test_flags_that_may_differ_between_training_and_using():
+    assert adopt(given={"dropout", "image_size"}, dropout=0.5, image_size=16) == {}
+
+
+def parse(tmp_path, monkeypatch, *words, content=None):
+    """The options of sampling from a model beside a configuration of that content."""
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    words = ["--model_path", str(tmp_path / "model.pt"), *words]
+    monkeypatch.setattr(sys, "argv", ["image_sample.py", *words])
+    return trained.parse_for_model(ImageSampling, "Sample.")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"flags": 3}', '{"flags": {"image_size": "x"}}', "\xff"]
+)
+def test_another_files_configuration(content, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"config\.json is not a run's configuration"):
+        parse(tmp_path, monkeypatch, content=content)
+
+
+def test_a_model_without_a_configuration(tmp_path, monkeypatch):
+    options, about = parse(tmp_path, monkeypatch, "--image_size", "32")
+    assert options.image_size == 32
+    assert not about.has_config
+
+
+def test_what_a_configuration_says_of_the_classes(tmp_path, monkeypatch):
+    flags = {"class_cond": True, "num_classes": 5}
+    content = json.dumps({"flags": flags, "data": {"classes": ["cat", "dog"]}})
+    options, about = parse(tmp_path, monkeypatch, content=content)
+    assert options.class_count == 5
+    assert about.num_classes == 2
+    assert about.class_numbers("dog, 0") == [1, 0]
+    with pytest.raises(InputError, match="no class '2'; it knows cat, dog"):
+        about.class_numbers("2")
 
 
 @pytest.mark.parametrize(("step", "share"), [(5, "77% of its initial"), (58, "5%"), (59, "")])
@@ -38,9 +97,9 @@ def test_the_model_itself_is_not_warned_of(said):
 
 
 def test_parameters_and_precision_are_said(said):
-    text = said("model.pt", "bf16")
+    text = said("model.pt")
     assert "Parameters: 0.01 M" in text
-    assert "Precision: bf16" in text
+    assert "Precision: fp32" in text
 
 
 class Bucket:

@@ -1,0 +1,187 @@
+"""The flags of scripts that use a trained model: those of its training, from ``config.json``."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch as th
+
+from .. import dist_util, logger
+from ..errors import InputError
+from ..options.command_line import parse_values
+from ..options.flags import Flag, Options
+from ..options.model import AUTO, ImageModelOptions, ModelOptions, SuperResOptions
+from ..options.using import TrainedOptions
+from ..system.files import is_folder, join, list_folder, read_file
+from ..training import checkpoints
+from .runs import CONFIG_NAME, say_what_computes
+
+AnyUse = TypeVar("AnyUse", bound=TrainedOptions)
+MOST_NAMES = 12  # of classes in one line of a message
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a trained model besides its flags.
+
+    :param data: what ``config.json`` says of the images that it was trained on.
+    :param has_config: whether there is a ``config.json`` beside it.
+    :param room: for how many classes it has room; it may have seen fewer.
+    """
+
+    data: Mapping[str, Any]
+    has_config: bool
+    room: int
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its classes; empty where they are not known."""
+        return list(self.data.get("classes") or ())
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes it was trained on."""
+        return len(self.names) or self.room
+
+    def known_classes(self) -> str:
+        """The classes that it was trained on, for a message."""
+        return listed(self.names) if self.names else f"0 to {self.room - 1}"
+
+    def class_numbers(self, text: str) -> list[int]:
+        """The numbers of classes, from their names or numbers, comma-separated.
+
+        :raises InputError: if the model has no such class; lists those that it has.
+        """
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        numbers = {str(number): number for number in range(self.num_classes)}
+        numbers |= {name: number for number, name in enumerate(self.names)}
+        for word in words:
+            if word not in numbers:
+                known = self.known_classes()
+                raise InputError(f"the model knows no class {word!r}; it knows {known}")
+        return [numbers[word] for word in words]
+
+
+def listed(names: list[str]) -> str:
+    """Names for one line of a message: not more than :data:`MOST_NAMES` of them."""
+    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + rest
+
+
+def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse, Trained]:
+    """The options of a script that uses a trained model, and what is known of that model.
+
+    Flags of the model that the command line does not give come from ``config.json``. In the
+    options, ``model_path`` is a file: of a run's folder the EMA to take.
+
+    :raises InputError: for flags that cannot work, or contradict the model's training.
+    """
+    values, given = parse_values(kind, description)
+    path = values["model_path"]
+    if not path:
+        raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
+    if is_folder(path):
+        path = checkpoints.choose_ema(path)
+    if values["num_classes"] == AUTO:
+        raise InputError("--num_classes auto is for training; leave it out, or give the number")
+    config = read_config(path)
+    part = SuperResOptions if issubclass(kind, SuperResOptions) else ImageModelOptions
+    flags, data = _read_flags(part, *config) if config else ({}, {})
+    values |= adopted(part, values, given, flags, config[0] if config else "")
+    options = kind(**values | {"model_path": path})
+    return options, Trained(data, config is not None, int(values["num_classes"]))
+
+
+def read_config(model_path: str) -> tuple[str, Any] | None:
+    """Path and content of the ``config.json`` beside a model's file, if there is one."""
+    folder = os.path.dirname(model_path) or "."
+    if CONFIG_NAME not in list_folder(folder):
+        return None
+    path = join(folder, CONFIG_NAME)
+    try:
+        return path, json.loads(read_file(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
+
+
+def _read_flags(
+    part: type[ModelOptions], path: str, config: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's flags in a run's configuration, and what it says of the data."""
+    try:
+        flags = {name: config["flags"][name] for name in part.flags() if name in config["flags"]}
+        data = dict(config.get("data", {}))
+        defaults = part.defaults()
+        wrong = [name for name in flags if type(flags[name]) is not type(defaults[name])]
+        if wrong:
+            raise TypeError(f"its {wrong[0]} is {flags[wrong[0]]!r}")
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
+    return flags, data
+
+
+def adopted(
+    part: type[Options],
+    values: Mapping[str, Any],
+    given: set[str],
+    trained: Mapping[str, Any],
+    path: str,
+) -> dict[str, Any]:
+    """The flags to take from a training.
+
+    :param values: all flags of the script; ``given`` names those of the command line.
+    :param trained: the flags of the training; ``path`` is where they stand.
+    :raises InputError: if a given flag contradicts the training; names all such with both values.
+    """
+    rules: dict[str, Flag] = part.flags()
+    contradicting = [
+        f"--{name} is {values[name]}, trained with {trained[name]}"
+        for name in sorted(trained.keys() & given)
+        if rules[name].in_use == "as trained" and values[name] != trained[name]
+    ]
+    if contradicting:
+        raise InputError(f"{'; '.join(contradicting)} (see {path}); leave such flags out")
+    return {
+        name: value
+        for name, value in trained.items()
+        if name not in given and rules[name].in_use != "not adopted"
+    }
+
+
+def load_trained(model: th.nn.Module, model_path: str) -> th.nn.Module:
+    """Load a checkpoint into ``model`` and make it ready to evaluate.
+
+    :raises InputError: if its file is missing, unsafe or does not fit.
+    """
+    checkpoints.load_into(model, model_path)
+    return model.to(dist_util.dev()).eval()
+
+
+def about_model(options: TrainedOptions, trained: Trained, model: th.nn.Module) -> list[str]:
+    """Lines that say which model is used, its size, and whether its flags are known."""
+    parameters = sum(p.numel() for p in model.parameters())
+    lines = [f"Model: {options.model_path}", f"Parameters: {parameters / 1e6:.2f} M"]
+    if not trained.has_config:
+        hidden = (name for name, rules in options.flags().items() if not rules.in_weights)
+        flags = " ".join(f"--{name} {getattr(options, name)}" for name in hidden)
+        lines.append(
+            f"No {CONFIG_NAME} beside the model: its flags are the command line's, or "
+            f"defaults. Its weights do not show whether these are right: {flags}"
+        )
+    return lines
+
+
+def describe(options: Any, trained: Trained, model: th.nn.Module) -> None:
+    """Log what computes, which model, how; and warn of an EMA that is too young."""
+    say_what_computes(options.precision)
+    for line in about_model(options, trained, model):
+        logger.log(line)
+    logger.log(f"Precision: {options.precision}")
+    share = checkpoints.initial_share(options.model_path)
+    if share > checkpoints.SETTLED:
+        logger.warn(
+            f"This EMA still holds {share:.0%} of its initial weights, so expect noise; "
+            "model*.pt, a lower --ema_rate or more training is better"
+        )

@@ -1,0 +1,279 @@
+"""Flags that make a network and its diffusion."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ..diffusion.loss_weights import LOSS_WEIGHTS
+from ..diffusion.noise_schedules import (
+    MOST_STEPS,
+    NOISE_SCHEDULES,
+    checked_betas,
+    get_named_beta_schedule,
+)
+from ..errors import InputError
+from ..models.architecture import IMAGE_CHANNELS
+from ..nn import NORM_GROUPS
+from ..respace import respaced_timesteps
+from .flags import Options, flag
+
+NUM_CLASSES = 1000
+AUTO = "auto"  # as many classes as the images have
+
+
+def count_or_auto(text: str) -> int | str:
+    """A whole number, or the word ``auto``."""
+    try:
+        return AUTO if text == AUTO else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or {AUTO}, got {text!r}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(Options):
+    """Flags of the diffusion process."""
+
+    diffusion_steps: int = flag(
+        1000, "timesteps of the diffusion", at_least=1, at_most=MOST_STEPS, in_weights=False
+    )
+    noise_schedule: str = flag(
+        "linear", "noise schedule", choices=NOISE_SCHEDULES, in_weights=False
+    )
+    poly_power: float = flag(
+        2.0,
+        "power of the polynomial schedule; 1 is the linear one, more holds noise back",
+        above=0,
+        in_weights=False,
+    )
+    timestep_respacing: str = flag(
+        "",
+        "timesteps to use, such as 250, 10,15,20 (of equal parts), ddim50 (a whole stride apart) "
+        "or logsnr20 (evenly in log SNR); empty for all",
+        in_use="not adopted",  # how a model was trained does not say how to sample
+    )
+    learn_sigma: bool = flag(False, "let the model learn the variances")
+    sigma_small: bool = flag(
+        False,
+        "use the posterior's variance rather than beta, where it is not learned",
+        in_use="free",
+    )
+    use_kl: bool = flag(False, "train on the variational bound", in_use="free")
+    predict_xstart: bool = flag(False, "predict the image rather than the noise", in_weights=False)
+    rescale_timesteps: bool = flag(
+        True, "show the model timesteps scaled to 0..1000", in_weights=False
+    )
+    rescale_learned_sigmas: bool = flag(
+        True, "scale the bound's share of the loss by diffusion_steps / 1000", in_use="free"
+    )
+    loss_weight: str = flag(
+        "uniform",
+        "weight of the squared error of each noise level",
+        choices=LOSS_WEIGHTS,
+        in_use="free",
+    )
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        try:
+            betas = checked_betas(
+                get_named_beta_schedule(self.noise_schedule, self.diffusion_steps, self.poly_power)
+            )
+            if np.prod(1 - betas):
+                respaced_timesteps(betas, self.timestep_respacing)
+            else:
+                yield (
+                    f"noise_schedule {self.noise_schedule} in {self.diffusion_steps} "
+                    "diffusion_steps leaves nothing of the image (a beta reaches 1); give more "
+                    "diffusion_steps"
+                )
+        except InputError as error:
+            yield str(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DiffusionOptions):
+    """Flags that every UNet shares, with those of its diffusion."""
+
+    num_channels: int = flag(
+        128, f"channels of the first level; a multiple of {NORM_GROUPS}", at_least=1
+    )
+    num_res_blocks: int = flag(2, "residual blocks of each level", at_least=1)
+    num_heads: int = flag(4, "attention heads", at_least=1, in_weights=False)
+    num_heads_upsample: int = flag(
+        -1, "attention heads on the way up", at_least=1, special={-1: "as many as num_heads"}
+    )
+    attention_resolutions: str = flag(
+        "16,8", "image heights at which attention sits, comma-separated"
+    )
+    channel_mult: str = flag(
+        "",
+        "channels of each level as multiples of num_channels, such as 1,2,2,2; empty for those "
+        "that go with the image size",
+    )
+    dropout: float = flag(
+        0.0,
+        "probability of dropping an activation while training",
+        at_least=0,
+        below=1,
+        in_use="free",
+    )
+    class_cond: bool = flag(
+        False, "condition on class labels, taken from the file names up to the first _"
+    )
+    num_classes: int | str = flag(
+        NUM_CLASSES,
+        "classes of a class-conditional model, or auto for as many as the images have",
+        parse=count_or_auto,
+    )
+    in_channels: int = flag(3, "channels of the images: 1 (grey), 3 (colour) or 4 (with alpha)")
+    use_checkpoint: bool = flag(
+        False,
+        "recompute activations in the backward pass: less memory, more time",
+        in_use="free",
+    )
+    use_scale_shift_norm: bool = flag(
+        True, "let the timestep scale and shift the normalised activations"
+    )
+
+    SIZE: ClassVar[str]  # name of the flag that is the image size of the UNet
+    # Image sizes whose channel_mult may be left out, with what it is then.
+    CHANNEL_MULTS: ClassVar[dict[int, tuple[int, ...]]] = {
+        256: (1, 1, 2, 2, 4, 4),
+        64: (1, 2, 3, 4),
+        32: (1, 2, 2, 2),
+    }
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images to make."""
+        return int(getattr(self, self.SIZE))
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes the network knows; None for a network without.
+
+        :raises InputError: while ``num_classes`` is ``auto``.
+        """
+        if not self.class_cond:
+            return None
+        if isinstance(self.num_classes, str):
+            raise InputError(f"num_classes is {AUTO}: give the number of classes")
+        return self.num_classes
+
+    @property
+    def levels(self) -> "Levels":
+        """The UNet's levels, of flags that work."""
+        mult = self._mult()
+        assert mult is not None
+        heights = parse_numbers(self.attention_resolutions) or ()
+        return Levels(mult, tuple(self.size // height for height in heights))
+
+    def _mult(self) -> tuple[int, ...] | None:
+        if self.channel_mult:
+            return parse_numbers(self.channel_mult)
+        return self.CHANNEL_MULTS.get(self.size)
+
+    def check(self) -> Iterator[str]:
+        yield from self._check_network()
+        yield from super().check()
+
+    def _check_network(self) -> Iterator[str]:
+        if self.in_channels not in IMAGE_CHANNELS:
+            channels = self.in_channels
+            yield f"in_channels must be 1 (grey), 3 (colour) or 4 (with alpha), got {channels}"
+        if self.class_cond and self.num_classes != AUTO and int(self.num_classes) < 1:
+            yield f"num_classes must be at least 1, got {self.num_classes}"
+        if self.num_channels % NORM_GROUPS:
+            yield (
+                f"num_channels must be a multiple of {NORM_GROUPS}, the groups of the group norm, "
+                f"got {self.num_channels}"
+            )
+        mult = self._mult()
+        if mult is None:
+            yield self._missing_mult()
+            return
+        factor = 2 ** (len(mult) - 1)
+        if self.size % factor:
+            yield (
+                f"{self.SIZE} must be a multiple of {factor} with channel_mult "
+                f"{listed(mult)}, got {self.size}"
+            )
+            return
+        for name in ("num_heads", "num_heads_upsample"):
+            heads = getattr(self, name)
+            if heads != -1 and any(self.num_channels * m % heads for m in mult):
+                yield (
+                    f"{name} must divide the channels of all levels, {self.num_channels} x "
+                    f"({listed(mult)}), got {heads}"
+                )
+        heights = [self.size // 2**level for level in range(len(mult))]
+        attention = parse_numbers(self.attention_resolutions)
+        if attention is None or not set(attention) <= set(heights):
+            yield (
+                f"attention_resolutions must be among the heights that occur at image size "
+                f"{self.size}: {listed(heights)}, got {self.attention_resolutions!r}"
+            )
+
+    def _missing_mult(self) -> str:
+        if self.channel_mult:
+            return f"channel_mult must be whole numbers such as 1,2,2, got {self.channel_mult!r}"
+        sizes = listed(sorted(self.CHANNEL_MULTS))
+        return (
+            f"channel_mult has a default for {self.SIZE} {sizes} only; for {self.size} give "
+            f"one number a level, such as {listed(suggested_mult(self.size))}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageModelOptions(ModelOptions):
+    """Flags of a model that makes images, and of its diffusion."""
+
+    SIZE = "image_size"
+    image_size: int = flag(64, "height and width of the images in pixels", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResOptions(ModelOptions):
+    """Flags of a model that enlarges images, and of its diffusion."""
+
+    SIZE = "large_size"
+    CHANNEL_MULTS: ClassVar = {size: ModelOptions.CHANNEL_MULTS[size] for size in (256, 64)}
+    large_size: int = flag(256, "height and width of the images to make", at_least=1)
+    small_size: int = flag(64, "height and width of the images to start from", at_least=1)
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        if self.small_size > self.large_size:
+            most = self.large_size
+            yield f"small_size must be at most {most} (large_size), got {self.small_size}"
+
+
+class Levels(NamedTuple):
+    """A UNet's levels: the multiple of ``num_channels`` that each has, and where attention sits."""
+
+    channel_mult: tuple[int, ...]
+    attention_factors: tuple[int, ...]  # how much smaller than the image
+
+
+def parse_numbers(text: str) -> tuple[int, ...] | None:
+    """The whole numbers from 1 up of ``"1,2,2"``, none of ``""``; None for another form."""
+    if not re.fullmatch(r"( *[1-9][0-9]* *(, *[1-9][0-9]* *)*,?)?", text):
+        return None
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def suggested_mult(image_size: int) -> tuple[int, ...]:
+    """Channel multiples for an image size without defaults: as many levels as halve it evenly."""
+    levels = 1
+    while levels < 4 and image_size % 2**levels == 0 and image_size >= 4 * 2**levels:
+        levels += 1
+    return (1, *[2] * (levels - 1))
+
+
+def listed(numbers: "Iterator[int] | tuple[int, ...] | list[int]") -> str:
+    """Numbers as a flag has them."""
+    return ",".join(map(str, numbers))

@@ -1,0 +1,217 @@
+"""Flags of how a script runs, and those of a training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .. import dist_util
+from ..errors import InputError
+from ..resample import TIMESTEP_SAMPLERS
+from ..system.precision import DTYPES, check_precision
+from .flags import Options, flag
+from .model import ImageModelOptions, ModelOptions, SuperResOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """Flags of every script that has a run's folder."""
+
+    log_dir: str = flag(
+        "",
+        "folder of the run's files; empty for OPENAI_LOGDIR, or else runs/<script>-<date-time>",
+        on_resume="may change",
+    )
+    seed: int = flag(0, "seed of all random numbers", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadOptions(Options):
+    """The flag of every script that uses a model."""
+
+    num_threads: int = flag(
+        0,
+        "threads to compute with; 0 for OMP_NUM_THREADS, or else one a processor",
+        at_least=0,
+        on_resume="may change",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions(ThreadOptions):
+    """Flags of what computes, and in which numbers."""
+
+    device: str = flag(
+        "auto",
+        "what computes; auto takes a CUDA GPU if there is one, or else the CPU",
+        choices=dist_util.DEVICES,
+        on_resume="may change",
+    )
+    precision: str = flag(
+        "fp32",
+        "arithmetic of the model; fp16 needs a GPU",
+        choices=DTYPES,
+        on_resume="may change",
+    )
+    compile: bool = flag(
+        False,
+        "run the model through torch.compile: minutes of compiling, then faster steps",
+        on_resume="may change",
+    )
+
+    @property
+    def number_format(self) -> str:
+        """The precision that all flags together ask for."""
+        return self.precision
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        try:
+            check_precision(self.number_format, dist_util.find_device(self.device))
+        except InputError as error:
+            yield str(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """Flags of the images to train on."""
+
+    data_dir: str = flag(
+        "", "folder of images; empty for datasets/cifar_train", on_resume="may change"
+    )
+    random_flip: bool = flag(False, "mirror every other image at random, left to right")
+    on_bad_image: str = flag(
+        "error",
+        "what to do with a file that cannot be read",
+        choices=("error", "skip"),
+        on_resume="may change",
+    )
+    num_workers: int = flag(
+        0,
+        "processes that read images ahead; 0 reads them between updates",
+        at_least=0,
+        on_resume="may change",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(ComputeOptions, DataOptions, RunOptions):
+    """Flags of a training."""
+
+    schedule_sampler: str = flag(
+        "uniform", "which timesteps to train on", choices=TIMESTEP_SAMPLERS
+    )
+    lr: float = flag(1e-4, "learning rate", at_least=0, on_resume="may change")
+    weight_decay: float = flag(0.0, "weight decay of AdamW", at_least=0, on_resume="may change")
+    lr_anneal_steps: int = flag(
+        0,
+        "updates over which the learning rate falls to 0, and the end; 0 for never",
+        at_least=0,
+        on_resume="may change",
+    )
+    batch_size: int = flag(1, "images at a time", at_least=1)
+    microbatch: int = flag(
+        -1,
+        "images whose activations are held at a time while training",
+        at_least=1,
+        special={-1: "batch_size"},
+    )
+    ema_rate: str = flag(
+        "0.9999",
+        "rates of the moving averages of the weights, comma-separated",
+        on_resume="may change",
+    )
+    log_interval: int = flag(
+        10, "updates between two lines of the log", at_least=1, on_resume="may change"
+    )
+    save_interval: int = flag(
+        10000, "updates between two checkpoints", at_least=1, on_resume="may change"
+    )
+    sample_interval: int = flag(
+        0,
+        "updates between two grids of samples drawn to samples/; 0 for none",
+        at_least=0,
+        on_resume="may change",
+    )
+    resume_checkpoint: str = flag(
+        "",
+        "a modelNNNNNN.pt to go on from, or auto for the newest in log_dir; an older one of a run "
+        "goes on in another log_dir only, so that what followed it is not lost",
+        on_resume="may change",
+    )
+    use_fp16: bool = flag(False, "the same as --precision fp16", on_resume="may change")
+    fp16_scale_growth: float = flag(
+        1e-3,
+        "growth of the base-2 logarithm of fp16's loss scale with each update",
+        on_resume="may change",
+    )
+    max_steps: int = flag(
+        0, "updates to make in all; 0 for no end", at_least=0, on_resume="may change"
+    )
+    max_skipped: int = flag(
+        20,
+        "updates in a row that may be skipped as not finite before the run gives up",
+        at_least=1,
+        on_resume="may change",
+    )
+    keep_checkpoints: int = flag(
+        0,
+        "checkpoints to keep, newest first; older ones and what is left of them are removed; "
+        "0 for all",
+        at_least=0,
+        on_resume="may change",
+    )
+
+    @property
+    def number_format(self) -> str:
+        return "fp16" if self.use_fp16 else self.precision
+
+    @property
+    def ema_rates(self) -> list[float]:
+        """The rates of ``ema_rate``, each in [0, 1).
+
+        :raises InputError: if one is no such number.
+        """
+        return parse_ema_rates(self.ema_rate)
+
+    @property
+    def last_update(self) -> int | None:
+        """After how many updates the training ends; None for never."""
+        return min(filter(None, (self.max_steps, self.lr_anneal_steps)), default=None)
+
+    def check(self) -> Iterator[str]:
+        if self.use_fp16 and self.precision == "bf16":
+            yield "--use_fp16 True contradicts --precision bf16; give one of them"
+        try:
+            parse_ema_rates(self.ema_rate)
+        except InputError as error:
+            yield str(error)
+        yield from super().check()
+
+
+def parse_ema_rates(text: str) -> list[float]:
+    """The rates of ``"0.99,0.9999"``.
+
+    :raises InputError: if one is no number in [0, 1).
+    """
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"ema_rate must be numbers such as 0.999,0.9999, got {text!r}") from None
+    wrong = [rate for rate in rates if not 0 <= rate < 1]
+    if wrong:
+        raise InputError(f"ema_rate must lie in [0, 1), got {wrong[0]}")
+    return rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTraining(TrainingOptions, ModelOptions):
+    """Flags that the training scripts share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTraining(ModelTraining, ImageModelOptions):
+    """Flags of ``image_train.py``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResTraining(ModelTraining, SuperResOptions):
+    """Flags of ``super_res_train.py``."""

@@ -1,0 +1,161 @@
+"""Flags of the scripts that use a trained model."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..sampling.denoising import METHODS
+from ..sampling.samplers import SAMPLERS, Sampler
+from .flags import flag, with_default
+from .model import ImageModelOptions, ModelOptions, SuperResOptions
+from .training import ComputeOptions, RunOptions, ThreadOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions(ThreadOptions):
+    """The flag that names a trained model."""
+
+    model_path: str = flag(
+        "",
+        "a model*.pt or ema_*.pt file, or a run's folder for its newest ema_*.pt, of several rates "
+        "the highest that holds no more than a twentieth of the initial weights, or else the "
+        "lowest; the model's flags come from config.json beside it, if there is one",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UseOptions(TrainedOptions, ComputeOptions, RunOptions):
+    """Flags of what samples or evaluates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(UseOptions, ModelOptions):
+    """Flags that the sampling scripts share."""
+
+    num_samples: int = flag(10000, "how many images", at_least=1)
+    batch_size: int = flag(16, "images at a time", at_least=1)
+    clip_denoised: bool = flag(True, "clip the predicted image to the range of pixels at each step")
+    sampler: str = flag(
+        "",
+        f"{'; '.join(f'{name}: {s.about}' for name, s in SAMPLERS.items())}; empty for ddpm",
+        choices=("", *SAMPLERS),
+    )
+    use_ddim: bool = flag(False, "the same as --sampler ddim")
+    sampling_steps: int = flag(
+        0,
+        "timesteps to sample in, spaced as suits the sampler; 0 for as many as it usually takes",
+        at_least=0,
+    )
+    eta: str = flag(
+        "",
+        "noise that each step of a sampler adds that can do without, from 0 (none) to 1 (as much "
+        "as ddpm), between them not the same in all; empty for what is usual",
+    )
+    save_png: bool = flag(False, "also write each sample as a picture of its own, to images/")
+    show_process: bool = flag(
+        False, "also draw how the first samples came about, from noise on: process.png"
+    )
+
+    @property
+    def chosen_sampler(self) -> Sampler:
+        """The sampler that all flags together ask for."""
+        return SAMPLERS[self.sampler or ("ddim" if self.use_ddim else "ddpm")]
+
+    @property
+    def chosen_eta(self) -> float:
+        """The noise of each step: what ``eta`` says, or what is usual for the sampler."""
+        return float(self.eta) if self.eta else self.chosen_sampler.usual_eta or 0.0
+
+    @property
+    def spacing(self) -> str:
+        """Which timesteps to sample in, as ``timestep_respacing`` has them."""
+        steps = self.sampling_steps or self.chosen_sampler.usual_steps
+        if self.timestep_respacing or not steps:
+            return self.timestep_respacing
+        return self.chosen_sampler.respacing.format(steps)
+
+    def check(self) -> Iterator[str]:
+        if self.sampling_steps and self.timestep_respacing:
+            yield "--sampling_steps and --timestep_respacing both given; give one of them"
+        if self.use_ddim and self.sampler not in ("", "ddim"):
+            yield f"--use_ddim True contradicts --sampler {self.sampler}; give one of them"
+        yield from self._check_eta()
+        yield from super().check()
+
+    def _check_eta(self) -> Iterator[str]:
+        if not self.eta:
+            return
+        if self.chosen_sampler.usual_eta is None:
+            takers = (name for name, s in SAMPLERS.items() if s.usual_eta is not None)
+            yield f"--eta is for --sampler {' and '.join(takers)}; leave it out"
+            return
+        try:
+            eta = float(self.eta)
+        except ValueError:
+            eta = math.nan
+        if not 0 <= eta <= 1:
+            yield f"--eta must be a number from 0 to 1, got {self.eta!r}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSampling(SamplingOptions, ImageModelOptions):
+    """Flags of ``image_sample.py``."""
+
+    classes: str = flag(
+        "", "classes to sample in turn, by name or number, comma-separated; empty: random"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResSampling(SamplingOptions, SuperResOptions):
+    """Flags of ``super_res_sample.py``."""
+
+    base_samples: str = flag("", "the .npz file of small images to start from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundOptions(UseOptions, ImageModelOptions):
+    """Flags of ``image_nll.py``."""
+
+    data_dir: str = flag("", "folder of images; empty for datasets/cifar_test")
+    num_samples: int = with_default(SamplingOptions, "num_samples", 1000)
+    batch_size: int = with_default(SamplingOptions, "batch_size", 1)
+    clip_denoised: bool = with_default(SamplingOptions, "clip_denoised", True)
+    num_timesteps: int = flag(
+        0, "timesteps to estimate the bound of each image from; 0 for all", at_least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingOptions(UseOptions, ImageModelOptions):
+    """Flags of ``image_denoise.py``."""
+
+    input: str = flag(
+        "",
+        "a noisy picture, or a folder of them; neither scaled nor cut, so sides other than the "
+        "model's image_size are mirrored to what it can take, and come out less well",
+    )
+    clean: str = flag(
+        "",
+        "the known clean picture, or a folder of pictures of the same names, to print the PSNR "
+        "before and after; empty for none",
+    )
+    sigma: float = flag(
+        0.0, "standard deviation of the noise in steps of 0..255; 0 to estimate it", at_least=0
+    )
+    method: str = flag(
+        "mean",
+        "mean is the expected clean picture: the best PSNR, smooth; sample is one that is "
+        "possible: sharper, a lower PSNR",
+        choices=METHODS,
+    )
+    label: str = flag(
+        "", "class of the pictures, by name or number, for a class-conditional model only"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(TrainedOptions, ImageModelOptions):
+    """Flags of ``export_diffusers.py``."""
+
+    out_dir: str = flag("", "new folder to write, for diffusers' DDPMPipeline.from_pretrained")

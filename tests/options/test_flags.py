@@ -1,0 +1,138 @@
+"""Flags declared once: their rules, and the command line that follows from them."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+
+from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import (
+    Parser,
+    parse_options,
+    parse_values,
+    str2bool,
+)
+from improved_diffusion.options.flags import Options, flag, with_default
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(Options):
+    sides: int = flag(3, "how many sides", at_least=3)
+    size: float = flag(1.0, "length of 100 % of a side", above=0, below=10, special={-1: "any"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painted(Shape):
+    colour: str = flag("red", "paint", choices={"red": 1, "blue": 2}, on_resume="may change")
+    filled: bool = flag(True, "inside too")
+    sides: int = with_default(Shape, "sides", 4)
+
+    def check(self):
+        if self.colour == "blue" and not self.filled:
+            yield "blue must be filled"
+        yield from super().check()
+
+
+def test_a_flag_is_declared_once_and_known_everywhere():
+    assert Painted.defaults() == {"sides": 4, "size": 1.0, "colour": "red", "filled": True}
+    assert Painted().as_dict() == Painted.defaults()
+    assert Painted.flags()["sides"] is Shape.flags()["sides"]
+    assert Painted.flags()["colour"].on_resume == "may change"
+    assert Painted.types()["size"] is float
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sides": 2}, "^sides must be at least 3, got 2$"),
+        ({"size": 0.0}, r"^size must be above 0 and below 10 or -1 \(any\), got 0.0$"),
+        ({"size": float("nan")}, "got nan"),
+        ({"size": float("inf")}, "got inf"),
+        ({"colour": "green"}, "^unknown colour 'green'; choose from red, blue$"),
+        ({"colour": "blue", "filled": False}, "^blue must be filled$"),
+        ({"sides": 1, "colour": "x"}, "^sides must be .*; unknown colour"),
+    ],
+)
+def test_values_that_cannot_work(values, said):
+    with pytest.raises(InputError, match=said):
+        Painted(**values)
+
+
+def test_special_values_are_out_of_bounds():
+    assert Painted(size=-1).size == -1
+
+
+def test_options_are_frozen_and_changed_ones_are_checked():
+    options = Painted(sides=5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.sides = 6
+    assert options.but(sides=6).sides == 6
+    with pytest.raises(InputError, match="at least 3"):
+        options.but(sides=0)
+    assert options.of(Shape) == Shape(sides=5)
+
+
+def test_an_unknown_flag_is_a_mistake_of_the_program():
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        Painted(weight=3)
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def test_words_become_options():
+    options = parse_options(Painted, "Draw.", ["--sides", "7", "--filled", "no", "--size=-1"])
+    assert options == Painted(sides=7, filled=False, size=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [([], set()), (["--sides", "4"], {"sides"}), (["--filled=no", "--size=2"], {"filled", "size"})],
+)
+def test_flags_given_are_told_from_defaults(words, given):
+    values, found = parse_values(Painted, "Draw.", words)
+    assert found == given
+    assert values.keys() == Painted.defaults().keys()
+
+
+def test_help_shows_defaults_choices_and_special_values(capsys):
+    with pytest.raises(SystemExit) as raised:
+        parse_options(Painted, "Draw.", ["--help"])
+    assert raised.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "how many sides (default: 4)" in text
+    assert "paint; one of red, blue (default: red)" in text
+    assert "100 % of a side; -1 for any (default: 1.0)" in text
+
+
+@pytest.mark.parametrize(
+    "words", [["--sides", "x"], ["--side", "3"], ["extra"], ["--filled", "eh"]]
+)
+def test_the_parsers_errors_are_input_errors(words):
+    with pytest.raises(InputError, match="see --help"):
+        parse_options(Painted, "Draw.", words)
+
+
+def test_the_parser_serves_without_options():
+    parser = Parser("What it does.")
+    parser.add_argument("--number", type=int, default=3, help="a number")
+    assert parser.parse_args(["--number", "4"]).number == 4
+    with pytest.raises(InputError, match="see --help"):
+        parser.parse_args(["--num", "4"])
+
+
+@pytest.mark.parametrize("word", ["yes", "true", "T", "y", "1", "True", True])
+def test_words_for_true(word):
+    assert str2bool(word) is True
+
+
+@pytest.mark.parametrize("word", ["no", "false", "F", "n", "0", "False", False])
+def test_words_for_false(word):
+    assert str2bool(word) is False
+
+
+@pytest.mark.parametrize("word", ["", "maybe", "2"])
+def test_other_words(word):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected True or False"):
+        str2bool(word)
