@@ -1,38 +1,32 @@
-"""Which timesteps to train on: uniformly, or those where the loss is large."""
+"""Which timesteps to train on: uniformly, or those where the loss is large.
+
+A new sampler is one class here, with a name to register it under.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch as th
 
 from . import dist_util
+from .diffusion.registry import Registry
 from .errors import InputError
 from .gaussian_diffusion import GaussianDiffusion
 
-SAMPLERS = ("uniform", "loss-second-moment")
+TIMESTEP_SAMPLERS: Registry[Callable[[GaussianDiffusion], "ScheduleSampler"]] = Registry(
+    "schedule_sampler"
+)
 
 
 def create_named_schedule_sampler(name: str, diffusion: GaussianDiffusion) -> "ScheduleSampler":
     """Make the timestep sampler of that name for ``diffusion``.
 
+    :param name: one of :data:`TIMESTEP_SAMPLERS`.
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
     """
-    check_sampler_name(name)
-    kinds = {"uniform": UniformSampler, "loss-second-moment": LossSecondMomentResampler}
-    return kinds[name](diffusion)
-
-
-def check_sampler_name(name: str) -> None:
-    """:raises NotImplementedError: if no sampler has that name."""
-    if name not in SAMPLERS:
-        raise UnknownSamplerError(
-            f"unknown schedule_sampler {name!r}; choose from {', '.join(SAMPLERS)}"
-        )
-
-
-class UnknownSamplerError(InputError, NotImplementedError):
-    """No sampler has that name (the reference raises ``NotImplementedError`` here)."""
+    return TIMESTEP_SAMPLERS[name](diffusion)
 
 
 class ScheduleSampler(ABC):
@@ -64,6 +58,7 @@ class ScheduleSampler(ABC):
         """Go on from what :meth:`state_dict` returned."""
 
 
+@TIMESTEP_SAMPLERS.register("uniform")
 class UniformSampler(ScheduleSampler):
     """All timesteps alike."""
 
@@ -92,6 +87,7 @@ class LossAwareSampler(ScheduleSampler):
         """Take in losses; the same ones in the same order on each rank."""
 
 
+@TIMESTEP_SAMPLERS.register("loss-second-moment")
 class LossSecondMomentResampler(LossAwareSampler):
     """Weights each timestep by the root mean square of its last losses (IDDPM eq. 18).
 

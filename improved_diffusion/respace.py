@@ -1,6 +1,6 @@
 """Diffusion over a subset of the timesteps (IDDPM section 4)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,8 +111,8 @@ class SpacedDiffusion(GaussianDiffusion):
     """
 
     def __init__(self, use_timesteps: Iterable[int], **kwargs: Any):
-        self._original = kwargs
-        original = GaussianDiffusion(**kwargs)
+        self._settings = kwargs
+        self._original = original = GaussianDiffusion(**kwargs)
         self.use_timesteps = set(use_timesteps)
         self.original_num_steps = original.num_timesteps
         self.timestep_map = [i for i in range(original.num_timesteps) if i in self.use_timesteps]
@@ -126,39 +126,8 @@ class SpacedDiffusion(GaussianDiffusion):
         :raises InputError: for a respacing that cannot be had.
         """
         kept = respaced_timesteps(self.betas, timestep_respacing)
-        return SpacedDiffusion([self.timestep_map[i] for i in kept], **self._original)
-
-    def p_mean_variance(self, model: Callable, *args: Any, **kwargs: Any) -> dict[str, th.Tensor]:
-        return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
-
-    def training_losses(self, model: Callable, *args: Any, **kwargs: Any) -> dict[str, th.Tensor]:
-        return super().training_losses(self._wrap_model(model), *args, **kwargs)
-
-    def _wrap_model(self, model: Callable) -> "_OriginalTimesteps":
-        if isinstance(model, _OriginalTimesteps):
-            return model
-        return _OriginalTimesteps(
-            model, self.timestep_map, self.rescale_timesteps, self.original_num_steps
-        )
+        return SpacedDiffusion([self.timestep_map[i] for i in kept], **self._settings)
 
     def _scale_timesteps(self, t: th.Tensor) -> th.Tensor:
-        return t  # the wrapped model scales, once it knows the original timestep
-
-
-class _OriginalTimesteps:
-    """Calls a model with the original timesteps in place of the respaced ones."""
-
-    def __init__(
-        self, model: Callable, timestep_map: list[int], rescale: bool, original_steps: int
-    ):
-        self.model = model
-        self.timestep_map = timestep_map
-        self.rescale = rescale
-        self.original_steps = original_steps
-
-    def __call__(self, x: th.Tensor, t: th.Tensor, **kwargs: Any) -> th.Tensor:
         table = th.tensor(self.timestep_map, device=t.device, dtype=t.dtype)
-        original = table[t]
-        if self.rescale:
-            original = original.float() * (1000.0 / self.original_steps)
-        return self.model(x, original, **kwargs)
+        return self._original._scale_timesteps(table[t])

@@ -1,8 +1,8 @@
 """The UNet of improved-diffusion, and its variant for super-resolution."""
 
 from abc import abstractmethod
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch as th
 import torch.nn.functional as F
@@ -10,18 +10,15 @@ from torch import nn
 
 from .errors import InputError
 from .fp16_util import convert_module_to_f16, convert_module_to_f32
+from .models.embedding import EmbeddingProjections, Folded
+from .models.kernels import conv_of_doubled, modulated_norm_silu, norm_silu, pointwise_nd
 from .nn import (
     SiLU,
     avg_pool_nd,
     checkpoint,
     conv_nd,
-    conv_of_doubled,
-    fold_modulation,
     linear,
-    modulated_norm_silu,
-    norm_silu,
     normalization,
-    pointwise_nd,
     timestep_embedding,
     zero_module,
 )
@@ -38,11 +35,25 @@ class TimestepBlock(nn.Module):
 class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
     """A sequence that hands the timestep embedding to those of its children that take one."""
 
-    def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
-        """Apply the children in order to ``x`` [N, C, ...]."""
+    def forward(  # type: ignore[override]
+        self, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None = None
+    ) -> th.Tensor:
+        """Apply the children in order to ``x`` [N, C, ...].
+
+        :param projections: what residual blocks make of ``emb``, as far as that is known.
+        """
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
+            x = _call(layer, x, emb, projections)
         return x
+
+
+def _call(
+    layer: nn.Module, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None
+) -> th.Tensor:
+    """Apply a layer to ``x``. A class of a user's own is given ``x`` and ``emb`` alone."""
+    if projections is not None and type(layer) in (TimestepEmbedSequential, ResBlock):
+        return layer(x, emb, projections=projections)
+    return layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
 
 
 class Upsample(nn.Module):
@@ -59,7 +70,7 @@ class Upsample(nn.Module):
         self.use_conv = use_conv
         self.dims = dims
         if use_conv:
-            self.conv = conv_nd(dims, channels, channels, 3, padding=1)
+            self.conv: Any = conv_nd(dims, channels, channels, 3, padding=1)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Map [N, C, H, W] to [N, C, 2H, 2W]."""
@@ -111,6 +122,11 @@ class ResBlock(TimestepBlock):
     :raises InputError: if 32 does not divide the channels.
     """
 
+    # Type checkers do not know what a Sequential holds.
+    in_layers: Any
+    emb_layers: Any
+    out_layers: Any
+
     def __init__(
         self,
         channels: int,
@@ -147,18 +163,24 @@ class ResBlock(TimestepBlock):
             zero_module(conv_nd(dims, width, width, 3, padding=1)),
         )
         if width == channels:
-            self.skip_connection = nn.Identity()
+            self.skip_connection: nn.Module = nn.Identity()
         elif use_conv:
             self.skip_connection = conv_nd(dims, channels, width, 3, padding=1)
         else:
             self.skip_connection = pointwise_nd(dims, channels, width)
 
-    def forward(self, x: th.Tensor, emb: "th.Tensor | Projections") -> th.Tensor:
-        """Map ``x`` [N, channels, ...] and ``emb`` [N, emb_channels] to [N, out_channels, ...]."""
-        emb_out = emb[self] if isinstance(emb, dict) else self.emb_layers(emb)
+    def forward(
+        self, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None = None
+    ) -> th.Tensor:
+        """Map ``x`` [N, channels, ...] and ``emb`` [N, emb_channels] to [N, out_channels, ...].
+
+        :param projections: may know what ``emb_layers`` make of ``emb``.
+        """
+        made = None if projections is None else projections.of(self, emb)
+        emb_out = self.emb_layers(emb) if made is None else made
         return checkpoint(self._forward, (x, emb_out), self.parameters(), self.use_checkpoint)
 
-    def _forward(self, x: th.Tensor, emb_out: "th.Tensor | Folded") -> th.Tensor:
+    def _forward(self, x: th.Tensor, emb_out: th.Tensor | Folded) -> th.Tensor:
         norm, _, conv = self.in_layers
         h = conv(norm_silu(norm, x))
         norm, _, dropout, conv = self.out_layers
@@ -170,39 +192,6 @@ class ResBlock(TimestepBlock):
             emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
             h = norm_silu(norm, h + emb_out.type(h.dtype))
         return self.skip_connection(x) + conv(dropout(h))
-
-
-Folded = tuple[th.Tensor, th.Tensor]  # see fold_modulation
-Projections = dict[ResBlock, th.Tensor | Folded]  # what each block makes of the embedding
-
-
-def project_embedding(emb: th.Tensor, blocks: Iterable[ResBlock]) -> Projections:
-    """Compute ``emb_layers(emb)`` of the blocks of each width by one product.
-
-    Where it scales and shifts a norm, the norm's weight and bias are folded in.
-    """
-    by_width = defaultdict(list)
-    for block in blocks:
-        by_width[block.out_channels, block.use_scale_shift_norm].append(block)
-    emb, projections = F.silu(emb), {}
-    for (_, folds), alike in by_width.items():
-        layers = [block.emb_layers[1] for block in alike]
-        weight = th.cat([layer.weight for layer in layers])
-        bias = th.cat([layer.bias for layer in layers])
-        outputs = F.linear(emb, weight, bias).unflatten(1, (len(alike), -1))
-        outputs = outputs.transpose(0, 1).contiguous()  # [blocks, N, width]
-        each = _fold_all(outputs, alike) if folds else outputs
-        projections |= zip(alike, each, strict=True)
-    return projections
-
-
-def _fold_all(outputs: th.Tensor, blocks: Sequence[ResBlock]) -> Iterable[Folded]:
-    """Fold scales and shifts, ``outputs`` [blocks, N, 2C], into the norm of each block."""
-    norms = [block.out_layers[0] for block in blocks]
-    weight = th.stack([norm.weight for norm in norms])[:, None]
-    bias = th.stack([norm.bias for norm in norms])[:, None]
-    scale, shift = outputs.to(weight.dtype).chunk(2, dim=2)
-    return zip(*(v.unbind() for v in fold_modulation(weight, bias, 1 + scale, shift)), strict=True)
 
 
 class AttentionBlock(nn.Module):
@@ -275,6 +264,9 @@ class UNetModel(nn.Module):
     :param image_size: height that the images will have, for messages; it limits nothing.
     :raises InputError: if 32 or the heads do not divide the channels.
     """
+
+    time_embed: Any  # see ResBlock
+    out: Any
 
     def __init__(
         self,
@@ -374,7 +366,7 @@ class UNetModel(nn.Module):
             SiLU(),
             zero_module(conv_nd(dims, channels, out_channels, 3, padding=1)),
         )
-        self._res_blocks = [block for block in self.modules() if isinstance(block, ResBlock)]
+        self._res_blocks = [block for block in self.modules() if type(block) is ResBlock]
 
     def convert_to_fp16(self) -> None:
         """Cast the convolutions between the embedding and the output layers to float16."""
@@ -400,11 +392,11 @@ class UNetModel(nn.Module):
         :return: [N, out_channels, ...].
         :raises InputError: if the size does not fit, or labels are missing or not wanted.
         """
-        emb = self._embed(x, timesteps, y)
-        skips = self._encode(x, emb)
-        h = self.middle_block(skips[-1], emb)
+        emb, projections = self._embed(x, timesteps, y)
+        skips = self._encode(x, emb, projections)
+        h = _call(self.middle_block, skips[-1], emb, projections)
         for block in self.output_blocks:
-            h = block(th.cat([h, skips.pop()], dim=1), emb)
+            h = _call(block, th.cat([h, skips.pop()], dim=1), emb, projections)
         if not th.is_autocast_enabled(x.device.type):
             h = h.type(x.dtype)  # after blocks that convert_to_fp16 cast
         norm, _, conv = self.out
@@ -417,12 +409,12 @@ class UNetModel(nn.Module):
 
         :return: "down" and "up", a tensor [N, C, ...] per block, and "middle", one tensor.
         """
-        emb = self._embed(x, timesteps, y)
-        down = self._encode(x, emb)
-        middle = self.middle_block(down[-1], emb)
+        emb, projections = self._embed(x, timesteps, y)
+        down = self._encode(x, emb, projections)
+        middle = _call(self.middle_block, down[-1], emb, projections)
         up, skips = [middle], list(down)
         for block in self.output_blocks:
-            up.append(block(th.cat([up[-1], skips.pop()], dim=1), emb))
+            up.append(_call(block, th.cat([up[-1], skips.pop()], dim=1), emb, projections))
         return {
             "down": [h.type(x.dtype) for h in down],
             "middle": middle.type(x.dtype),
@@ -431,19 +423,22 @@ class UNetModel(nn.Module):
 
     def _embed(
         self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None
-    ) -> th.Tensor | Projections:
+    ) -> tuple[th.Tensor, EmbeddingProjections | None]:
+        """The embedding [N, emb_channels], and under autocast what the blocks make of it."""
         self._check_input(x, y)
         emb = timestep_embedding(timesteps, self.model_channels)
         emb = self.time_embed(emb.type(self.time_embed[0].weight.dtype))
         emb = emb if y is None else emb + self.label_emb(y)
         if th.is_autocast_enabled(x.device.type):  # float32 rounds each product by itself
-            return project_embedding(emb, self._res_blocks)
-        return emb
+            return emb, EmbeddingProjections(emb, self._res_blocks)
+        return emb, None
 
-    def _encode(self, x: th.Tensor, emb: th.Tensor | Projections) -> list[th.Tensor]:
+    def _encode(
+        self, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None
+    ) -> list[th.Tensor]:
         h, skips = x.type(self.inner_dtype), []
         for block in self.input_blocks:
-            h = block(h, emb)
+            h = _call(block, h, emb, projections)
             skips.append(h)
         return skips
 
@@ -474,25 +469,25 @@ class SuperResModel(UNetModel):
         :class:`UNetModel`.
     """
 
-    def __init__(self, in_channels: int, *args, **kwargs):
+    def __init__(self, in_channels: int, *args: Any, **kwargs: Any):
         super().__init__(in_channels * 2, *args, **kwargs)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: th.Tensor,
         timesteps: th.Tensor,
         low_res: th.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> th.Tensor:
         """Apply the model to ``x`` [N, C, H, W] beside ``low_res`` [N, C, h, w] made as large."""
         return super().forward(self._beside(x, low_res), timesteps, **kwargs)
 
-    def get_feature_vectors(
+    def get_feature_vectors(  # type: ignore[override]
         self,
         x: th.Tensor,
         timesteps: th.Tensor,
         low_res: th.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> dict[str, list[th.Tensor] | th.Tensor]:
         """See :meth:`UNetModel.get_feature_vectors`."""
         return super().get_feature_vectors(self._beside(x, low_res), timesteps, **kwargs)

@@ -13,6 +13,7 @@ from improved_diffusion.gaussian_diffusion import (
     ModelMeanType,
     ModelVarType,
 )
+from improved_diffusion.sampling.samplers import draw
 from improved_diffusion.script_util import create_gaussian_diffusion
 
 SHAPE = (4, 3, 8, 8)
@@ -256,43 +257,20 @@ def test_rounding_does_not_take_the_root_of_less_than_nothing():
     assert th.isfinite(x).all()
 
 
-def test_loops_repeat_with_the_same_seed_and_start_from_given_noise():
-    diffusion = make(steps=5)
-    samples = []
-    for _ in range(2):
-        th.manual_seed(3)
-        samples.append(diffusion.p_sample_loop(ToyModel(), SHAPE))
-    assert th.equal(*samples)
-    noise = some_noise()
-    samples = [diffusion.ddim_sample_loop(ToyModel(), SHAPE, noise=noise) for _ in range(2)]
-    assert th.equal(*samples)
-
-
-def test_progressive_loops_go_from_the_last_timestep_to_the_first():
-    diffusion = make(steps=5)
-    for progressive in (
-        diffusion.p_sample_loop_progressive,
-        diffusion.ddim_sample_loop_progressive,
-    ):
-        model = ToyModel()
-        outs = list(progressive(model, SHAPE))
-        assert [int(t[0]) for t in model.seen] == [4, 3, 2, 1, 0]
-        assert [out.keys() for out in outs] == [{"sample", "pred_xstart"}] * 5
-
-
-def test_all_noise_comes_from_the_source_given():
-    diffusion = make(steps=5)
-    for loop in (diffusion.p_sample_loop, diffusion.ddim_sample_loop):
-        before = th.get_rng_state()
-        shapes = []
-
-        def source(x, shapes=shapes):
-            shapes.append(tuple(x.shape))
-            return th.zeros_like(x)
-
-        loop(ToyModel(), SHAPE, randn_like=source)
-        assert set(shapes) == {SHAPE}
-        assert th.equal(before, th.get_rng_state())
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_loops_are_the_walks_of_their_samplers(sampler):
+    """What holds for walks is tested with the samplers."""
+    diffusion, model, path = make(steps=5), ToyModel(), []
+    loop = "p_sample_loop" if sampler == "ddpm" else "ddim_sample_loop"
+    arguments = (model, SHAPE, some_noise(), False, lambda x: x / 2)
+    progressive = getattr(diffusion, f"{loop}_progressive")(*arguments, randn_like=th.ones_like)
+    settings = {"clip_denoised": False, "denoised_fn": arguments[-1], "callback": path.append}
+    noise = {"noise": arguments[2], "randn_like": th.ones_like}
+    sample = draw(sampler, diffusion, model, SHAPE, **settings, **noise)
+    for ours, theirs in zip(progressive, path, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(th.equal(ours[key], theirs[key]) for key in ours)
+    assert th.equal(getattr(diffusion, loop)(*arguments, randn_like=th.ones_like), sample)
 
 
 def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance():

@@ -24,6 +24,10 @@ TRAINING = json.loads((REFERENCE / "training.json").read_text())
 BETAS = sorted(name for name in TABLES.files if name.startswith("betas_"))
 ATTRIBUTES = sorted(name for name in TABLES.files if not name.startswith("betas_"))
 ONE_STEP = 3e-4
+# At the last timesteps x_start = x_t / sqrt(alpha_bar) - sqrt(1 / alpha_bar - 1) eps magnifies the
+# rounding of the model's output a hundredfold, and processors round convolutions differently:
+# 7e-4 was seen with AVX2, where the recorded numbers themselves are 2.5e-4 from float64's.
+MAGNIFIED = 1e-3
 WHOLE_LOOP = 5e-3
 
 
@@ -115,8 +119,8 @@ def test_checkpoint_layout(name):
     assert [key for key, _ in model.named_parameters()] == layout["parameter_order"]
 
 
-@pytest.mark.parametrize("name", cases(UNET))
-def test_unet_output(name):
+def recorded_unet(name):
+    """A model, what to call it with, and the output that the reference recorded for that."""
     flags = json.loads(str(UNET[f"{name}.config"]))
     model, _ = build_with_reference_weights(flags)
     condition = {}
@@ -125,10 +129,27 @@ def test_unet_output(name):
     if flags["super_resolution"]:
         condition["low_res"] = random_images("uniform", 2, flags["small_size"], seed=101)
     size = flags["large_size"] if flags["super_resolution"] else flags["image_size"]
-    with th.no_grad():
-        x = random_images("uniform", 2, size, seed=100)
-        out = model(x, th.tensor([3.0, 977.0]), **condition)
-    assert_close(out, UNET[f"{name}.out"], 2e-5)
+    x = random_images("uniform", 2, size, seed=100)
+    return model, {"x": x, "timesteps": th.tensor([3.0, 977.0]), **condition}, UNET[f"{name}.out"]
+
+
+@pytest.mark.parametrize("name", cases(UNET))
+@th.no_grad()
+def test_unet_output(name):
+    model, given, want = recorded_unet(name)
+    assert_close(model(**given), want, 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cases(UNET))
+@th.no_grad()
+def test_unet_output_in_bfloat16(name):
+    model, given, want = recorded_unet(name)
+    with th.autocast("cpu", dtype=th.bfloat16):
+        got = model(**given)
+    assert got.dtype == th.float32
+    # Separate operations under autocast (norms in float32, einsum) are off by 0.020 to 0.028.
+    assert np.linalg.norm(got.numpy() - want) <= 0.026 * np.linalg.norm(want)
 
 
 # --- the diffusion
@@ -164,7 +185,9 @@ def test_one_step(name, built):
     reversed_step = diffusion.ddim_reverse_sample(model, x_t, t)
     assert_recorded(name, {"q_sample": x_t}, ONE_STEP)
     assert_recorded(name, {f"training_losses.{k}": v for k, v in losses.items()}, ONE_STEP)
-    assert_recorded(name, {f"p_mean_variance.{k}": v for k, v in statistics.items()}, ONE_STEP)
+    for k, v in statistics.items():
+        tolerance = MAGNIFIED if k == "pred_xstart" else ONE_STEP
+        assert_recorded(name, {f"p_mean_variance.{k}": v}, tolerance)
     assert_recorded(name, {"ddim_reverse_sample.sample": reversed_step["sample"]}, ONE_STEP)
 
 

@@ -5,7 +5,7 @@ import torch as th
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion.errors import InputError
 from improved_diffusion.resample import (
-    SAMPLERS,
+    TIMESTEP_SAMPLERS,
     LossAwareSampler,
     LossSecondMomentResampler,
     UniformSampler,
@@ -35,7 +35,7 @@ def warmed_up(diffusion, history=2):
 
 
 def test_names(diffusion):
-    kinds = [type(create_named_schedule_sampler(name, diffusion)) for name in SAMPLERS]
+    kinds = [type(create_named_schedule_sampler(name, diffusion)) for name in TIMESTEP_SAMPLERS]
     assert kinds == [UniformSampler, LossSecondMomentResampler]
 
 

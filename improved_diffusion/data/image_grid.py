@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,13 +11,14 @@ from ..errors import InputError
 from ..system.files import atomic_write
 
 Images = np.ndarray | torch.Tensor
+AnyImages = TypeVar("AnyImages", np.ndarray, torch.Tensor)
 
 LARGEST_TILE = 128  # pixels a side that small images are enlarged to, at most
 LARGEST_GRID = 1024  # pixels a side of a grid that enlarging may reach
 WHITE = 255
 
 
-def to_uint8(x: Images) -> Images:
+def to_uint8(x: AnyImages) -> AnyImages:
     """Turn model output into pictures.
 
     :param x: [N, C, H, W], floating point; [-1, 1] is the visible range, the rest is clipped.

@@ -1,4 +1,7 @@
-"""Noise schedules: the variance beta of each step of the forward process."""
+"""Noise schedules: the variance beta of each step of the forward process.
+
+A new schedule is one function here, with a name to register it under.
+"""
 
 import itertools
 import math
@@ -8,10 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .registry import Registry
 
-NOISE_SCHEDULES = ("linear", "cosine", "polynomial")
 MAX_BETA = 0.999
 MOST_STEPS = 10**6  # tables of more would fill the memory, and no model needs them
+
+# Each is called with the number of steps T, and with the power that the polynomial one takes; it
+# returns the betas as float64 [T].
+NOISE_SCHEDULES: Registry[Callable[[int, float], np.ndarray]] = Registry("noise_schedule")
 
 
 def get_named_beta_schedule(
@@ -19,9 +26,7 @@ def get_named_beta_schedule(
 ) -> np.ndarray:
     """The betas of a named schedule as float64 [T].
 
-    ``linear`` and ``polynomial`` are scaled so that any number of steps adds about the same
-    noise as 1,000 steps from 1e-4 to 0.02 (Ho et al. 2020); ``cosine`` is eq. 17 of IDDPM.
-
+    :param schedule_name: one of :data:`NOISE_SCHEDULES`.
     :param poly_power: exponent of the polynomial schedule; 1 makes it the linear one.
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
     :raises InputError: if the steps are none or too many, or the power is not positive.
@@ -31,32 +36,41 @@ def get_named_beta_schedule(
             f"diffusion_steps must be at least 1 and at most {MOST_STEPS}, "
             f"got {num_diffusion_timesteps}"
         )
-    scale = 1000 / num_diffusion_timesteps
-    first, last = scale * 0.0001, scale * 0.02
-    if schedule_name == "linear":
-        return np.linspace(first, last, num_diffusion_timesteps, dtype=np.float64)
-    if schedule_name == "polynomial":
-        return _polynomial_betas(num_diffusion_timesteps, first, last, poly_power)
-    if schedule_name == "cosine":
-        return betas_for_alpha_bar(
-            num_diffusion_timesteps, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-        )
-    raise UnknownScheduleError(
-        f"unknown noise_schedule {schedule_name!r}; choose from {', '.join(NOISE_SCHEDULES)}"
+    return NOISE_SCHEDULES[schedule_name](num_diffusion_timesteps, poly_power)
+
+
+@NOISE_SCHEDULES.register("linear")
+def linear(num_steps: int, _: float) -> np.ndarray:
+    """Betas evenly apart (Ho et al. 2020)."""
+    return np.linspace(*_ends(num_steps), num_steps, dtype=np.float64)
+
+
+@NOISE_SCHEDULES.register("cosine")
+def cosine(num_steps: int, _: float) -> np.ndarray:
+    """IDDPM eq. 17: alpha_bar follows a squared cosine."""
+    return betas_for_alpha_bar(
+        num_steps, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     )
 
 
-class UnknownScheduleError(InputError, NotImplementedError):
-    """No schedule has that name (the reference raises ``NotImplementedError`` here)."""
-
-
-def _polynomial_betas(num_steps: int, first: float, last: float, power: float) -> np.ndarray:
+@NOISE_SCHEDULES.register("polynomial")
+def polynomial(num_steps: int, power: float) -> np.ndarray:
     """first + (last - first) (p + 1) / 2 u^p: every power p adds nearly the same total noise."""
     if not 0 < power < math.inf:
         raise InputError(f"poly_power must be a positive number, got {power}")
+    first, last = _ends(num_steps)
     u = np.arange(num_steps, dtype=np.float64) / max(num_steps - 1, 1)
     betas = first + (last - first) * (power + 1) / 2 * u**power
     return np.minimum(betas, MAX_BETA)
+
+
+def _ends(num_steps: int) -> tuple[float, float]:
+    """First and last beta of the linear schedule.
+
+    Any number of steps adds about the same noise as 1,000 steps from 1e-4 to 0.02.
+    """
+    scale = 1000 / num_steps
+    return scale * 0.0001, scale * 0.02
 
 
 def betas_for_alpha_bar(
@@ -73,7 +87,10 @@ def betas_for_alpha_bar(
 
 
 def checked_betas(betas: Any) -> np.ndarray:
-    """``betas`` as float64 [T], if each of them lies in (0, 1]."""
+    """``betas`` as float64 [T], if each of them lies in (0, 1].
+
+    :raises InputError: if they are no row of numbers, or one lies outside; names the first.
+    """
     betas = np.array(betas, dtype=np.float64)
     if betas.ndim != 1 or len(betas) == 0:
         raise InputError(f"betas must be a one-dimensional, non-empty array, got {betas.shape}")

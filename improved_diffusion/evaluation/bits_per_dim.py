@@ -12,16 +12,16 @@ import torch as th
 from .. import dist_util
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion
+from ..logs.tables import write_csv
 from ..reports.sheets import (
-    Line,
     add_chart,
     draw_lines,
+    finite,
     new_book,
     put_pairs,
     put_table,
     put_title,
     save_book,
-    set_widths,
 )
 from ..sampling.image_noise import ImageNoise
 from ..system.files import atomic_write_text
@@ -187,16 +187,13 @@ def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
     """
     said = {key: _finite_or_none(value) for key, value in {**table.summary(), **about}.items()}
     stem = os.path.join(folder, "bits_per_dim")
-    lines = [",".join(COLUMNS), *(",".join(map(str, row)) for row in table.rows())]
-    atomic_write_text(f"{stem}.csv", "\n".join(lines) + "\n")
+    write_csv(f"{stem}.csv", COLUMNS, table.rows())
+    write_csv(f"{stem}_images.csv", ("image", "bits/dim"), enumerate(table.totals))
     atomic_write_text(f"{stem}.json", json.dumps(said, indent=2) + "\n")
-    images = ["image,bits/dim", *(f"{i},{bits}" for i, bits in enumerate(table.totals))]
-    atomic_write_text(f"{stem}_images.csv", "\n".join(images) + "\n")
     book = new_book()
     summary = book["summary"]
     put_title(summary, 1, "Bits per dimension")
     put_pairs(summary, 3, said)
-    set_widths(summary, [24, 80])
     _fill_terms(book, table)
     save_book(book, f"{stem}.xlsx")
     return f"{stem}.xlsx"
@@ -208,14 +205,11 @@ def _finite_or_none(value: Any) -> Any:
 
 def _fill_terms(book: Any, table: BpdTable) -> None:
     charts, sheet = book.create_sheet("charts"), book.create_sheet("metrics")
-    columns = list(zip(*table.rows(), strict=True))
-    put_table(sheet, 1, COLUMNS, columns)
-    set_widths(sheet, [12] * len(COLUMNS))
+    columns = dict(zip(COLUMNS, zip(*table.rows(), strict=True), strict=True))
+    put_table(sheet, 1, columns)
     sheet.freeze_panes = "B2"
-    x, xs = COLUMNS.index("log_snr") + 1, columns[COLUMNS.index("log_snr")]
+    x = ("log_snr", "log SNR of the timestep")
     for number, (title, unit, name) in enumerate(CHARTS):
-        y = COLUMNS.index(name)
-        finite = [value for value in columns[y] if math.isfinite(value)]
-        if finite:
-            line = Line(name, sheet, x, y + 1, xs, finite, len(xs))
-            add_chart(charts, draw_lines(title, "log SNR of the timestep", unit, [line]), number)
+        if finite(columns[name]):
+            chart = draw_lines(title, unit, sheet, columns, {name: name}, *x)
+            add_chart(charts, chart, number)

@@ -9,6 +9,7 @@ bits.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch as th
 import torch.nn.functional as F
 
 from ..data.image_files import MODES, open_image
+from ..diffusion.walk import finish, walk
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion, Model, RandnLike
 
@@ -54,11 +56,6 @@ def _filtered(image: th.Tensor, mask: th.Tensor) -> th.Tensor:
     return F.conv2d(image[:, None].float(), mask[None, None])[:, 0]
 
 
-def noise_levels(diffusion: GaussianDiffusion) -> np.ndarray:
-    """The noise in x_t / sqrt(alpha_bar_t) at every timestep, [T], growing."""
-    return diffusion.sqrt_recipm1_alphas_cumprod
-
-
 def matching_timestep(diffusion: GaussianDiffusion, sigma: float) -> int:
     """The timestep whose noise is nearest to ``sigma``.
 
@@ -67,17 +64,11 @@ def matching_timestep(diffusion: GaussianDiffusion, sigma: float) -> int:
     said = f"noise of sigma {sigma * 127.5:g} (of 255)"
     if not (math.isfinite(sigma) and sigma > 0):
         raise InputError(f"{said} cannot be; sigma must be a positive number")
-    levels = noise_levels(diffusion)
+    levels = diffusion.sqrt_recipm1_alphas_cumprod  # the noise in x_t / sqrt(alpha_bar_t)
     if sigma > levels[-1]:
         most = f"{levels[-1] * 127.5:.4g}"
         raise InputError(f"{said} is more than the model's last timestep has; give {most} at most")
     return int(np.abs(levels - sigma).argmin())
-
-
-def check_method(method: str) -> None:
-    """:raises InputError: if ``method`` is none of ``METHODS``."""
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
 
 
 @th.no_grad()
@@ -104,7 +95,8 @@ def denoise(
     :return: the cleaned pictures, of ``noisy``'s shape.
     :raises InputError: as :func:`matching_timestep` does, or for an unknown method.
     """
-    check_method(method)
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
     start = matching_timestep(diffusion, sigma)
     height, width = noisy.shape[-2:]
     x = F.pad(noisy, (0, -width % multiple, 0, -height % multiple), mode="reflect")
@@ -113,11 +105,8 @@ def denoise(
         t = th.full((len(x),), start, device=x.device)
         out = diffusion.p_mean_variance(model, x, t, model_kwargs=model_kwargs)
         return out["pred_xstart"][..., :height, :width]
-    for i in range(start, -1, -1):
-        t = th.full((len(x),), i, device=x.device)
-        out = diffusion.p_sample(model, x, t, model_kwargs=model_kwargs, randn_like=randn_like)
-        x = out["sample"]
-    return x[..., :height, :width]
+    step = partial(diffusion.p_sample, model, model_kwargs=model_kwargs, randn_like=randn_like)
+    return finish(walk(step, x, range(start, -1, -1)))[..., :height, :width]
 
 
 def psnr(image: np.ndarray, clean: np.ndarray) -> float:

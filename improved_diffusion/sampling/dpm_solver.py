@@ -5,80 +5,43 @@ before them: a young model needs that.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch as th
 
-from ..gaussian_diffusion import (
-    Denoise,
-    GaussianDiffusion,
-    Model,
-    RandnLike,
-    descending,
-    last,
-    starting_noise,
-)
-
-# What suits a young model: about as good as a thousand ancestral steps.
-USUAL_STEPS, USUAL_ETA = 20, 0.5
+from ..diffusion.walk import Step
+from ..gaussian_diffusion import GaussianDiffusion, Model, RandnLike
 
 
-def dpm_solver_sample_loop(
+def dpm_solver(
     diffusion: GaussianDiffusion,
     model: Model,
-    shape: tuple[int, ...],
-    noise: th.Tensor | None = None,
-    clip_denoised: bool = True,
-    denoised_fn: Denoise | None = None,
-    model_kwargs: dict[str, Any] | None = None,
-    device: th.device | str | None = None,
-    progress: bool = False,
+    *,
     eta: float = 0.0,
     randn_like: RandnLike = th.randn_like,
-) -> th.Tensor:
-    """Sample by solving the diffusion ODE or SDE over the timesteps of ``diffusion``.
+    **settings: Any,
+) -> Step:
+    """Make the steps of one walk down the timesteps of ``diffusion``, which remember the last one.
 
-    The arguments behind ``diffusion`` are those of ``GaussianDiffusion.ddim_sample_loop``. The
-    variances that a model may have learned play no part. Few steps come from a ``SpacedDiffusion``.
+    The variances that a model may have learned play no part.
 
     :param eta: how much noise each step adds, in [0, 1]: 0 for the ODE, which is deterministic
         given x_T; 1 for the SDE, as much as ancestral steps.
-    :return: samples of ``shape``, about [-1, 1].
-    :raises ValueError: if ``eta`` is not in [0, 1].
+    :param settings: for ``p_mean_variance``.
     """
-    settings = (clip_denoised, denoised_fn, model_kwargs, device, progress, eta, randn_like)
-    steps = dpm_solver_sample_loop_progressive(diffusion, model, shape, noise, *settings)
-    return last(steps)["sample"]
-
-
-def dpm_solver_sample_loop_progressive(
-    diffusion: GaussianDiffusion,
-    model: Model,
-    shape: tuple[int, ...],
-    noise: th.Tensor | None = None,
-    clip_denoised: bool = True,
-    denoised_fn: Denoise | None = None,
-    model_kwargs: dict[str, Any] | None = None,
-    device: th.device | str | None = None,
-    progress: bool = False,
-    eta: float = 0.0,
-    randn_like: RandnLike = th.randn_like,
-) -> Iterator[dict[str, th.Tensor]]:
-    """:func:`dpm_solver_sample_loop` that yields ``sample`` and ``pred_xstart`` each step."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    x = starting_noise(model, shape, noise, device, randn_like)
     before: tuple[th.Tensor, float] | None = None  # the last step's prediction and length
-    for i in descending(diffusion.num_timesteps, progress):
-        t = th.full((x.shape[0],), i, device=x.device, dtype=th.int64)
-        with th.no_grad():
-            out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-            pred_xstart = out["pred_xstart"]
-            length = log_snr(diffusion, i - 1) - log_snr(diffusion, i)
-            x = _step(diffusion, x, i, extrapolate(pred_xstart, length, before), eta, randn_like)
+
+    def step(x: th.Tensor, t: th.Tensor) -> dict[str, th.Tensor]:
+        nonlocal before
+        i = int(t[0])
+        pred_xstart = diffusion.p_mean_variance(model, x, t, **settings)["pred_xstart"]
+        length = log_snr(diffusion, i - 1) - log_snr(diffusion, i)
+        prediction = extrapolate(pred_xstart, length, before)
         before = pred_xstart, length
-        yield {"sample": x, "pred_xstart": pred_xstart}
+        x = _step(diffusion, x, i, prediction, eta, randn_like)
+        return {"sample": x, "pred_xstart": pred_xstart}
+
+    return step
 
 
 def log_snr(diffusion: GaussianDiffusion, i: int) -> float:

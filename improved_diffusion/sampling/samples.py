@@ -1,13 +1,11 @@
 """Making samples batch by batch, on all ranks together, and writing what was made."""
 
-import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -17,20 +15,16 @@ from ..data.image_grid import make_grid, save_grid, save_png, to_uint8
 from ..gaussian_diffusion import GaussianDiffusion
 from ..logs.progress import progress_bar
 from ..system.files import atomic_write
-from .dpm_solver import USUAL_ETA, dpm_solver_sample_loop_progressive
 from .image_noise import ImageNoise
+from .samplers import draw
 
-SAMPLERS = ("ddpm", "ddim", "dpmpp")
-USUAL_ETAS = {"ddim": 0.0, "dpmpp": USUAL_ETA}  # of the samplers whose noise can be chosen
 GRID_IMAGES = 64  # of the picture beside the .npz
 SHOWN_IMAGES, SHOWN_MOMENTS = 4, 11  # of the picture of the process
-# How far the samples' colours may lie from the training data's before it is worth a warning.
-FEW_IMAGES, FAR_MEAN, FAR_RATIO = 8, 40.0, 2.0
 
 Condition = Callable[[Sequence[int], ImageNoise], dict[str, th.Tensor]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Order:
     """What to sample.
 
@@ -38,8 +32,8 @@ class Order:
     :param shape: of one image, [C, H, W].
     :param batch_size: images at a time on each rank.
     :param seed: with its number, decides an image's noise and class.
-    :param sampler: one of :data:`SAMPLERS`.
-    :param eta: noise of the steps of ``ddim`` and ``dpmpp``, in [0, 1].
+    :param sampler: one of :data:`.samplers.SAMPLERS`.
+    :param eta: noise of its steps, in [0, 1]; None for what is usual.
     :param clip_denoised: clip the predicted image at each step.
     """
 
@@ -48,7 +42,7 @@ class Order:
     batch_size: int
     seed: int
     sampler: str
-    eta: float
+    eta: float | None = None
     clip_denoised: bool = True
 
 
@@ -83,15 +77,30 @@ def make_samples(
     """
     rounds = _rounds(order)
     started = time.monotonic()
+    shown = _moments(diffusion.num_timesteps)
     with progress_bar(len(rounds) * diffusion.num_timesteps, "step") as bar:
+
+        def on_step(out: dict[str, th.Tensor]) -> None:
+            if not made.images and int(out["t"][0]) in shown:
+                made.process.append(_pair(out["x_t"], out["pred_xstart"]))
+            bar.update()
+
+        draw_some = partial(
+            draw,
+            order.sampler,
+            diffusion,
+            model,
+            eta=order.eta,
+            clip_denoised=order.clip_denoised,
+            device=dist_util.dev(),
+            callback=on_step,
+        )
         for number, indices in enumerate(rounds, start=1):
             noise = ImageNoise(order.seed, indices)
             kwargs = {k: v.to(dist_util.dev()) for k, v in condition(indices, noise).items()}
-            for step, out in enumerate(_steps(order, noise, kwargs, model, diffusion)):
-                if number == 1 and step in _moments(diffusion.num_timesteps):
-                    made.process.append(_pair(out["x_t"], out["pred_xstart"]))
-                bar.update()
-            _add(made, order, out["sample"], kwargs.get("y"))
+            shape = (len(noise), *order.shape)
+            sample = draw_some(shape, model_kwargs=kwargs, randn_like=noise.randn_like)
+            _add(made, order, sample, kwargs.get("y"))
             seconds = (time.monotonic() - started) / number * (len(rounds) - number)
             logger.log(f"created {len(made)} of {order.num_samples} samples, {seconds:.0f} s left")
 
@@ -110,37 +119,10 @@ def _rounds(order: Order) -> list[list[int]]:
     return rounds
 
 
-def _steps(
-    order: Order,
-    noise: ImageNoise,
-    kwargs: dict[str, th.Tensor],
-    model: Callable[..., th.Tensor],
-    diffusion: GaussianDiffusion,
-) -> Iterator[dict[str, th.Tensor]]:
-    """What each step of the sampler makes, and with it the x_t that it began at."""
-    loops = {
-        "ddpm": diffusion.p_sample_loop_progressive,
-        "ddim": partial(diffusion.ddim_sample_loop_progressive, eta=order.eta),
-        "dpmpp": partial(dpm_solver_sample_loop_progressive, diffusion, eta=order.eta),
-    }
-    x = noise.randn_like(th.empty(len(noise), *order.shape, device=dist_util.dev()))
-    walk = loops[order.sampler](
-        model,
-        tuple(x.shape),
-        noise=x,
-        clip_denoised=order.clip_denoised,
-        model_kwargs=kwargs,
-        randn_like=noise.randn_like,
-    )
-    for out in walk:
-        yield {**out, "x_t": x}
-        x = out["sample"]
-
-
 def _moments(steps: int) -> set[int]:
-    """Which of a sampler's steps are shown: the first, the last, and some evenly between."""
+    """Which timesteps are shown: the last, the first, and some evenly between."""
     shown = min(steps, SHOWN_MOMENTS)
-    return {round(i * (steps - 1) / max(shown - 1, 1)) for i in range(shown)}
+    return {steps - 1 - round(i * (steps - 1) / max(shown - 1, 1)) for i in range(shown)}
 
 
 def _pair(x_t: th.Tensor, pred_xstart: th.Tensor) -> th.Tensor:
@@ -205,53 +187,3 @@ def process_picture(process: Sequence[th.Tensor]) -> np.ndarray:
     """
     rows = th.stack(list(process), dim=2).flatten(0, 2)  # [n * 2 * moments, C, H, W]
     return make_grid(to_uint8(rows), columns=len(process))
-
-
-# -- do they look like the data? -----------------------------------------------------------------
-
-
-def compare_colours(images: Sequence[np.ndarray], data: Mapping[str, Any]) -> None:
-    """Log each channel's mean and standard deviation beside the training data's, if known.
-
-    :param images: batches of uint8 [N, H, W, C].
-    :param data: what ``config.json`` says of the data, with ``pixel_mean`` and ``pixel_std``.
-    """
-    mean, std = pixel_statistics(images)
-    line = f"Pixels of the samples: mean {_rounded(mean)}, standard deviation {_rounded(std)}"
-    if not {"pixel_mean", "pixel_std"} <= data.keys() or len(data["pixel_mean"]) != len(mean):
-        logger.log(line)
-        return
-    data_mean, data_std = data["pixel_mean"], data["pixel_std"]
-    logger.log(f"{line}; of the training data: {_rounded(data_mean)}, {_rounded(data_std)}")
-    if sum(map(len, images)) >= FEW_IMAGES and _far(mean, std, data_mean, data_std):
-        logger.warn(
-            "The samples' colours are far from the training data's: the model may be young, or "
-            "not sampled as it was trained"
-        )
-
-
-def pixel_statistics(images: Sequence[np.ndarray]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of batches of uint8 [N, H, W, C], in 0..255."""
-    levels = np.arange(256)
-    counts = np.zeros((images[0].shape[-1], 256))  # a histogram: many images need no more memory
-    for image in itertools.chain.from_iterable(images):
-        for channel, count in enumerate(counts):
-            count += np.bincount(image[..., channel].ravel(), minlength=256)
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    mean = shares @ levels
-    return mean.tolist(), np.sqrt(shares @ levels**2 - mean**2).tolist()
-
-
-def _far(
-    mean: Sequence[float],
-    std: Sequence[float],
-    data_mean: Sequence[float],
-    data_std: Sequence[float],
-) -> bool:
-    shifted = any(abs(a - b) > FAR_MEAN for a, b in zip(mean, data_mean, strict=True))
-    ratios = [(a + 1) / (b + 1) for a, b in zip(std, data_std, strict=True)]
-    return shifted or any(not 1 / FAR_RATIO < ratio < FAR_RATIO for ratio in ratios)
-
-
-def _rounded(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.0f}" for value in values)

@@ -13,11 +13,12 @@ from .. import logger
 from ..data.image_grid import save_grid, to_uint8
 from ..gaussian_diffusion import Model
 from ..respace import SpacedDiffusion
-from ..sampling.dpm_solver import USUAL_ETA, USUAL_STEPS, dpm_solver_sample_loop
 from ..sampling.image_noise import ImageNoise
+from ..sampling.samplers import SAMPLERS, draw
 from .checkpoints import SETTLED, best_ema_rate
 
 FOLDER = "samples"
+SAMPLER = SAMPLERS["dpmpp"]  # a fast one
 
 Weights = Mapping[str, th.Tensor]
 
@@ -43,7 +44,8 @@ class Preview:
         seed: int = 0,
         model_kwargs: Mapping[str, th.Tensor] | None = None,
     ):
-        self.diffusion = diffusion.respaced(f"logsnr{min(USUAL_STEPS, diffusion.num_timesteps)}")
+        steps = min(SAMPLER.usual_steps, diffusion.num_timesteps)
+        self.diffusion = diffusion.respaced(SAMPLER.respacing.format(steps))
         self.batch_size = batch_size
         self.shape = shape
         self.seed = seed
@@ -93,16 +95,15 @@ class Preview:
 
     def _sample_part(self, model: Model, part: range, device: th.device) -> th.Tensor:
         noise = ImageNoise(self.seed, part)
-        shape = (len(part), *self.shape[1:])
         rows = slice(part.start, part.stop)
         kwargs = {key: value[rows].to(device) for key, value in self.model_kwargs.items()}
-        return dpm_solver_sample_loop(
+        return draw(
+            SAMPLER.name,
             self.diffusion,
             model,
-            shape,
+            (len(part), *self.shape[1:]),
             model_kwargs=kwargs,
             device=device,
-            eta=USUAL_ETA,
             randn_like=noise.randn_like,
         )
 

@@ -9,10 +9,7 @@ import torch as th
 
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion.respace import SpacedDiffusion, log_snr_timesteps
-from improved_diffusion.sampling.dpm_solver import (
-    dpm_solver_sample_loop,
-    dpm_solver_sample_loop_progressive,
-)
+from improved_diffusion.sampling.samplers import draw
 
 MEAN, STD = 0.3, 0.2
 T = 10_000  # many, so that timesteps lie where the spacing wants them
@@ -56,26 +53,25 @@ def exact(diffusion, x_T, i):
     return alpha * MEAN + std / std_T * (x_T - alpha_T * MEAN)
 
 
-def errors(steps, loop):
+def solve(diffusion, model, x_T, **settings):
+    """The samples of the ODE, or with an ``eta`` of the SDE."""
+    return draw("dpmpp", diffusion, model, tuple(x_T.shape), noise=x_T, **{"eta": 0.0} | settings)
+
+
+def errors(steps, sampler):
     """Worst error at the last timestep before the clean image."""
     diffusion = spaced(steps)
     x_T = th.randn(SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
-    path = list(loop(diffusion, ideal_model(diffusion), SHAPE, x_T))
-    return float((path[-2]["sample"] - exact(diffusion, x_T, 0)).abs().max())
-
-
-def ddim(diffusion, model, shape, noise):
-    return diffusion.ddim_sample_loop_progressive(model, shape, noise, clip_denoised=False)
-
-
-def dpm(diffusion, model, shape, noise):
-    return dpm_solver_sample_loop_progressive(diffusion, model, shape, noise, clip_denoised=False)
+    path = []
+    settings = {"eta": 0.0, "clip_denoised": False, "callback": path.append}
+    draw(sampler, diffusion, ideal_model(diffusion), SHAPE, noise=x_T, **settings)
+    return float((path[-1]["x_t"] - exact(diffusion, x_T, 0)).abs().max())
 
 
 def test_error_falls_at_second_order_and_stays_below_ddim():
     counts = [20, 40, 80, 160]
-    ours = [errors(n, dpm) for n in counts]
-    theirs = [errors(n, ddim) for n in counts]
+    ours = [errors(n, "dpmpp") for n in counts]
+    theirs = [errors(n, "ddim") for n in counts]
     assert all(a < b for a, b in zip(ours, theirs, strict=True))
     orders = [math.log2(a / b) for a, b in pairwise(ours)]
     assert min(orders) > 1.7, (orders, ours)
@@ -93,24 +89,18 @@ def test_same_samples_whatever_the_model_predicts(predict, mean_type, var_type):
     x_T = th.randn(SHAPE, generator=th.Generator().manual_seed(3))
     plain = spaced(20)
     other = spaced(20, mean_type, var_type)
-    want = dpm_solver_sample_loop(plain, ideal_model(plain), SHAPE, x_T)
-    got = dpm_solver_sample_loop(other, ideal_model(other, predict), SHAPE, x_T)
+    want = solve(plain, ideal_model(plain), x_T)
+    got = solve(other, ideal_model(other, predict), x_T)
     assert th.allclose(got, want, atol=1e-4)
 
 
 def test_deterministic_and_clipped():
     diffusion = spaced(5)
     x_T = 9 * th.randn(SHAPE, generator=th.Generator().manual_seed(3))
-    a = dpm_solver_sample_loop(diffusion, ideal_model(diffusion), SHAPE, x_T)
-    b = dpm_solver_sample_loop(diffusion, ideal_model(diffusion), SHAPE, x_T)
+    a, b = (solve(diffusion, ideal_model(diffusion), x_T) for _ in range(2))
     assert th.equal(a, b)
     assert a.abs().max() <= 1
-    assert (
-        dpm_solver_sample_loop(diffusion, ideal_model(diffusion), SHAPE, x_T, clip_denoised=False)
-        .abs()
-        .max()
-        > 1
-    )
+    assert solve(diffusion, ideal_model(diffusion), x_T, clip_denoised=False).abs().max() > 1
 
 
 def test_with_all_noise_a_first_step_is_the_ancestral_one():
@@ -120,10 +110,10 @@ def test_with_all_noise_a_first_step_is_the_ancestral_one():
     x_T, noise = th.randn(2, *SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
     last = th.full(SHAPE[:1], diffusion.num_timesteps - 1)
     want = diffusion.p_sample(model, x_T, last, False, randn_like=lambda _: noise)["sample"]
-    path = dpm_solver_sample_loop_progressive(
-        diffusion, model, SHAPE, x_T, False, eta=1.0, randn_like=lambda _: noise
-    )
-    assert th.allclose(next(path)["sample"], want, atol=1e-6)
+    path = []
+    settings = {"clip_denoised": False, "eta": 1.0, "callback": path.append}
+    solve(diffusion, model, x_T, randn_like=lambda _: noise, **settings)
+    assert th.allclose(path[0]["sample"], want, atol=1e-6)
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
@@ -136,9 +126,8 @@ def test_noise_keeps_the_distribution(eta):
 
     diffusion = spaced(80)
     x_T = th.randn(shape, generator=generator, dtype=th.float64)
-    made = dpm_solver_sample_loop(
-        diffusion, ideal_model(diffusion), shape, x_T, False, eta=eta, randn_like=randn_like
-    )
+    settings = {"clip_denoised": False, "eta": eta, "randn_like": randn_like}
+    made = solve(diffusion, ideal_model(diffusion), x_T, **settings)
     assert abs(float(made.mean()) - MEAN) < 0.002
     assert abs(float(made.std()) / STD - 1) < 0.01
 
@@ -150,12 +139,11 @@ def test_noise_makes_up_for_an_error():
 
     def made(eta, shift):
         generator = th.Generator().manual_seed(5)
-        return dpm_solver_sample_loop(
+        return solve(
             diffusion,
             ideal_model(diffusion),
-            SHAPE,
             x_T + shift,
-            False,
+            clip_denoised=False,
             eta=eta,
             randn_like=lambda x: th.randn(x.shape, generator=generator, dtype=x.dtype),
         )

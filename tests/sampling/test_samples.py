@@ -1,12 +1,9 @@
-import re
-
 import numpy as np
 import pytest
 import torch as th
 from PIL import Image
 
 from improved_diffusion import dist_util, logger
-from improved_diffusion.commands.sampling import chosen_eta
 from improved_diffusion.sampling import samples
 from improved_diffusion.sampling.samples import Order, Samples, make_samples, save_samples
 from improved_diffusion.script_util import create_gaussian_diffusion
@@ -26,7 +23,7 @@ def guess(x, t, y=None):
 
 
 def order(num_samples=5, batch_size=2, **changes):
-    settings = {"shape": SHAPE, "seed": 3, "sampler": "ddpm", "eta": 0, **changes}
+    settings = {"shape": SHAPE, "seed": 3, "sampler": "ddpm", **changes}
     return Order(num_samples=num_samples, batch_size=batch_size, **settings)
 
 
@@ -41,7 +38,7 @@ def make(diffusion, wanted, condition=classes, model=guess):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "eta"), [("ddpm", 0), ("ddim", 0), ("ddim", 1), ("dpmpp", 0), ("dpmpp", 0.5)]
+    ("sampler", "eta"), [("ddpm", None), ("ddim", 0), ("ddim", 1), ("dpmpp", 0), ("dpmpp", 0.5)]
 )
 def test_images_and_classes_do_not_depend_on_the_batch_size(sampler, eta, diffusion):
     one, other = (
@@ -70,12 +67,6 @@ def test_noise_of_the_steps_is_taken(sampler, diffusion):
         make(diffusion, order(sampler=sampler, eta=eta)).arrays()[0] for eta in (0.0, 0.5)
     )
     assert not np.array_equal(one, other)
-
-
-def test_each_sampler_has_its_usual_noise():
-    assert [chosen_eta(sampler, "") for sampler in samples.SAMPLERS] == [0, 0, 0.5]
-    assert chosen_eta("dpmpp", "0") == 0
-    assert chosen_eta("ddim", "1") == 1
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 9])
@@ -153,53 +144,6 @@ def test_moments(steps, shown):
     assert moments == shown or len(moments) == shown
     assert moments[0] == 0
     assert moments[-1] == steps - 1
-
-
-DATA = {"pixel_mean": [120.0, 110.0, 100.0], "pixel_std": [60.0, 60.0, 60.0]}
-
-
-def compared(images, data, folder, capsys):
-    with logger.scoped_configure(dir=folder, format_strs=["line"]):
-        samples.compare_colours(np.array_split(images, 2), data)
-    return capsys.readouterr().out
-
-
-def coloured(mean, std, count=16, seed=0):
-    rng = np.random.default_rng(seed)
-    pixels = rng.normal(mean, std, (count, 8, 8, 3))
-    return pixels.clip(0, 255).astype(np.uint8)
-
-
-def test_colours_like_the_datas_are_printed_without_a_warning(tmp_path, capsys):
-    said = compared(coloured([120, 110, 100], 50), DATA, tmp_path, capsys)
-    means = [int(number) for number in re.search(r"mean (\d+) (\d+) (\d+)", said).groups()]
-    assert np.allclose(means, [120, 110, 100], atol=5)
-    assert "training data: 120 110 100, 60 60 60" in said
-    assert "far from" not in said
-
-
-@pytest.mark.parametrize(("mean", "std"), [([200, 110, 100], 50), ([120, 110, 100], 10)])
-def test_colours_far_from_the_datas_warn(mean, std, tmp_path, capsys):
-    assert "far from the training data's" in compared(coloured(mean, std), DATA, tmp_path, capsys)
-
-
-@pytest.mark.parametrize("data", [{}, {"pixel_mean": [120.0], "pixel_std": [60.0]}])
-def test_unknown_data_are_not_compared_with(data, tmp_path, capsys):
-    said = compared(coloured([250, 1, 1], 1), data, tmp_path, capsys)
-    assert "Pixels of the samples" in said
-    assert "training data" not in said
-
-
-def test_a_few_images_are_no_reason_to_warn(tmp_path, capsys):
-    said = compared(coloured([250, 1, 1], 1, count=3), DATA, tmp_path, capsys)
-    assert "far from" not in said
-
-
-def test_statistics_are_those_of_all_pixels():
-    images = coloured([120, 60, 200], 30)
-    mean, std = samples.pixel_statistics([images[:3], images[3:]])
-    assert np.allclose(mean, images.mean(axis=(0, 1, 2)))
-    assert np.allclose(std, images.std(axis=(0, 1, 2)))
 
 
 def test_no_condition_needs_no_classes(diffusion):

@@ -4,13 +4,13 @@ import killing
 import numpy as np
 import pytest
 import torch as th
+from in_process import in_process
 from PIL import Image
-from test_bad_input import in_process
 
 from improved_diffusion import logger
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from improved_diffusion.system.precision import Precision
-from improved_diffusion.training import checkpoints
+from improved_diffusion.training import state
 from improved_diffusion.training.previews import Preview, newest_picture
 
 
@@ -69,12 +69,12 @@ def test_nothing_of_the_training_is_disturbed(precision, trained, tmp_path):
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     emas = {name: value.clone() for name, value in other.items()}
-    numbers = checkpoints.random_state()
+    numbers = state.random_state()
     draw(trained, tmp_path, 5, precision=precision)
     assert model.training
     assert all(th.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(th.equal(value, emas[name]) for name, value in other.items())
-    after = checkpoints.random_state()
+    after = state.random_state()
     assert th.equal(numbers["torch"], after["torch"])
     assert th.equal(numbers["numpy"][1], after["numpy"][1])
     assert all(p.requires_grad for p in model.parameters())

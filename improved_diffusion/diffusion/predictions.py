@@ -1,0 +1,61 @@
+"""What a model's output stands for: the noise, the image, or the image of one step before.
+
+A new kind is one member of :class:`ModelMeanType` and one entry of :data:`PREDICTIONS`.
+"""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .process import ForwardProcess
+
+
+class ModelMeanType(enum.Enum):
+    """What the model's output stands for."""
+
+    PREVIOUS_X = enum.auto()  # the mean of x_{t-1}
+    START_X = enum.auto()  # x_start
+    EPSILON = enum.auto()  # the noise in x_t
+
+
+def _posterior_mean(
+    process: ForwardProcess, output: Tensor, pred_xstart: Tensor, x_t: Tensor, t: Tensor
+) -> Tensor:
+    return process.q_posterior_mean_variance(pred_xstart, x_t, t)[0]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an output should be, and what it says of the image.
+
+    Outputs, images and noise have one shape, [N, C, ...]; timesteps ``t`` are int64 [N].
+
+    :param target: makes the output that training wants, of the process, x_start, x_t, t and the
+        noise in x_t.
+    :param x_start: makes the image that an output predicts, of the process, the output, x_t and t.
+    :param mean: makes the mean of p(x_{t-1} | x_t), of the process, the output, the predicted
+        image, which may have been clipped since, x_t and t.
+    """
+
+    target: Callable[[ForwardProcess, Tensor, Tensor, Tensor, Tensor], Tensor]
+    x_start: Callable[[ForwardProcess, Tensor, Tensor, Tensor], Tensor]
+    mean: Callable[[ForwardProcess, Tensor, Tensor, Tensor, Tensor], Tensor] = _posterior_mean
+
+
+PREDICTIONS = {
+    ModelMeanType.PREVIOUS_X: Prediction(
+        target=lambda q, x_start, x_t, t, noise: q.q_posterior_mean_variance(x_start, x_t, t)[0],
+        x_start=lambda q, output, x_t, t: q._predict_xstart_from_xprev(x_t, t, output),
+        mean=lambda q, output, pred_xstart, x_t, t: output,
+    ),
+    ModelMeanType.START_X: Prediction(
+        target=lambda q, x_start, x_t, t, noise: x_start,
+        x_start=lambda q, output, x_t, t: output,
+    ),
+    ModelMeanType.EPSILON: Prediction(
+        target=lambda q, x_start, x_t, t, noise: noise,
+        x_start=lambda q, output, x_t, t: q._predict_xstart_from_eps(x_t, t, output),
+    ),
+}
