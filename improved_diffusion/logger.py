@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from .errors import InputError
-from .logs.formats import KVWriter, SeqWriter, make_output_format, plain
+from .logs.formats import Writer, make_output_format, plain
 from .system.files import is_local
 
 DEBUG = 10
@@ -22,6 +22,8 @@ INFO = 20
 WARN = 30
 ERROR = 40
 DISABLED = 50
+
+KVWriter = SeqWriter = Writer  # the reference's names
 
 _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
@@ -42,7 +44,7 @@ class Logger:
     def __init__(
         self,
         dir: str | None,
-        output_formats: Sequence[KVWriter | SeqWriter],
+        output_formats: Sequence[Writer],
         comm: Averager | None = None,
     ):
         self.name2val: dict[str, Any] = {}
@@ -72,33 +74,29 @@ class Logger:
         """
         line = {key: plain(value) for key, value in self.name2val.items()}
         if self.comm is not None:
-            line |= self._averaged(line)
+            means = self.comm.weighted_mean(self._weighted(line))
+            # Where all processes say the same, a whole number stays one.
+            line |= {key: mean for key, mean in means.items() if line.get(key) != mean}
         if line:
             for output in self.output_formats:
-                if isinstance(output, KVWriter):
-                    output.writekvs(line)
+                output.writekvs(line)
         self.name2val.clear()
         self.name2cnt.clear()
         return line
 
-    def _averaged(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        means = self.comm.weighted_mean(
-            {
-                key: (float(value), self.name2cnt.get(key, 1))
-                for key, value in line.items()
-                if hasattr(value, "__float__")
-            }
-        )
-        # Where all processes say the same, a whole number stays one.
-        return {key: line[key] if line.get(key) == mean else mean for key, mean in means.items()}
+    def _weighted(self, line: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
+        return {
+            key: (float(value), self.name2cnt.get(key, 1))
+            for key, value in line.items()
+            if hasattr(value, "__float__")
+        }
 
     def log(self, *args: Any, level: int = INFO) -> None:
         """Write a message, unless ``level`` is below the logger's."""
         if level < self.level:
             return
         for output in self.output_formats:
-            if isinstance(output, SeqWriter):
-                output.writeseq(map(str, args))
+            output.writeseq(map(str, args))
 
     def set_level(self, level: int) -> None:
         """Write messages of this level and above from now on."""
@@ -174,7 +172,7 @@ def _default_formats(rank: int) -> list[str]:
     return os.getenv("OPENAI_LOG_FORMAT_MPI", "log").split(",")
 
 
-def _open_outputs(dir: str, names: Sequence[str], suffix: str) -> list[KVWriter]:
+def _open_outputs(dir: str, names: Sequence[str], suffix: str) -> list[Writer]:
     if not is_local(dir):
         raise InputError(
             f"the log directory {dir} must be a local folder; "
@@ -200,7 +198,7 @@ def scoped_configure(
     """Use another logger inside a ``with`` block; arguments as for :func:`configure`."""
     previous = Logger.CURRENT
     configure(dir=dir, format_strs=format_strs, comm=comm)
-    scoped = Logger.CURRENT
+    scoped = get_current()
     try:
         yield
     finally:
@@ -210,17 +208,18 @@ def scoped_configure(
 
 def reset() -> None:
     """Close the logger in use and go back to the default one."""
-    if Logger.CURRENT is not Logger.DEFAULT:
+    if Logger.CURRENT is not None and Logger.CURRENT is not Logger.DEFAULT:
         Logger.CURRENT.close()
         Logger.CURRENT = Logger.DEFAULT
 
 
 def get_current() -> Logger:
     """Return the logger in use, configured with the defaults if there was none."""
-    if Logger.CURRENT is None:
+    current = Logger.CURRENT
+    if current is None:
         configure()
-        Logger.DEFAULT = Logger.CURRENT
-    return Logger.CURRENT
+        current = Logger.DEFAULT = get_current()
+    return current
 
 
 def logkv(key: str, val: Any) -> None:

@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
-from improved_diffusion.commands import cli
+from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import Parser
 from improved_diffusion.reports.run_workbook import export_workbook
 from improved_diffusion.training.previews import newest_picture
 
 
 def main() -> None:
-    args = create_parser().parse_args()
+    parser = Parser(__doc__)
+    parser.add_argument("--log_dir", default="", help="folder of a run, which has a progress.csv")
+    parser.add_argument("--csv", default="", help="the log itself, instead of --log_dir")
+    parser.add_argument("--out", default="", help="workbook to write (empty: results.xlsx beside)")
+    parser.add_argument("--picture", default="", help="PNG to show (empty: the run's newest)")
+    parser.add_argument("--note", default="", help="a line to stand by the figures and the picture")
+    args = parser.parse_args()
     if bool(args.log_dir) == bool(args.csv):
         raise InputError("give either --log_dir, the folder of a run, or --csv, a progress.csv")
     csv_path = Path(args.csv or Path(args.log_dir, "progress.csv"))
@@ -23,15 +30,5 @@ def main() -> None:
     print(out.absolute())
 
 
-def create_parser() -> cli.Parser:
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("--log_dir", default="", help="folder of a run, which has a progress.csv")
-    parser.add_argument("--csv", default="", help="the log itself, instead of --log_dir")
-    parser.add_argument("--out", default="", help="workbook to write (empty: results.xlsx beside)")
-    parser.add_argument("--picture", default="", help="PNG to show (empty: the run's newest)")
-    parser.add_argument("--note", default="", help="a line to stand by the figures and the picture")
-    return parser
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

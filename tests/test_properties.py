@@ -1,7 +1,6 @@
-"""Properties that hold for any input: of the CSV, of timestep spacing, of flags."""
+"""Properties that hold for any input: of timestep spacing, of flags."""
 
 import argparse
-import csv
 
 import pytest
 
@@ -9,83 +8,13 @@ hypothesis = pytest.importorskip("hypothesis", reason="needs the extra 'test'")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from improved_diffusion.commands.cli import Parser  # noqa: E402
 from improved_diffusion.diffusion.noise_schedules import get_named_beta_schedule  # noqa: E402
 from improved_diffusion.errors import InputError  # noqa: E402
-from improved_diffusion.logs.formats import CSVOutputFormat, cut_csv, read_csv  # noqa: E402
+from improved_diffusion.options.command_line import Parser  # noqa: E402
 from improved_diffusion.respace import log_snr_timesteps, respaced_timesteps, space_timesteps  # noqa: E402
 from improved_diffusion.script_util import add_dict_to_argparser, args_to_dict  # noqa: E402
 
 quick = settings(max_examples=60, deadline=None)
-names = st.sampled_from(["loss", "mse", "grad_norm", "vb_q0", 'odd "name", with comma', "Ü"])
-# Training flushes subnormal numbers, and so may the process that tests it.
-numbers = st.floats(allow_nan=False, allow_subnormal=False) | st.integers(-(10**12), 10**12)
-lines = st.lists(st.dictionaries(names, numbers, min_size=1), min_size=1, max_size=8)
-
-
-def numbered(rows):
-    return [{"step": i, **row} for i, row in enumerate(rows)]
-
-
-def written(path, rows):
-    writer = CSVOutputFormat(path)
-    for row in rows:
-        writer.writekvs(row)
-    return writer
-
-
-def values(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-
-
-def as_floats(rows):
-    return [{key: float(value) for key, value in row.items()} for row in rows]
-
-
-@quick
-@given(rows=lines)
-def test_whatever_is_logged_is_read_back_bit_for_bit(rows, tmp_path_factory):
-    path = tmp_path_factory.mktemp("csv") / "progress.csv"
-    written(path, numbered(rows))
-    assert values(path) == as_floats(numbered(rows))
-
-
-@quick
-@given(rows=lines, more=lines)
-def test_a_second_run_appends_whatever_its_columns(rows, more, tmp_path_factory):
-    path = tmp_path_factory.mktemp("csv") / "progress.csv"
-    both = numbered(rows + more)
-    written(path, both[: len(rows)])
-    written(path, both[len(rows) :])
-    assert values(path) == as_floats(both)
-
-
-@quick
-@given(rows=lines, data=st.data())
-def test_a_file_torn_anywhere_loses_no_finished_row(rows, data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("csv") / "progress.csv"
-    written(path, numbered(rows))
-    whole = path.read_bytes()
-    finished = whole.rfind(b"\n", 0, len(whole) - 1) + 1  # all rows but the last
-    path.write_bytes(whole[: data.draw(st.integers(finished, len(whole) - 1))])
-    written(path, [{"step": 99, "loss": 0.5}])
-    found = values(path)
-    assert found[:-1] == as_floats(numbered(rows))[:-1]
-    assert found[-1] == {"step": 99.0, "loss": 0.5}
-
-
-@quick
-@given(rows=lines, step=st.integers(0, 9))
-def test_cutting_keeps_exactly_the_rows_before(rows, step, tmp_path_factory):
-    path = tmp_path_factory.mktemp("csv") / "progress.csv"
-    written(path, numbered(rows))
-    removed = cut_csv(path, step)
-    assert values(path) == as_floats(numbered(rows)[:step])
-    assert removed == max(0, len(rows) - step)
-    if removed:
-        assert values(path.with_name("progress.csv.bak")) == as_floats(numbered(rows)[step:])
-    assert not read_csv(path).torn
 
 
 @quick

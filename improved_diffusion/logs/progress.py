@@ -42,11 +42,6 @@ class _Lines(_Silence):
         return f"{self.done} of {self.total} {paced}, {(self.total - self.done) / rate:.0f} s left"
 
 
-def bar_is_shown() -> bool:
-    """Whether :func:`progress_bar` draws a bar, which it does on rank 0's stderr."""
-    return dist_util.rank() == 0 and sys.stderr.isatty()
-
-
 @contextlib.contextmanager
 def progress_bar(
     total: int | None, unit: str, done: int = 0, *, lines: bool = True
@@ -55,16 +50,18 @@ def progress_bar(
 
     :param total: how many units there are; None for no end.
     :param done: how many are done already.
-    :param lines: say it in lines where no bar is shown; no, where a log says as much.
+    :param lines: where no bar is shown, print a line now and then; False where a log does so.
     """
-    if not bar_is_shown():
-        yield _Lines(total, unit, done) if lines and dist_util.rank() == 0 else _Silence()
+    is_first = dist_util.rank() == 0
+    if not (is_first and sys.stderr.isatty()):
+        yield _Lines(total, unit, done) if is_first and lines else _Silence()
         return
     from tqdm.auto import tqdm  # only where a bar is shown
     from tqdm.contrib import DummyTqdmFile
 
+    above: Any = DummyTqdmFile(sys.stdout)
     with (
         tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True) as bar,
-        contextlib.redirect_stdout(DummyTqdmFile(sys.stdout)),
+        contextlib.redirect_stdout(above),
     ):
         yield bar

@@ -4,26 +4,24 @@ Training losses of different noise schedules are means over different noise leve
 nothing; bits/dim, the error at equal log-SNR and samples do.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ..errors import InputError
-from ..logs.formats import read_csv
+from ..logs.columns import COLUMNS
+from ..logs.tables import read_columns
+from .run_workbook import read_json
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-CURVES = ("loss", "mse", "grad_norm")
-QUARTERS = tuple(f"mse_q{q}" for q in range(4))
-POINTS = 50  # a curve is smoothed over so many parts of it
-GRID = 2.0  # from one log-SNR to the next at which errors are compared, in nats
-NEAR = 1.0  # an error is read off the timesteps within so many nats
+PANELS = {c.name: c.panel for c in COLUMNS if c.panel}  # the columns that are compared
+POINTS = 50  # a curve is smoothed over this part of its length
+PLACES = range(-29, 30, 2)  # log-SNRs at which errors are compared, in nats
+NEAR = 1.0  # nats; timesteps as near as this tell the error at a log-SNR
 WARNING = (
     "Losses of different schedules are means over different noise levels and do not compare; "
     "bits/dim and the error at equal log-SNR do."
@@ -31,10 +29,10 @@ WARNING = (
 
 
 class Evaluation(NamedTuple):
-    """What ``image_nll.py`` found out.
+    """An evaluation by ``image_nll.py``.
 
-    ``terms`` has log-SNR, error of the predicted noise and count of each timestep, [rows, 3];
-    ``images`` the bits/dim of each image, or nothing where they were not kept.
+    ``terms`` holds log-SNR, error of the predicted noise and count of each timestep, [rows, 3];
+    ``images`` holds the bits/dim of each image and is empty where they were not kept.
     """
 
     name: str
@@ -48,9 +46,9 @@ class Run(NamedTuple):
 
     name: str
     config: Mapping[str, Any]
-    log: "pd.DataFrame"
+    log: pd.DataFrame
     evaluations: Sequence[Evaluation]
-    pictures: Mapping[str, Path]  # grids of samples, by what made them
+    pictures: Mapping[str, Path]  # grids of samples by the name of their folder
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -61,41 +59,28 @@ def read_run(folder: str | os.PathLike) -> Run:
 
     :raises InputError: if it is no run, or something in it cannot be read.
     """
-    import pandas as pd
-
     folder = Path(folder)
     csv = folder / "progress.csv"
     if not csv.is_file():
         raise InputError(f"{folder} is no run: it has no progress.csv")
-    table = read_csv(csv)
-    log = pd.DataFrame(table.rows, columns=table.header).apply(pd.to_numeric, errors="coerce")
-    if not {"step", "loss"} <= set(log) or not len(log):
+    log = pd.DataFrame(read_columns(csv)).apply(pd.to_numeric, errors="coerce")
+    if not {"step", "loss"} <= set(log) or log.empty:
         raise InputError(f"{csv} is no log of a training: it has no step and loss")
     found = sorted(folder.glob("*/bits_per_dim.json"))
     grids = sorted(folder.glob("*/samples_*.png"), key=lambda path: path.stat().st_mtime)
     pictures = {path.parent.name: path for path in grids}  # the newest of each folder
-    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     name = folder.resolve().name
     return Run(name, config, log, [_read_evaluation(path) for path in found], pictures)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); make it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not what it should be; make it again")
-    return content
 
 
 def _read_evaluation(path: Path) -> Evaluation:
     images = path.with_name(f"{path.stem}_images.csv")
     try:
-        terms = _read_numbers(path.with_suffix(".csv"), ("log_snr", "mse", "images"))
+        terms = _read_numbers(path.with_suffix(".csv"), "log_snr", "mse", "images")
         terms = terms[np.isfinite(terms).all(axis=1)]  # of a model that diverged nothing is left
-        totals = _read_numbers(images, ("bits/dim",))[:, 0] if images.exists() else np.array([])
-        summary = _read_json(path)
+        totals = _read_numbers(images, "bits/dim")[:, 0] if images.exists() else np.array([])
+        summary = read_json(path)
         for key in ("bits/dim", "standard error"):
             summary[key] = math.nan if summary[key] is None else float(summary[key])
     except (ValueError, LookupError, TypeError) as error:
@@ -103,27 +88,23 @@ def _read_evaluation(path: Path) -> Evaluation:
     return Evaluation(path.parent.name, summary, terms, totals)
 
 
-def _read_numbers(path: Path, names: Sequence[str]) -> np.ndarray:
-    table = read_csv(path)
-    columns = [table.header.index(name) for name in names]
-    return np.array([[float(row[c]) for c in columns] for row in table.rows]).reshape(
-        -1, len(names)
-    )
+def _read_numbers(path: Path, *names: str) -> np.ndarray:
+    columns = read_columns(path)
+    return np.array([columns[name] for name in names], dtype=float).T  # [rows, names]
 
 
 # -- what can be compared ------------------------------------------------------------------------
 
 
-def smoothed(log: "pd.DataFrame") -> "pd.DataFrame":
-    """The log's curves, each row the mean of the rows of the last fiftieth of the run."""
-    columns = [name for name in (*CURVES, *QUARTERS) if name in log]
+def smoothed(log: pd.DataFrame) -> pd.DataFrame:
+    """The columns to compare, each value the mean of the rows up to it, over 1/50 of the run."""
+    columns = [name for name in PANELS if name in log]
     window = max(1, len(log) // POINTS)
-    means = log[columns].rolling(window, min_periods=1).mean()
-    return log[["step"]].join(means)
+    return log[["step"]].join(log[columns].rolling(window, min_periods=1).mean())
 
 
 def error_at(terms: np.ndarray, log_snr: float) -> float:
-    """The error of the predicted noise at a log-SNR, by a line through the timesteps near it.
+    """The error of the predicted noise at a log-SNR: a line is fitted to the timesteps near it.
 
     Schedules have their timesteps at different log-SNRs, so a mean over a range would compare
     errors of different places.
@@ -145,21 +126,13 @@ def error_at(terms: np.ndarray, log_snr: float) -> float:
     return float(y_mean - slope * x_mean)
 
 
-def common_grid(evaluations: Sequence[Evaluation]) -> list[float]:
-    """The odd log-SNRs at which any of the evaluations has an error."""
-    places = np.concatenate([e.terms[:, 0] for e in evaluations] or [[]])
-    if not len(places):
-        return []
-    low, high = places.min(), places.max()
-    first = math.ceil((low - 1) / GRID) * GRID + 1
-    return np.arange(first, high + 1e-9, GRID).tolist()
-
-
 def error_bits(terms: np.ndarray, low: float, high: float) -> float:
     """The bound's share between two log-SNRs in infinitely many steps, in bits/dim.
 
-    Half the area under the error of the noise over the log-SNR, in nats: whatever the schedule,
-    its steps and its variances (Kingma et al. 2021, arXiv 2107.00630, section 5.1).
+    It is half the area under the error of the noise over the log-SNR, in nats, and does not depend
+    on the schedule, its steps or its variances (Kingma et al. 2021, arXiv 2107.00630, section 5.1).
+
+    :param terms: log-SNR, error and count, [rows, 3].
     """
     places = np.linspace(low, high, 1 + round((high - low) * 4))
     errors = np.array([error_at(terms, place) for place in places])
@@ -184,16 +157,18 @@ def paired_difference(one: Evaluation, other: Evaluation) -> tuple[float, float]
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """One row about a run: its settings, and where it came to."""
+    """One row about a run: its settings, how far it is, and the means of its last tenth."""
     flags = run.config.get("flags")
     flags = flags if isinstance(flags, Mapping) else {}
     schedule = flags.get("noise_schedule", "")
     if schedule == "polynomial":
         schedule += f", power {flags.get('poly_power', 2.0):g}"
-    tail = run.log.tail(math.ceil(len(run.log) / 10))
-    means = {f"{name}, last tenth": float(tail[name].mean()) for name in CURVES if name in tail}
-    seconds = float(run.log["wall_time"].iloc[-1]) if "wall_time" in run.log else math.nan
-    updates = int(run.log["step"].iloc[-1]) + 1
+    log = run.log
+    tail = log.tail(math.ceil(len(log) / 10))
+    names = [c.name for c in COLUMNS if c.is_summarised and c.name in log]
+    means = {f"{name}, last tenth": float(tail[name].mean()) for name in names}
+    seconds = float(log["wall_time"].iloc[-1]) if "wall_time" in log else math.nan
+    updates = int(log["step"].iloc[-1]) + 1
     return {
         "run": run.name,
         "schedule": schedule,
@@ -205,35 +180,38 @@ def facts(run: Run) -> dict[str, Any]:
     }
 
 
-def bits_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Columns of the bits/dim of all evaluations.
+def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """The tables that compare runs, by title; those with nothing in them are left out."""
+    found = {
+        "Settings and progress": pd.DataFrame([facts(run) for run in runs]),
+        "Bits per dimension of test images": bits_table(runs),
+        f"The same images, less their bits in {runs[0].name}": difference_table(runs),
+        "Error of the predicted noise at equal log-SNR": error_table(runs),
+    }
+    return {title: table for title, table in found.items() if not table.empty}
 
-    "by the errors" is what :func:`error_bits` says over the log-SNRs that all evaluations have.
+
+def bits_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """The bits/dim of all evaluations.
+
+    The column "by the errors" is :func:`error_bits` between the log-SNRs that all evaluations have.
     """
     found = [(run.name, e) for run in runs for e in run.evaluations]
     keys = ("bits/dim", "standard error", "images", "timesteps of each")
-    table = {
-        "run": [name for name, _ in found],
-        "evaluation": [e.name for _, e in found],
-        **{key: [e.summary.get(key) for _, e in found] for key in keys},
-    }
-    if shared := _shared_range([e for _, e in found if len(e.terms)]):
-        low, high = shared
+    table = pd.DataFrame(
+        {"run": name, "evaluation": e.name} | {key: e.summary.get(key) for key in keys}
+        for name, e in found
+    )
+    shared = error_table(runs).dropna(axis=1, how="all").dropna()  # without models that diverged
+    if len(shared) > 1:
+        low, high = shared["log-SNR"].min(), shared["log-SNR"].max()
         column = f"by the errors, log-SNR {low:g} to {high:g}"
         table[column] = [error_bits(e.terms, low, high) for _, e in found]
     return table
 
 
-def _shared_range(evaluations: Sequence[Evaluation]) -> tuple[float, float] | None:
-    errors = {
-        place: [error_at(e.terms, place) for e in evaluations] for place in common_grid(evaluations)
-    }
-    shared = [place for place, values in errors.items() if not any(map(math.isnan, values))]
-    return (shared[0], shared[-1]) if len(shared) > 1 else None
-
-
-def difference_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Columns of the differences in bits/dim to the first run, image by image."""
+def difference_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """The differences in bits/dim to the first run, image by image."""
     first = {e.name: e for e in runs[0].evaluations}
     rows = [
         (run.name, runs[0].name, e.name, *difference)
@@ -241,18 +219,15 @@ def difference_table(runs: Sequence[Run]) -> dict[str, list[Any]]:
         for e in run.evaluations
         if e.name in first and (difference := paired_difference(e, first[e.name]))
     ]
-    names = ("run", "less", "evaluation", "difference", "standard error")
-    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    return pd.DataFrame(rows, columns=["run", "less", "evaluation", "difference", "standard error"])
 
 
-def error_table(runs: Sequence[Run]) -> dict[str, list[float | None]]:
-    """Columns of the error by log-SNR of all evaluations; empty if there are none."""
-    found = {f"{run.name}, {e.name}": e for run in runs for e in run.evaluations}
-    if not found:
-        return {}
-    places = common_grid(list(found.values()))
-    columns = {
-        name: [None if math.isnan(v := error_at(e.terms, place)) else v for place in places]
-        for name, e in found.items()
+def error_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """The error by log-SNR of all evaluations, NaN outside of their timesteps' log-SNRs."""
+    errors = {
+        f"{run.name}, {e.name}": [error_at(e.terms, place) for place in PLACES]
+        for run in runs
+        for e in run.evaluations
     }
-    return {"log-SNR": places, **columns}
+    table = pd.DataFrame(errors, index=pd.Index(PLACES, name="log-SNR"))
+    return table.dropna(how="all").reset_index()

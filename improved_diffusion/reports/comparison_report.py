@@ -1,168 +1,63 @@
-"""Finished runs side by side on paper: a workbook, a picture of curves, a picture of samples."""
+"""Finished runs side by side: a workbook, a picture of curves, a picture of samples."""
 
-import itertools
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..data.image_files import open_image
-from ..reports import plots
-from .comparison import (
-    CURVES,
-    QUARTERS,
-    WARNING,
-    Run,
-    bits_table,
-    common_grid,
-    difference_table,
-    error_at,
-    error_table,
-    facts,
-    smoothed,
-)
-from .sheets import (
-    Line,
-    add_chart,
-    draw_lines,
-    new_book,
-    put,
-    put_picture,
-    put_table,
-    put_title,
-    save_book,
-    set_widths,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-SHEET_NAME = 31  # characters that Excel takes
-
-
-# -- the workbook --------------------------------------------------------------------------------
+from . import plots
+from .comparison import PANELS, WARNING, Run, error_table, smoothed, tables
+from .sheets import new_book, put, put_picture, put_table, put_title, save_book
 
 
 def save_workbook(
-    runs: Sequence[Run], path: str | os.PathLike, samples: Path | None, note: str = ""
+    runs: Sequence[Run],
+    path: str | os.PathLike,
+    pictures: Mapping[str, Path],
+    note: str = "",
 ) -> None:
-    """Write the comparison as a workbook.
+    """Write the tables that compare runs, and pictures, as a workbook.
 
-    :param samples: picture of the samples side by side, if there is one.
-    :param note: a line to stand below the titles: what a reader must know of these runs.
+    :param pictures: files by the name of the sheet that shows them.
+    :param note: a line below the titles, such as what the data are.
     """
     book = new_book()
-    _fill_summary(book["summary"], runs, note)
-    charts = book.create_sheet("charts")
-    put(charts, 1, 1, note)
-    curves = {run.name: smoothed(run.log) for run in runs}
-    sheets = {
-        run.name: book.create_sheet(_sheet_name(f"{number} {run.name}"))
-        for number, run in enumerate(runs, start=1)
-    }
-    for name, sheet in sheets.items():
-        put_table(sheet, 1, list(curves[name]), [_cells(curves[name][c]) for c in curves[name]])
-        set_widths(sheet, [12] * len(curves[name].columns))
-    drawn = _add_curves(charts, curves, sheets)
-    _add_errors(book, charts, runs, drawn)
-    if samples is not None:
-        put_picture(book.create_sheet("samples"), "Samples of the same noise", samples, note)
+    summary = book["summary"]
+    put_title(summary, 1, "Runs side by side", note)
+    put(summary, 3, 1, WARNING)
+    row = 5
+    for title, table in tables(runs).items():
+        put_title(summary, row, title)
+        row = put_table(summary, row + 1, table)
+    for name, picture in pictures.items():
+        put_picture(book, name, name.capitalize(), picture, note)
     save_book(book, path)
-
-
-def _sheet_name(name: str) -> str:
-    return re.sub(r"[\[\]:*?/\\]", "-", name)[:SHEET_NAME]
-
-
-def _cells(column: "pd.Series") -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in column.tolist()]
-
-
-def _fill_summary(sheet: Any, runs: Sequence[Run], note: str) -> None:
-    put_title(sheet, 1, "Runs side by side")
-    put(sheet, 2, 1, note)
-    rows = [facts(run) for run in runs]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    put_table(sheet, 4, names, [[row.get(name) for row in rows] for name in names])
-    row = len(rows) + 6
-    put(sheet, row, 1, WARNING)
-    bits = bits_table(runs)
-    for title, table in (
-        ("Bits per dimension of test images", bits),
-        (f"The same images, less their bits in {runs[0].name}", difference_table(runs)),
-    ):
-        if table["run"]:
-            put_title(sheet, row + 2, title)
-            put_table(sheet, row + 3, list(table), list(table.values()))
-            row += len(table["run"]) + 3
-    headers = itertools.zip_longest(names, bits, fillvalue="")
-    set_widths(sheet, [max(22, *(len(name) + 3 for name in column)) for column in headers])
-
-
-def _add_curves(charts: Any, curves: Mapping[str, "pd.DataFrame"], sheets: Mapping) -> int:
-    drawn = 0
-    for name in (*CURVES, *QUARTERS):
-        lines = [
-            _line(run, sheets[run], list(curve), "step", name, curve)
-            for run, curve in curves.items()
-            if name in curve and np.isfinite(curve[name]).any()
-        ]
-        if lines:
-            title = f"{name}, smoothed"
-            add_chart(charts, draw_lines(title, "step", name, lines, legend=True), drawn)
-            drawn += 1
-    return drawn
-
-
-def _line(name: str, sheet: Any, columns: list[str], x: str, y: str, table: Any) -> Line:
-    finite = [value for value in table[y].tolist() if math.isfinite(value)]
-    place = columns.index
-    return Line(name, sheet, place(x) + 1, place(y) + 1, table[x].tolist(), finite, len(table))
-
-
-def _add_errors(book: Any, charts: Any, runs: Sequence[Run], drawn: int) -> None:
-    errors = error_table(runs)
-    if not errors:
-        return
-    sheet = book.create_sheet("error at equal log-SNR")
-    names = list(errors)
-    put_table(sheet, 1, names, list(errors.values()))
-    set_widths(sheet, [12, *[28] * (len(names) - 1)])
-    xs = errors["log-SNR"]
-    lines = []
-    for column, name in enumerate(names[1:], start=2):
-        ys = [value for value in errors[name] if value is not None and math.isfinite(value)]
-        lines += [Line(name, sheet, 1, column, xs, ys, len(xs))] if ys else []
-    if not lines:
-        return
-    chart = draw_lines("Error of the predicted noise", "log-SNR", "mse", lines, legend=True)
-    add_chart(charts, chart, drawn)
-
-
-# -- the pictures --------------------------------------------------------------------------------
 
 
 def save_curves(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> None:
     """Draw the curves of all runs, the error at equal log-SNR and bits/dim into one PNG.
 
-    :param note: a line to stand below: what a reader must know of these runs.
+    :param note: a line below the figure, such as what the data are.
     """
-    figure, axes = plots.new_figure(columns=3, rows=3, width=13, height=10.4)
     curves = [smoothed(run.log) for run in runs]
-    mse_is_loss = all("mse" not in c or c["mse"].equals(c["loss"]) for c in curves)
-    title = "Training loss and mse" if mse_is_loss else "Training loss"
-    _draw_curves(axes[0], runs, curves, "loss", f"{title} (do not compare)")
-    _draw_curves(axes[1], runs, curves, "grad_norm", "Gradient norm")
-    _draw_bits(axes[2], runs)
-    for panel, name, part in zip(
-        axes[3:7], QUARTERS, (", least noise", "", "", ", most noise"), strict=True
-    ):
-        _draw_curves(panel, runs, curves, name, f"mse of quarter {name[-2:]} of t{part}")
-    _draw_errors(axes[7:], runs)
+    titles = {name: title for name, title in PANELS.items() if any(name in c for c in curves)}
+    if "mse" in titles and all("mse" not in c or c["mse"].equals(c["loss"]) for c in curves):
+        del titles["mse"]
+        titles["loss"] = titles["loss"].replace("loss", "loss and mse")
+    rows = math.ceil((len(titles) + 3) / 3)
+    figure, axes = plots.new_figure(columns=3, rows=rows, width=13, height=3.4 * rows + 0.2)
+    for panel, (name, title) in zip(axes, titles.items(), strict=False):
+        _draw_curves(panel, runs, curves, name, title)
+    bits, errors, ratios, *empty = axes[len(titles) :]
+    _draw_bits(bits, runs)
+    _draw_errors(errors, ratios, runs)
+    for panel in empty:
+        panel.axis("off")
     plots.shared_legend(figure, axes[0])
     plots.write_below(figure, note)
     plots.save_figure(figure, path)
@@ -173,7 +68,7 @@ def _styled(runs: Sequence[Run]) -> list[tuple[Run, dict[str, Any]]]:
 
 
 def _draw_curves(
-    panel: Any, runs: Sequence[Run], curves: Sequence["pd.DataFrame"], name: str, title: str
+    panel: Any, runs: Sequence[Run], curves: Sequence[pd.DataFrame], name: str, title: str
 ) -> None:
     for (run, style), curve in zip(_styled(runs), curves, strict=True):
         if name in curve:
@@ -184,21 +79,24 @@ def _draw_curves(
     plots.label_axes(panel, title, "update", "smoothed")
 
 
-def _draw_errors(panels: Sequence[Any], runs: Sequence[Run]) -> None:
-    """One evaluation of each run, if possible of one name, and its ratio to that of the first."""
+def _draw_errors(errors: Any, ratios: Any, runs: Sequence[Run]) -> None:
+    """Draw one evaluation of each run, and its ratio to the first run's.
+
+    Where all runs have an evaluation of one name, it is that one.
+    """
     evaluated = [(run, style) for run, style in _styled(runs) if run.evaluations]
-    named = [{e.name: e for e in run.evaluations} for run, _ in evaluated]
+    named = [[e.name for e in run.evaluations] for run, _ in evaluated]
     shared = [name for name in (named[0] if named else ()) if all(name in e for e in named)]
-    found = [e[shared[0]] if shared else next(iter(e.values())) for e in named]
-    places = common_grid(found)
-    columns = [np.array([error_at(e.terms, place) for place in places]) for e in found]
-    for (_, style), errors in zip(evaluated, columns, strict=True):
-        panels[0].plot(places, errors, marker="o", markersize=3, **style)
-        panels[1].plot(places, errors / columns[0], marker="o", markersize=3, **style)
-    shown = ", ".join(sorted({e.name for e in found}))
-    ratio = f"The same, over that of {evaluated[0][0].name}" if found else "Ratio"
-    plots.label_axes(panels[0], f"Error at equal log-SNR, {shown}", "log-SNR (nats)", "mse")
-    plots.label_axes(panels[1], ratio, "log-SNR (nats)", "ratio")
+    chosen = [shared[0] if shared else names[0] for names in named]
+    table = error_table(runs)
+    columns = [table[f"{run.name}, {e}"] for (run, _), e in zip(evaluated, chosen, strict=True)]
+    for (_, style), column in zip(evaluated, columns, strict=True):
+        for panel, values in ((errors, column), (ratios, column / columns[0])):
+            panel.plot(table["log-SNR"], values, marker="o", markersize=3, **style)
+    shown = ", ".join(sorted(set(chosen)))
+    ratio = f"The same, over that of {evaluated[0][0].name}" if evaluated else "Ratio"
+    plots.label_axes(errors, f"Error at equal log-SNR, {shown}", "log-SNR (nats)", "mse")
+    plots.label_axes(ratios, ratio, "log-SNR (nats)", "ratio")
 
 
 def _draw_bits(panel: Any, runs: Sequence[Run]) -> None:

@@ -7,11 +7,8 @@ global changes and no window is ever opened.
 import math
 import os
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..errors import InputError
 from ..system.files import atomic_write, is_local
@@ -39,13 +36,14 @@ def new_figure(
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise InputError(
             "drawing needs matplotlib, which is not installed; run `pip install -e '.[plots]'` "
             "in the project's folder"
         ) from None
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.03)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.03)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for each in axes:
         _style_axes(each)
@@ -99,13 +97,15 @@ def ramp(count: int) -> list[Any]:
 
 def shared_legend(figure: "Figure", axes: "Axes") -> None:
     """One legend over the whole figure, of the lines in ``axes``, in as few rows as fit."""
-    handles = [line for line in axes.get_lines() if not line.get_label().startswith("_child")]
-    names = [str(line.get_label()) for line in handles]
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    names = [name for name in lines if not name.startswith("_child")]
+    # As many columns as fit by the usual width of letters; 4.6: ems of the line and the gaps.
+    width = (0.6 * max(map(len, names)) + 4.6) * LABEL_SIZE / 72
     legend = figure.legend(
-        handles,
+        [lines[name] for name in names],
         names,
         loc="outside upper center",
-        ncols=_legend_columns(names, figure.get_figwidth()),
+        ncols=max(1, int(figure.get_figwidth() / width)),
         frameon=False,
         fontsize=LABEL_SIZE,
         labelcolor=INK,
@@ -124,16 +124,6 @@ def write_below(figure: "Figure", text: str) -> None:
         figure.supxlabel(lines, fontsize=TICK_SIZE, color=INK, parse_math=False)
 
 
-def _legend_columns(names: Sequence[str], width: float) -> int:
-    """The most columns that fit ``width`` inches, by the usual width of letters."""
-    for columns in range(len(names), 1, -1):
-        longest = [max(map(len, part)) for part in np.array_split(list(names), columns)]
-        ems = sum(0.6 * letters + 4.6 for letters in longest)  # 4.6: the line and the gaps
-        if ems * LABEL_SIZE / 72 <= width:
-            return columns
-    return 1
-
-
 def check_picture_path(path: str | os.PathLike) -> None:
     """:raises InputError: if no PNG can be written to ``path``."""
     if Path(path).suffix.lower() != ".png":
@@ -145,8 +135,6 @@ def check_picture_path(path: str | os.PathLike) -> None:
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise InputError(f"cannot write the picture {path}: no folder {folder}; make it first")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write the picture {path}: {folder} is not writable")
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike) -> None:
