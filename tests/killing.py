@@ -186,7 +186,7 @@ def _send_to_self(number: int, times: int, step: int) -> None:
         if self.step == step:
             for _ in range(times):
                 os.kill(os.getpid(), number)
-        original(self, *args)
+        return original(self, *args)
 
     TrainLoop.forward_backward = wrapped
 
@@ -200,6 +200,7 @@ def die_at(kind: str | None, number: int, log_dir: Path) -> None:
     from improved_diffusion import train_util
     from improved_diffusion.logs import formats
     from improved_diffusion.system import files
+    from improved_diffusion.training import checkpoints
 
     count = itertools.count()
 

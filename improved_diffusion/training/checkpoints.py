@@ -7,38 +7,21 @@ complete when it is there.
 
 import copy
 import os
-import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch as th
 
 from .. import dist_util
 from ..errors import InputError
 from ..models.architecture import load_weights
-from ..system.files import atomic_files, is_local, remove_file, sync_folder
+from ..system.files import atomic_files, is_local, join, list_folder, remove_file, sync_folder
+from .state import TrainState
 
 PART = re.compile(r"(state|model|opt|ema_[0-9.e-]+_)(?P<step>\d{6}|[1-9]\d{6,})\.pt")
-STATE_VERSION = 2
-STATE_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "precision"}
 EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
-
-
-def join(folder: str, name: str) -> str:
-    """``folder/name``, where the folder may lie behind a URL."""
-    return os.path.join(folder, name) if is_local(folder) else f"{folder.rstrip('/')}/{name}"
-
-
-def list_folder(folder: str) -> list[str]:
-    """Names of the files in ``folder``; none where there is no such folder."""
-    if is_local(folder):
-        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    import blobfile as bf  # slow to import, and local runs have no use for it here
-
-    return sorted(bf.listdir(folder)) if bf.isdir(folder) else []
 
 
 def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
@@ -198,50 +181,9 @@ def is_for(params: Sequence[th.Tensor], state: Mapping[str, Any]) -> bool:
     return all(moment is None or moment.shape == p.shape for moment, p in pairs)
 
 
-def load_state_file(path: str) -> dict[str, Any]:
+def load_state_file(path: str) -> TrainState:
     """:raises InputError: if the file is missing, unsafe, or no run's state of this version."""
-    state = dist_util.load_state_dict(path, map_location="cpu")
-    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
-        raise InputError(f"{path} is no run's state; move it away or restore it")
-    if state["version"] != STATE_VERSION:
-        raise InputError(
-            f"{path} is of version {state['version']}, this program reads {STATE_VERSION}; "
-            "continue with the program that wrote it"
-        )
-    return state
-
-
-def random_state() -> dict[str, Any]:
-    """State of the global generators of Python, numpy and torch, as plain values and tensors."""
-    version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
-        "python": [version, th.tensor(numbers, dtype=th.int64), gauss],
-        "numpy": [name, th.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": th.get_rng_state(),
-    }
-    if th.cuda.is_available():
-        state["cuda"] = th.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the global generators where :func:`random_state` found them."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    th.set_rng_state(state["torch"])
-    if "cuda" in state and th.cuda.is_available():
-        th.cuda.set_rng_state(state["cuda"])
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch; each rank gets its own stream."""
-    seed = (seed + 1_000_003 * dist_util.rank()) % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
-    th.manual_seed(seed)
+    return TrainState.from_file(dist_util.load_state_dict(path, map_location="cpu"), path)
 
 
 def load_into(model: th.nn.Module, path: str) -> None:

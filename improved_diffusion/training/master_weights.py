@@ -48,12 +48,13 @@ class MasterWeights:
         self.tensors = [nn.Parameter(_in_a_row(group)) for group in self._groups]
         for p, view in zip(self.trained, self.views(self.tensors), strict=True):
             p.data = view.detach()
-        self.working, self._casts = model, []
+        self.working = model
+        self._casts: list[th.Tensor] = []
         leaves = self.trained
         if dtype != self.trained[0].dtype:
             self._casts = [tensor.detach().to(dtype) for tensor in self.tensors]
-            casts = dict(zip(self.trained, self.views(self._casts), strict=True))
-            casts = {p: nn.Parameter(casts[p]) for p in _parameters_to_cast(model) if p in casts}
+            views = dict(zip(self.trained, self.views(self._casts), strict=True))
+            casts = {p: nn.Parameter(views[p]) for p in _parameters_to_cast(model) if p in views}
             self.working = _copy_with(model, casts)
             leaves = [casts.get(p, p) for p in self.trained]
         rest = iter(leaves)
@@ -76,7 +77,7 @@ class MasterWeights:
     @property
     def grads(self) -> list[th.Tensor]:
         """The gradient of each of ``tensors``, after :meth:`gather`."""
-        return [tensor.grad for tensor in self.tensors]
+        return [tensor.grad for tensor in self.tensors if tensor.grad is not None]
 
     def zero_grad(self) -> None:
         """Forget all gradients, those that something else left behind too."""
@@ -87,7 +88,7 @@ class MasterWeights:
     def refresh(self) -> None:
         """Have the copy that computes follow the weights and the mode of the model."""
         if self._casts:
-            th._foreach_copy_(self._casts, self.tensors)
+            th._foreach_copy_(self._casts, list(self.tensors))
         if self.working.training != self.model.training:
             self.working.train(self.model.training)
 
@@ -95,22 +96,23 @@ class MasterWeights:
     def gather(self) -> None:
         """Add the gradients of the copy that computes to those of ``tensors``, and forget them."""
         for tensor, group, leaves in zip(self.tensors, self._groups, self._leaves, strict=True):
-            add = th._foreach_add_
+            grads = [leaf.grad for leaf in leaves]
+            is_first = tensor.grad is None
             if tensor.grad is None:
-                every = all(leaf.grad is not None for leaf in leaves)
+                every = all(grad is not None for grad in grads)
                 tensor.grad = (th.empty_like if every else th.zeros_like)(tensor)
-                add = th._foreach_copy_
-            pairs = zip(_unflatten_dense_tensors(tensor.grad, group), leaves, strict=True)
-            found = [(total, leaf) for total, leaf in pairs if leaf.grad is not None]
+            pairs = zip(_unflatten_dense_tensors(tensor.grad, group), grads, strict=True)
+            found = [(total, grad) for total, grad in pairs if grad is not None]
             if found:
-                add([total for total, _ in found], [leaf.grad for _, leaf in found])
-            for _, leaf in found:
+                totals, new = (list(each) for each in zip(*found, strict=True))
+                (th._foreach_copy_ if is_first else th._foreach_add_)(totals, new)
+            for leaf in leaves:
                 leaf.grad = None
 
     def average_over_ranks(self) -> None:
         """Make the gradients the means of those of all ranks."""
-        for tensor in self.tensors:
-            tensor.grad = dist_util.mean_over_ranks(tensor.grad)
+        for tensor, grad in zip(self.tensors, self.grads, strict=True):
+            tensor.grad = dist_util.mean_over_ranks(grad)
 
     def grad_norm(self) -> float:
         """The norm of the whole gradient.

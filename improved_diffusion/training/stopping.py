@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class StopSignals:
@@ -16,7 +17,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}  # handlers
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():

@@ -1,9 +1,7 @@
 import contextlib
 import errno
 import os
-import random
 
-import numpy as np
 import pytest
 import torch as th
 
@@ -233,31 +231,6 @@ def test_other_files_are_not_taken_for_a_model(tmp_path, content, said):
     th.save(content, tmp_path / "file.pt")
     with pytest.raises(InputError, match=said):
         checkpoints.load_model_file(str(tmp_path / "file.pt"))
-
-
-def draws():
-    return random.random(), float(np.random.rand()), np.random.randn(), th.rand(2).tolist()
-
-
-def test_random_numbers_go_on_where_they_were(tmp_path):
-    checkpoints.seed_everything(3)
-    np.random.randn()  # half of a pair: numpy keeps the other half
-    draws()
-    th.save(checkpoints.random_state(), tmp_path / "state.pt")
-    wanted = draws()
-    checkpoints.seed_everything(99)
-    state = th.load(tmp_path / "state.pt", weights_only=True)
-    checkpoints.restore_random_state(state)
-    assert draws() == wanted
-
-
-def test_a_seed_decides_all_random_numbers():
-    seen = []
-    for seed in (3, 3, 4):
-        checkpoints.seed_everything(seed)
-        seen.append(draws())
-    assert seen[0] == seen[1]
-    assert all(a != b for a, b in zip(seen[0], seen[2], strict=True))
 
 
 def test_load_into_fills_a_model(tmp_path):

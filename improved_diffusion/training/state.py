@@ -1,0 +1,129 @@
+"""Where a training stands: all that exact resuming needs besides weights, averages and moments."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch as th
+import torch.distributed as dist
+
+from .. import dist_util
+from ..errors import InputError
+
+VERSION = 2
+
+
+@dataclass
+class RankState:
+    """What each process keeps for itself.
+
+    :param random: the global random generators, as :func:`random_state` tells them.
+    :param sampler: what the sampler of timesteps has learned.
+    :param data: the place in the data; None for data that cannot be resumed.
+    :param log_line: the log line in the making.
+    """
+
+    random: dict[str, Any]
+    sampler: dict[str, Any]
+    data: dict[str, Any] | None
+    log_line: dict[str, Any]
+
+    def of_all_ranks(self) -> list["RankState"]:
+        """The states of all processes, on each of them."""
+        states: list[Any] = [self] * dist_util.world_size()
+        if len(states) > 1:
+            dist.all_gather_object(states, self)
+        return states
+
+
+@dataclass
+class TrainState:
+    """What ``stateNNNNNN.pt`` holds: a field here is in every checkpoint.
+
+    :param updates: finished updates, those before the last resume included.
+    :param last_row_step: the step of the log's last row, from 0; -1 before the first.
+    :param skipped: updates that were not finite and were skipped: all, and those in a row.
+    :param seconds: of training: all, and those before the log's last row.
+    :param precision: state of the number format, such as fp16's loss scale.
+    :param flags: plain values, for whoever resumes.
+    :param ranks: what each process keeps for itself.
+    """
+
+    updates: int = 0
+    last_row_step: int = -1
+    skipped: list[int] = field(default_factory=lambda: [0, 0])
+    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    precision: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict)
+    ranks: list[RankState] = field(default_factory=list)
+
+    def as_file(self) -> dict[str, Any]:
+        """Tensors and plain values, as the file has them."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_file(cls, content: Any, path: str) -> "TrainState":
+        """The state in the content of the file ``path``.
+
+        :raises InputError: if it is no run's state, or of another version.
+        """
+        if not isinstance(content, dict) or not {"version", "updates", "ranks"} <= content.keys():
+            raise InputError(f"{path} is no run's state; move it away or restore it")
+        if content["version"] != VERSION:
+            raise InputError(
+                f"{path} is of version {content['version']}, this program reads {VERSION}; "
+                "continue with the program that wrote it"
+            )
+        known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
+        return cls(**known | {"ranks": [RankState(**rank) for rank in content["ranks"]]})
+
+    def of_this_rank(self, path: str) -> RankState:
+        """What this process kept.
+
+        :raises InputError: if there are more or fewer processes than in the run that was saved.
+        """
+        if len(self.ranks) != dist_util.world_size():
+            raise InputError(
+                f"{path} is of a run of {len(self.ranks)} processes, this one has "
+                f"{dist_util.world_size()}; start as many, or move the state file away"
+            )
+        return self.ranks[dist_util.rank()]
+
+
+# -- random numbers ------------------------------------------------------------------------------
+
+
+def random_state() -> dict[str, Any]:
+    """State of the global generators of Python, numpy and torch, as plain values and tensors."""
+    version, numbers, gauss = random.getstate()
+    legacy: Any = np.random.get_state()  # a tuple
+    name, keys, position, has_gauss, cached = legacy
+    state = {
+        "python": [version, th.tensor(numbers, dtype=th.int64), gauss],
+        "numpy": [name, th.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": th.get_rng_state(),
+    }
+    if th.cuda.is_available():
+        state["cuda"] = th.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put the global generators where :func:`random_state` found them."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    th.set_rng_state(state["torch"])
+    if "cuda" in state and th.cuda.is_available():
+        th.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch; each rank gets its own stream."""
+    seed = (seed + 1_000_003 * dist_util.rank()) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    th.manual_seed(seed)
