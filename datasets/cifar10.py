@@ -10,11 +10,10 @@ import io
 import os
 import pickle
 import tarfile
-import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,8 +23,9 @@ import numpy as np
 from image_folders import Split, check_replaceable, is_whole, write_split
 from tqdm import tqdm
 
-from improved_diffusion.commands.cli import Parser, run, str2bool
+from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import Parser, str2bool
 
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"
 URLS = (
@@ -44,8 +44,6 @@ IMAGES = {"cifar_train": 50_000, "cifar_test": 10_000}
 PIXELS = 3 * 32 * 32
 MAX_BATCH_BYTES = 2**26  # the official ones have 2**25
 TIMEOUT = 6  # seconds without a byte; three dead sources cost less than 20
-SLOW = 200_000  # bytes per second, below which another source is tried
-TRIAL = 10  # seconds that a source has to be faster
 BLOCK = 2**16
 
 Batch = tuple[np.ndarray, np.ndarray]  # uint8 [N, 32, 32, 3], labels [N]
@@ -62,7 +60,9 @@ def main() -> None:
     for name, count in counts.items():
         if not is_whole(args.out_dir / name, count):
             check_replaceable(args.out_dir / name)
-    for split in read_archive(find_archive(args)):
+    if args.archive:
+        check_archive(args.archive, args.any_checksum)
+    for split in read_archive(args.archive or fetch_archive(args.out_dir)):
         write_split(split.first(args.limit), args.out_dir)
 
 
@@ -85,29 +85,30 @@ def create_parser() -> Parser:
     return parser
 
 
-def find_archive(args: Any) -> Path:
-    """Return the checked archive that the flags name, or the downloaded one."""
-    if args.archive is None:
-        archive = args.out_dir / ARCHIVE_NAME
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-        if not (archive.is_file() and md5(archive) == BINARY_MD5):
-            download(URLS, archive)
-        return archive
-    if not args.archive.is_file():
-        raise InputError(f"archive {args.archive} does not exist or is not a file")
-    if not args.any_checksum and (found := md5(args.archive)) not in (BINARY_MD5, PYTHON_MD5):
+def fetch_archive(folder: Path) -> Path:
+    """Path of the binary archive in ``folder``, downloaded unless it is there and whole."""
+    archive = folder / ARCHIVE_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (archive.is_file() and md5(archive) == BINARY_MD5):
+        download(URLS, archive)
+    return archive
+
+
+def check_archive(archive: Path, any_checksum: bool) -> None:
+    """Make sure that a file is an archive of CIFAR-10, or may be another.
+
+    :raises InputError: if there is no such file, or its checksum is not a published one.
+    """
+    if not archive.is_file():
+        raise InputError(f"archive {archive} does not exist or is not a file")
+    if not any_checksum and (found := md5(archive)) not in (BINARY_MD5, PYTHON_MD5):
         raise InputError(
-            f"archive {args.archive} has the MD5 checksum {found}, not one of CIFAR-10's "
+            f"archive {archive} has the MD5 checksum {found}, not one of CIFAR-10's "
             f"({BINARY_MD5} binary, {PYTHON_MD5} python); --any_checksum True takes it as it is"
         )
-    return args.archive
 
 
 class _SourceFailed(Exception):
-    pass
-
-
-class _SourceSlow(Exception):
     pass
 
 
@@ -115,39 +116,35 @@ def download(urls: Sequence[str], target: Path) -> None:
     """Fetch the binary archive to ``target`` from the first of ``urls`` that delivers it.
 
     The bytes collect in ``<target>.part``, which a later call, and any of the sources, goes on
-    from. A slow source is left for the next, and taken up again where all others fail.
+    from.
 
     :raises ConnectionError: when no source delivers, with what each said.
     :raises OSError: if the file cannot be written.
     """
     part = target.with_name(f"{target.name}.part")
-    problems, slow = [], []
-    for sources, slowest in ((urls, SLOW), (slow, 0)):
-        for url in sources:
-            try:
-                _fetch_with_retries(url, part, slowest)
-            except _SourceSlow:
-                slow.append(url)
-                print(f"{_host(url)} is slow, trying another source")
-            except _SourceFailed as error:
-                problems.append(f"{_host(url)}: {error}")
-            else:
-                os.replace(part, target)
-                return
+    problems = []
+    for url in urls:
+        try:
+            _fetch_with_retries(url, part)
+        except _SourceFailed as error:
+            problems.append(f"{urlsplit(url).netloc}: {error}")
+        else:
+            os.replace(part, target)
+            return
     raise ConnectionError(
         f"cannot download {target.name} ({'; '.join(problems)}): give a copy with --archive PATH, "
         "or use python datasets/digits.py, which needs no network"
     )
 
 
-def _fetch_with_retries(url: str, part: Path, slowest: float) -> None:
+def _fetch_with_retries(url: str, part: Path) -> None:
     """Fetch until ``part`` is whole, again after each break in which some bytes arrived."""
     while True:
         start = _size(part)
         if start and md5(part) == BINARY_MD5:
             return
         try:
-            _fetch(url, part, slowest)
+            _fetch(url, part)
         except _SourceFailed:
             if _size(part) > start:
                 continue
@@ -159,14 +156,10 @@ def _fetch_with_retries(url: str, part: Path, slowest: float) -> None:
             raise _SourceFailed("what it sent has the wrong checksum")
 
 
-def _fetch(url: str, part: Path, slowest: float) -> None:
+def _fetch(url: str, part: Path) -> None:
     """Append the rest of ``url`` to ``part``, or all of it where the server knows no ranges."""
     start = _size(part)
-    response = _open(url, start)
-    if response is None:
-        part.unlink()
-        start, response = 0, _open(url, 0)
-    with response:
+    with _open(url, start) as response:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0
         length = response.headers.get("Content-Length", "")
@@ -174,15 +167,15 @@ def _fetch(url: str, part: Path, slowest: float) -> None:
         print(f"downloading {url}" + (f" from byte {start}" if start else ""), flush=True)
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None)
         with bar, open(part, "ab" if start else "wb") as file:
-            for block in _blocks(response, slowest):
+            while block := _read(response):
                 file.write(block)
                 bar.update(len(block))
     if total is not None and _size(part) < total:
         raise _SourceFailed(f"the connection broke at byte {_size(part)} of {total}")
 
 
-def _open(url: str, start: int) -> http.client.HTTPResponse | None:
-    """Ask for ``url`` from byte ``start`` on; None if the server has nothing there."""
+def _open(url: str, start: int) -> http.client.HTTPResponse:
+    """Ask for ``url`` from byte ``start`` on, or for all of it if the server has nothing there."""
     headers = {"User-Agent": "improved-diffusion"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -190,36 +183,24 @@ def _open(url: str, start: int) -> http.client.HTTPResponse | None:
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if start and error.code == 416:
-            return None
+            return _open(url, 0)
         raise _SourceFailed(f"status {error.code}") from error
     except (OSError, http.client.HTTPException) as error:
         raise _SourceFailed(getattr(error, "reason", None) or error) from error
 
 
-def _blocks(response: http.client.HTTPResponse, slowest: float) -> Iterator[bytes]:
-    began, received = time.monotonic(), 0
-    while True:
-        try:
-            block = response.read1(BLOCK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _SourceFailed(str(error) or type(error).__name__) from error
-        if not block:
-            return
-        yield block
-        received += len(block)
-        seconds = time.monotonic() - began
-        if seconds > TRIAL and received < slowest * seconds:
-            raise _SourceSlow
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The next bytes; none at the end."""
+    try:
+        return response.read1(BLOCK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _SourceFailed(str(error) or type(error).__name__) from error
 
 
 def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc
 
 
 def md5(path: Path) -> str:
@@ -248,11 +229,11 @@ def read_archive(path: Path) -> list[Split]:
     missing = [name for names in BATCHES.values() for name in names if name not in batches]
     if missing:
         raise InputError(f"archive {path} is not CIFAR-10's: it has no {', '.join(missing)}")
-    return [
-        Split(split, *map(np.concatenate, zip(*parts, strict=True)), CLASSES)
-        for split, names in BATCHES.items()
-        for parts in [[batches[name] for name in names]]
-    ]
+    splits = []
+    for split, names in BATCHES.items():
+        pixels, labels = zip(*(batches[name] for name in names), strict=True)
+        splits.append(Split(split, np.concatenate(pixels), np.concatenate(labels), CLASSES))
+    return splits
 
 
 def _read_batch(
@@ -261,9 +242,10 @@ def _read_batch(
     parse: Callable[[bytes], Batch],
     path: Path,
 ) -> Batch:
-    if not member.isreg() or member.size > MAX_BATCH_BYTES:
+    file = archive.extractfile(member) if member.isreg() else None
+    if file is None or member.size > MAX_BATCH_BYTES:
         raise InputError(f"{member.name} in {path} is no batch of CIFAR-10: wrong kind or size")
-    payload = archive.extractfile(member).read()
+    payload = file.read()
     try:
         return parse(payload)
     except Exception as error:  # what a foreign pickle raises is its author's choice

@@ -9,8 +9,9 @@ import numpy as np
 from image_folders import Split, write_split
 from PIL import Image
 
-from improved_diffusion.commands.cli import Parser, run
+from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import Parser
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZE = 32

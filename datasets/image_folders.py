@@ -22,12 +22,12 @@ OUR_FILES = re.compile(r"[a-z]+_\d{5,}\.png")
 class Split(NamedTuple):
     """Images with their labels: one folder.
 
-    ``pixels`` is uint8 [N, H, W, 3]; ``labels`` are N indices into ``classes``.
+    ``pixels`` is uint8 [N, H, W, 3]; ``labels``, int [N], are indices into ``classes``.
     """
 
     name: str
     pixels: np.ndarray
-    labels: Sequence[int]
+    labels: np.ndarray
     classes: Sequence[str]
 
     def first(self, limit: int | None) -> "Split":

@@ -8,8 +8,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from improved_diffusion.commands.cli import Parser, run
+from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import Parser
 
 
 def main() -> None:
@@ -67,12 +68,12 @@ def decode(value: bytes, image_size: int, where: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(value), formats=("WEBP", "JPEG", "PNG")) as image:
             scale = image_size / min(image.size)
-            size = tuple(round(side * scale) for side in image.size)
-            image = image.convert("RGB").resize(size, resample=Image.Resampling.BOX)
+            width, height = (round(side * scale) for side in image.size)
+            large = image.convert("RGB").resize((width, height), resample=Image.Resampling.BOX)
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"cannot read image {where}: {error}") from error
-    left, top = ((side - image_size) // 2 for side in size)
-    return image.crop((left, top, left + image_size, top + image_size))
+    left, top = (width - image_size) // 2, (height - image_size) // 2
+    return large.crop((left, top, left + image_size, top + image_size))
 
 
 if __name__ == "__main__":

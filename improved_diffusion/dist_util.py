@@ -10,48 +10,111 @@ import gc
 import io
 import os
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch as th
 import torch.distributed as dist
 
-# Here, before any group exists: its functions take the group of the moment of their import for
-# a default argument and would keep it, with its threads, until after Python has gone.
-import torch.distributed.nn.functional
-
-from .errors import InputError
+from .errors import InputError, told_by_rank_0
 from .system.files import read_file
 
+if dist.is_available():
+    # Imported before any group exists: a default argument of its functions is the group at the
+    # time of the import, which would live on, with its threads, until after Python has gone.
+    import torch.distributed.nn.functional
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
 GPUS_PER_NODE = 8  # the reference's name; where no launcher sets LOCAL_RANK
-Error = TypeVar("Error", bound=Exception)
+_device = "auto"  # what use_device was given
 _leaving_together = False
+
+
+def use_device(name: str) -> None:
+    """Choose what this process computes on, before :func:`setup_dist`: one of :data:`DEVICES`.
+
+    :raises InputError: if this machine does not have it.
+    """
+    global _device
+    find_device(name)
+    _device = name
+
+
+def find_device(name: str) -> th.device:
+    """The device that :func:`use_device` would choose.
+
+    ``auto`` is this rank's CUDA GPU, or the CPU where there is none. It is never Apple's ``mps``,
+    with which this project is not tested.
+
+    :raises InputError: if ``name`` is none of :data:`DEVICES`, or this machine does not have it.
+    """
+    has = {"cpu": True, "cuda": th.cuda.is_available(), "mps": th.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if has["cuda"] else "cpu"
+    if name not in has:
+        raise InputError(f"unknown device {name!r}; choose from {', '.join(DEVICES)}")
+    if not has[name]:
+        raise InputError(f"PyTorch finds no device {name} here; give --device auto or cpu")
+    return th.device(name, _gpu()) if name == "cuda" else th.device(name)
+
+
+def _gpu() -> int:
+    default = rank() % min(GPUS_PER_NODE, th.cuda.device_count())
+    return int(os.environ.get("LOCAL_RANK", default))
+
+
+def dev() -> th.device:
+    """The device that this process computes on: see :func:`use_device`."""
+    return find_device(_device)
 
 
 def setup_dist() -> None:
     """Make the process group, unless there is one.
 
     Under ``torchrun`` (or anything else that sets RANK and WORLD_SIZE) it joins the others:
-    NCCL on GPUs, gloo on CPUs. Launched alone it makes a group of one, which keeps its state in
-    this process and talks over the loopback interface only.
+    NCCL on GPUs, where there is NCCL, else gloo. Launched alone it makes a group of one, which
+    keeps its state in this process and talks over the loopback interface only. A PyTorch without
+    ``torch.distributed`` makes no group, and everything here works without one.
+
+    :raises InputError: if several processes are launched with a PyTorch that cannot join them.
     """
+    launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    if not dist.is_available():
+        if launched and os.environ["WORLD_SIZE"] != "1":
+            raise InputError("this PyTorch has no torch.distributed; start one process alone")
+        return
     if dist.is_initialized():
         return
-    backend = "nccl" if th.cuda.is_available() else "gloo"
-    if th.cuda.is_available():
+    on_gpu = dev().type == "cuda"
+    if on_gpu:
         th.cuda.set_device(dev())
+    backend = "nccl" if on_gpu and dist.is_nccl_available() else "gloo"
     atexit.register(_leave)
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+    if launched:
         dist.init_process_group(backend, init_method="env://")
         return
     with _loopback_only():
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=_own_store(), rank=0, world_size=1)
+
+
+def _own_store() -> "dist.Store":
+    """Where a group of one keeps its state."""
+    if hasattr(dist, "HashStore"):
+        return dist.HashStore()
+    descriptor, path = tempfile.mkstemp()  # Windows has no HashStore; this one removes its file
+    os.close(descriptor)
+    return dist.FileStore(path, 1)
+
+
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _leave() -> None:
     """End the group's threads, which may abort the process if they outlive Python."""
     gc.collect()  # a loop that is over but not collected holds the group too
-    if dist.is_initialized():
+    if _has_group():
         if _leaving_together:  # a launcher ends all when one has gone, before rank 0 has spoken
             with contextlib.suppress(RuntimeError):
                 dist.barrier()
@@ -62,13 +125,9 @@ def _leave() -> None:
 def _loopback_only() -> Iterator[None]:
     """Have gloo and NCCL bind to the loopback interface while a group is made."""
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
-    loopback = next((name for name in ("lo", "lo0") if name in names), None)
-    added = [
-        key
-        for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-        if loopback and key not in os.environ
-    ]
-    os.environ.update(dict.fromkeys(added, loopback))
+    keys = {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} - os.environ.keys()
+    added = {key: name for name in ("lo", "lo0") if name in names for key in keys}
+    os.environ.update(added)
     try:
         yield
     finally:
@@ -78,20 +137,12 @@ def _loopback_only() -> Iterator[None]:
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _has_group() else 0
 
 
 def world_size() -> int:
     """How many processes work together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def dev() -> th.device:
-    """The device that this process computes on."""
-    if th.cuda.is_available():
-        default = rank() % min(GPUS_PER_NODE, th.cuda.device_count())
-        return th.device("cuda", int(os.environ.get("LOCAL_RANK", default)))
-    return th.device("cpu")
+    return dist.get_world_size() if _has_group() else 1
 
 
 def load_state_dict(path: str, **kwargs: Any) -> Any:
@@ -161,7 +212,7 @@ def agreeing() -> Iterator[None]:
 
     :raises InputError, OSError: that of the first rank that failed.
     """
-    failure = None
+    failure: Exception | None = None
     try:
         yield
     except (InputError, OSError) as error:
@@ -174,12 +225,11 @@ def agreeing() -> Iterator[None]:
     raise of_all_ranks(next(filter(None, failures)))
 
 
-def of_all_ranks(error: Error) -> Error:
-    """Mark an error that every rank raises: rank 0 says it, and the others wait for that."""
+def of_all_ranks(error: Exception) -> Exception:
+    """What each rank raises where all do: rank 0 tells ``error``, and the others wait for that."""
     global _leaving_together
     _leaving_together = world_size() > 1
-    error.is_said_elsewhere = rank() > 0
-    return error
+    return told_by_rank_0(error) if rank() > 0 else error
 
 
 def all_gather_cat(values: th.Tensor) -> th.Tensor:

@@ -1,7 +1,4 @@
-"""The one exception that means: what the user gave cannot work."""
-
-from collections.abc import Callable
-from typing import Any
+"""Errors whose message is all that a user needs: one line, without a traceback."""
 
 
 class InputError(ValueError):
@@ -19,19 +16,30 @@ class DivergedError(RuntimeError):
     """
 
 
-def together(*makers: Callable[[], Any]) -> tuple[Any, ...]:
-    """What each of ``makers`` returns.
+class ToldByRank0:
+    """Marks an error that all ranks raise and rank 0 tells: whoever catches it keeps silent."""
 
-    :raises InputError: with the problems of all of them in one line.
-    """
-    made, problems = [], []
-    for make in makers:
-        try:
-            made.append(make())
-        except InputError as error:
-            problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise InputError("; ".join(map(str, problems)))
-    return tuple(made)
+
+class InputErrorOfAll(ToldByRank0, InputError):
+    """An :class:`InputError` that rank 0 raises too."""
+
+
+class DivergedErrorOfAll(ToldByRank0, DivergedError):
+    """A :class:`DivergedError` that rank 0 raises too."""
+
+
+class OSErrorOfAll(ToldByRank0, OSError):
+    """An ``OSError`` that rank 0 raises too."""
+
+
+def told_by_rank_0(error: Exception) -> Exception:
+    """An error of the same kind and message, marked as one that rank 0 tells."""
+    if isinstance(error, InputError):
+        return InputErrorOfAll(*error.args)
+    if isinstance(error, DivergedError):
+        return DivergedErrorOfAll(*error.args)
+    if isinstance(error, OSError):
+        marked = OSErrorOfAll(*error.args)
+        marked.filename = error.filename  # which need not be among the arguments
+        return marked
+    return error

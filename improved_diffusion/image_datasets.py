@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from .data.image_files import MODES, class_indices, class_of, list_images, read_image
 from .errors import InputError
-from .system.files import is_local
 
 
 class BadImageWarning(UserWarning):
@@ -134,7 +133,7 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.local_images)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.int64]]:
         pixels, used, complaints = self.read(index)
         for complaint in complaints:
             warnings.warn(complaint, BadImageWarning, stacklevel=2)
@@ -190,7 +189,7 @@ class BatchStream:
         self.batches_per_epoch = (share + last) // self.batch_size
         self.epoch = 0
         self.position = 0
-        self._results: Iterator[_Result] | None = None
+        self._results: Iterator[_Result | InputError] | None = None
         self._complaints: set[str] = set()
 
     def __iter__(self) -> "BatchStream":
@@ -200,9 +199,9 @@ class BatchStream:
         if self._results is None:
             self._results = self._start()
         result = next(self._results)
-        if result.error is not None:
+        if isinstance(result, InputError):
             self.close()
-            raise InputError(result.error)
+            raise result
         for complaint in result.complaints:
             if complaint not in self._complaints:  # every worker meets a bad file by itself
                 self._complaints.add(complaint)
@@ -226,42 +225,11 @@ class BatchStream:
             "image_size": self.dataset.resolution,
         }
 
-    def pixel_statistics(self, count: int = 256) -> dict[str, list[float]]:
-        """Mean and standard deviation of each channel, in 0..255, as ``pixel_mean``, ``pixel_std``.
-
-        :param count: how many images to take, evenly over the folder; of a folder behind a URL,
-            which is slow to read, none are.
-        :return: empty where no image was taken.
-        :raises InputError: if one cannot be read, unless such are to be skipped.
-        """
-        if not is_local(self.folder):
-            return {}
-        indices = np.unique(np.linspace(0, len(self.names) - 1, count).astype(int))
-        found = [image for i in indices if (image := self._peek(int(i))) is not None]
-        if not found:
-            return {}
-        pixels = np.stack(found).astype(np.float64)
-        axes = (0, 1, 2)
-        return {
-            "pixel_mean": pixels.mean(axes).round(2).tolist(),
-            "pixel_std": pixels.std(axes).round(2).tolist(),
-        }
-
-    def _peek(self, index: int) -> np.ndarray | None:
-        """An image's pixels; None for a bad one to skip, which training will name in its turn."""
-        data = self.dataset
-        try:
-            return read_image(data.local_images[index], data.resolution, data.in_channels)
-        except InputError:
-            if data.on_bad_image == "error":
-                raise
-            return None
-
-    def state_dict(self) -> dict[str, int | str]:
+    def state_dict(self) -> dict[str, Any]:
         """What it takes to go on after the last batch that was yielded; equal for all shards."""
         return {**self._identity, "epoch": self.epoch, "position": self.position}
 
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the stream that made ``state`` stood.
 
         :raises InputError: if the folder, the seed, the batch size or the number of shards is not
@@ -278,7 +246,7 @@ class BatchStream:
         self.close()
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def check_folder(self, state: dict[str, int | str]) -> None:
+    def check_folder(self, state: dict[str, Any]) -> None:
         """Compare the folder with that of the stream that made ``state``.
 
         :raises InputError: if its images are not the same, or ``state`` is not a stream's at all.
@@ -298,7 +266,7 @@ class BatchStream:
         self._results = None
 
     @cached_property
-    def _identity(self) -> dict[str, int | str]:
+    def _identity(self) -> dict[str, Any]:
         names = "\0".join(self.names).encode("utf-8", "surrogateescape")
         return {
             "seed": self.seed,
@@ -308,7 +276,7 @@ class BatchStream:
             "names": hashlib.sha256(names).hexdigest(),
         }
 
-    def _start(self) -> Iterator["_Result"]:
+    def _start(self) -> Iterator["_Result | InputError"]:
         reader = _BatchReader(self.dataset)
         plans = self._plans(self.epoch, self.position)
         if self.num_workers == 0:
@@ -322,7 +290,7 @@ class BatchStream:
             worker_init_fn=_outlive_one_signal,
             generator=th.Generator(),  # or it would draw from torch's global one
         )
-        # Or Python's own end would send the one signal that they outlive, and wait for them.
+        # Python's own exit would send the workers the one signal that they outlive, and wait.
         atexit.register(_close_if_alive, weakref.ref(self))
         return iter(loader)
 
@@ -349,11 +317,9 @@ _Plan = tuple[np.ndarray, np.ndarray]  # int64 [N] image indices, bool [N] flips
 
 
 class _Result(NamedTuple):
-    pixels: np.ndarray | None = None  # uint8 [N, H, W, C]
-    classes: np.ndarray | None = None  # int64 [N]
-    complaints: tuple[str, ...] = ()
-    # Carried as a value: an exception would leave a worker process with its traceback as message.
-    error: str | None = None
+    pixels: np.ndarray  # uint8 [N, H, W, C]
+    classes: np.ndarray | None  # int64 [N]
+    complaints: tuple[str, ...]
 
 
 class _BatchReader(Dataset):
@@ -362,8 +328,13 @@ class _BatchReader(Dataset):
     def __init__(self, dataset: ImageDataset):
         self._dataset = dataset
 
-    def __getitem__(self, plan: _Plan) -> _Result:
-        pixels, used, complaints = [], [], []
+    def __getitem__(self, plan: _Plan) -> _Result | InputError:
+        """Read a batch. An error is returned: raised, it would leave a worker with its traceback
+        for a message.
+        """
+        pixels: list[np.ndarray] = []
+        used: list[int] = []
+        complaints: list[str] = []
         try:
             for index, flip in zip(*plan, strict=True):
                 image, source, new_complaints = self._dataset.read(int(index))
@@ -371,10 +342,12 @@ class _BatchReader(Dataset):
                 used.append(source)
                 complaints += new_complaints
         except InputError as error:
-            return _Result(error=str(error))
-        classes = self._dataset.local_classes
-        if classes is not None:
-            classes = np.array([classes[index] for index in used], dtype=np.int64)
+            return error
+        numbers = self._dataset.local_classes
+        if numbers is None:
+            classes = None
+        else:
+            classes = np.array([numbers[index] for index in used], dtype=np.int64)
         return _Result(np.stack(pixels), classes, tuple(complaints))
 
 
@@ -384,7 +357,7 @@ def _to_floats(pixels: np.ndarray) -> np.ndarray:
 
 
 def _outlive_one_signal(worker: int) -> None:
-    # A signal often reaches all processes, but the parent still needs batches to end in order.
+    # A signal often reaches all processes, but the parent needs further batches to end in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
@@ -395,7 +368,7 @@ def _close_if_alive(reference: "weakref.ref[BatchStream]") -> None:
         stream.close()
 
 
-def _as_is(result: _Result) -> _Result:
+def _as_is(result: Any) -> Any:
     return result
 
 

@@ -3,48 +3,63 @@
 Each variant runs in a process of its own; they take turns, so that whatever else the machine does
 falls on all of them alike. "plain" is the textbook, and what the published code does: separate
 operations, tensors visited one by one by the optimizer, the gradient's norm and the EMA,
-microbatches, the system's own memory allocation. All others take what a script would take.
+microbatches, freed memory that goes back to the system. All others take what a script would take.
 """
 
-import contextlib
 import json
 import multiprocessing
-import os
 import platform
 import statistics
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from improved_diffusion.commands import cli
-from improved_diffusion.errors import InputError
-from improved_diffusion.script_util import (
-    add_dict_to_argparser,
-    args_to_dict,
-    create_model_and_diffusion,
-    model_and_diffusion_defaults,
-)
+import torch as th
+from plain import PlainTraining, PlainUNet
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from improved_diffusion import logger
+from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.sampling import evaluating
+from improved_diffusion.options.command_line import parse_options
+from improved_diffusion.options.flags import flag, with_default
+from improved_diffusion.options.model import ImageModelOptions
+from improved_diffusion.options.training import ThreadOptions
+from improved_diffusion.script_util import build_diffusion, build_model
 from improved_diffusion.system import cpu
-from improved_diffusion.system.allocator import PRELOAD
 from improved_diffusion.system.files import atomic_write_text
+from improved_diffusion.system.precision import DTYPES
+from improved_diffusion.train_util import TrainLoop
 
-DEFAULTS = {
-    "batch_size": 8,
-    "microbatch": 4,
-    "sample_batch": 16,
-    "rounds": 15,
-    "compile": False,
-    "num_threads": 0,
-    "json": "",
-}
-MODEL = {"image_size": 32, "num_channels": 64}  # the CIFAR-10 model, where flags do not say
 MATRIX = 4096
+WARM_UP = 3  # steps that are not timed
+LR, EMA_RATE = 1e-4, 0.9999
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(ThreadOptions, ImageModelOptions):
+    """Flags of this script; the model is by default that of the CIFAR-10 runs."""
+
+    image_size: int = with_default(ImageModelOptions, "image_size", 32)
+    num_channels: int = with_default(ImageModelOptions, "num_channels", 64)
+    batch_size: int = flag(8, "images of a training step", at_least=1)
+    microbatch: int = flag(4, "images of a microbatch, where there are such", at_least=1)
+    sample_batch: int = flag(16, "images of a sampling step", at_least=1)
+    rounds: int = flag(15, "steps of each variant to time", at_least=1)
+    compile: bool = flag(False, "also time variants that go through torch.compile")
+    json: str = flag("", "file to write the results to; empty for none")
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        if self.json and not Path(self.json).absolute().parent.is_dir():
+            yield f"the folder of --json {self.json} does not exist; make it first"
+
+
+@dataclass(frozen=True)
 class Variant:
     """One row of the table."""
 
@@ -69,60 +84,53 @@ class Timing:
 
 
 def main() -> None:
-    args = parse_flags()
-    processor = cpu.configure_cpu(args.num_threads)
+    options = parse_options(BenchmarkOptions, __doc__)
+    processor = cpu.configure_cpu(options.num_threads)
     print(f"{processor}; {platform.platform()}; {date.today()}", flush=True)
-    report = {"processor": str(processor), "date": str(date.today()), "flags": vars(args)}
-    for task, images in (("training", args.batch_size), ("sampling", args.sample_batch)):
-        gflop = count_gflop(args, task)
-        timings = measure(args, task, images, gflop)
+    if "bf16" not in precisions():
+        print("bf16 is left out: without native bfloat16 a step takes 10 to 80 times as long")
+    flags = options.as_dict()
+    report = {"processor": str(processor), "date": str(date.today()), "flags": flags}
+    for task, images in (("training", options.batch_size), ("sampling", options.sample_batch)):
+        gflop = count_gflop(options, task)
+        timings = measure(options, task, images, gflop)
         print_table(task, images, gflop, timings)
         report[task] = {"gflop": gflop, "variants": [asdict(timing) for timing in timings]}
-    if args.json:
-        atomic_write_text(args.json, json.dumps(report, indent=2) + "\n")
+    if options.json:
+        atomic_write_text(options.json, json.dumps(report, indent=2) + "\n")
 
 
-def parse_flags() -> Namespace:
-    parser = cli.Parser(__doc__)
-    add_dict_to_argparser(parser, DEFAULTS | model_and_diffusion_defaults() | MODEL)
-    args = parser.parse_args()
-    for flag in ("batch_size", "microbatch", "sample_batch", "rounds"):
-        if getattr(args, flag) < 1:
-            raise InputError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise InputError(f"the folder of --json {args.json} does not exist; make it first")
-    create_model_and_diffusion(**args_to_dict(args, model_and_diffusion_defaults()))
-    return args
+def precisions() -> list[str]:
+    """The precisions that are worth a measurement here, the fastest last."""
+    return ["fp32", "bf16"] if cpu.has_native_bfloat16() else ["fp32"]
 
 
-def variants(args: Namespace, task: str) -> list[Variant]:
+def variants(options: BenchmarkOptions, task: str) -> list[Variant]:
     rows = [Variant("plain", microbatches=True, plain=True)]
-    for precision in ("fp32", "bf16"):
-        rows.append(Variant(precision, precision))
+    for precision in precisions():
+        tuned = [Variant(precision, precision)]
         if task == "training":
-            rows.append(Variant(f"{precision}, microbatches", precision, microbatches=True))
-    if args.compile:
-        rows += [
-            Variant(f"{row.name}, compiled", "bf16", row.microbatches, compile=True)
-            for row in rows
-            if row.precision == "bf16"
-        ]
+            tuned.append(Variant(f"{precision}, microbatches", precision, microbatches=True))
+        rows += tuned
+    if options.compile:
+        rows += [replace(row, name=f"{row.name}, compiled", compile=True) for row in tuned]
     return rows
 
 
 # -- measuring: one process for each row, and one for the matrix product ------------------------
 
 
-def measure(args: Namespace, task: str, images: int, gflop: float) -> list[Timing]:
-    rows = variants(args, task)
-    workers = [Worker(make_matrix_product, args)]
-    workers += [Worker(make_step, args, task, row, plain=row.plain) for row in rows]
-    for _ in range(args.rounds):
+def measure(options: BenchmarkOptions, task: str, images: int, gflop: float) -> list[Timing]:
+    rows = variants(options, task)
+    workers = [Worker(matrix_products, options, precisions()[-1])]
+    workers += [Worker(make_steps, options, task, row) for row in rows]
+    for _ in tqdm(range(options.rounds), task, unit="round", disable=None):
         for worker in workers:
             worker.step()
     medians = [statistics.median(worker.milliseconds) for worker in workers]
     peak = 2 * MATRIX**3 / 1e6 / medians[0]  # GFLOP/s
-    print(f"bf16 matrix product of {MATRIX} x {MATRIX}: {peak:.0f} GFLOP/s", flush=True)
+    product = f"{precisions()[-1]} matrix product of {MATRIX} x {MATRIX}"
+    print(f"{product}: {peak:.0f} GFLOP/s", flush=True)
     timings = []
     for row, worker, median in zip(rows, workers[1:], medians[1:], strict=True):
         speed = gflop / median * 1e3
@@ -137,14 +145,16 @@ def measure(args: Namespace, task: str, images: int, gflop: float) -> list[Timin
 
 
 class Worker:
-    """A process that makes one step each time it is asked."""
+    """A process that makes one step each time it is asked.
 
-    def __init__(self, make: Callable, *args, plain: bool = False):
+    :param make: called there with ``args``; each item of the iterator that it returns is a step.
+    """
+
+    def __init__(self, make: Callable[..., Iterator[object]], *args: object):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
-        with system_allocator() if plain else contextlib.nullcontext():
-            self.process.start()
+        self.process.start()
         theirs.close()
         self.pipe.recv()  # it is warm
         self.milliseconds: list[float] = []
@@ -161,120 +171,89 @@ class Worker:
         return peak
 
 
-@contextlib.contextmanager
-def system_allocator() -> Iterator[None]:
-    """Have a process that starts here take its memory from the C library."""
-    before = os.environ.get(PRELOAD)
-    os.environ[PRELOAD] = ""
-    try:
-        yield
-    finally:
-        os.environ.pop(PRELOAD) if before is None else os.environ.update({PRELOAD: before})
-
-
-def _serve(pipe, make: Callable, args: tuple) -> None:
-    step = make(*args)
-    for _ in range(3):
-        step()
+def _serve(pipe: Connection, make: Callable[..., Iterator[object]], args: tuple) -> None:
+    steps = make(*args)
+    for _ in range(WARM_UP):
+        next(steps)
     pipe.send("warm")
     while pipe.recv() == "step":
         started = time.perf_counter()
-        step()
+        next(steps)
         pipe.send((time.perf_counter() - started) * 1e3)
     pipe.send(cpu.peak_memory() / 1e6)
 
 
-def make_matrix_product(args: Namespace) -> Callable[[], object]:
-    import torch as th
+def matrix_products(options: BenchmarkOptions, precision: str) -> Iterator[th.Tensor]:
+    cpu.configure_cpu(options.num_threads)
+    a = th.randn(MATRIX, MATRIX).to(DTYPES[precision])
+    while True:
+        yield a @ a
 
-    cpu.configure_cpu(args.num_threads)
-    a = th.randn(MATRIX, MATRIX).bfloat16()
-    return lambda: a @ a
 
-
-def make_step(args: Namespace, task: str, variant: Variant) -> Callable[[], object]:
-    import torch as th
-
-    from improved_diffusion import logger
-
+def make_steps(options: BenchmarkOptions, task: str, variant: Variant) -> Iterator[object]:
     logger.Logger.CURRENT = logger.Logger(dir=None, output_formats=[])  # steps say nothing
-    cpu.configure_cpu(args.num_threads, tune_memory=not variant.plain)
+    cpu.configure_cpu(options.num_threads, tune_memory=not variant.plain)
     th.manual_seed(0)
-    model, diffusion = create_model_and_diffusion(
-        **args_to_dict(args, model_and_diffusion_defaults())
-    )
-    if variant.plain:
-        from plain import make_plain
-
-        make_plain(model)
-    return (make_training_step if task == "training" else make_sampling_step)(
-        args, variant, model, diffusion
-    )
+    return (training_steps if task == "training" else sampling_steps)(options, variant)
 
 
-def make_training_step(args: Namespace, variant: Variant, model, diffusion) -> Callable:
-    import torch as th
-    from plain import make_loop_plain
+def training_steps(options: BenchmarkOptions, variant: Variant) -> Iterator[object]:
+    images, cond = make_batch(options, options.batch_size)
+    loop = (plain_loop if variant.plain else tuned_loop)(options, variant)
+    while True:
+        yield loop.run_step(images, cond)
 
-    from improved_diffusion.train_util import TrainLoop
 
-    loop = TrainLoop(
-        model=model,
-        diffusion=diffusion,
+def plain_loop(options: BenchmarkOptions, variant: Variant) -> PlainTraining:
+    model, diffusion = PlainUNet(build_model(options)), build_diffusion(options)
+    return PlainTraining(model, diffusion, microbatch=options.microbatch, lr=LR, ema_rate=EMA_RATE)
+
+
+def tuned_loop(options: BenchmarkOptions, variant: Variant) -> TrainLoop:
+    return TrainLoop(
+        model=build_model(options),
+        diffusion=build_diffusion(options),
         data=iter(()),
-        batch_size=args.batch_size,
-        microbatch=args.microbatch if variant.microbatches else -1,
-        lr=1e-4,
-        ema_rate=0.9999,
+        batch_size=options.batch_size,
+        microbatch=options.microbatch if variant.microbatches else -1,
+        lr=LR,
+        ema_rate=EMA_RATE,
         log_interval=1,
         save_interval=1,
         resume_checkpoint="",
         precision=variant.precision,
         compile=variant.compile,
     )
-    if variant.plain:
-        make_loop_plain(loop)
-    images = th.rand(args.batch_size, args.in_channels, args.image_size, args.image_size) * 2 - 1
-    cond = {"y": th.zeros(args.batch_size, dtype=th.int64)} if args.class_cond else {}
-    return lambda: loop.run_step(images, cond)
 
 
-def make_sampling_step(args: Namespace, variant: Variant, model, diffusion) -> Callable:
-    import torch as th
+def sampling_steps(options: BenchmarkOptions, variant: Variant) -> Iterator[th.Tensor]:
+    diffusion, tuned = build_diffusion(options), build_model(options)
+    model = (PlainUNet(tuned) if variant.plain else tuned).eval()
+    x, cond = make_batch(options, options.sample_batch)
+    t = th.full((len(x),), diffusion.num_timesteps - 1)
+    with evaluating(model, variant.precision, variant.compile) as call:
+        while True:
+            yield diffusion.p_sample(call, x, t, model_kwargs=cond)["sample"]
 
-    from improved_diffusion.commands.sampling import evaluating
 
-    model.eval()
-    shape = (args.sample_batch, args.in_channels, args.image_size, args.image_size)
-    kwargs = {"y": th.zeros(args.sample_batch, dtype=th.int64)} if args.class_cond else {}
-    context = evaluating(model, variant.precision, variant.compile)
-    call = context.__enter__()  # for as long as the process lives, as for a whole sampling
-    x, t = th.randn(shape), th.full((args.sample_batch,), diffusion.num_timesteps - 1)
-
-    def step(keep=context):
-        return diffusion.p_sample(call, x, t, model_kwargs=kwargs)
-
-    return step
+def make_batch(options: BenchmarkOptions, count: int) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    """Images of noise, [count, C, H, W] in [-1, 1], and their labels, if the model takes any."""
+    images = th.rand(count, options.in_channels, options.image_size, options.image_size) * 2 - 1
+    return images, {"y": th.zeros(count, dtype=th.int64)} if options.class_cond else {}
 
 
 # -- counting and printing -------------------------------------------------------------------------
 
 
-def count_gflop(args: Namespace, task: str) -> float:
+def count_gflop(options: BenchmarkOptions, task: str) -> float:
     """Floating-point operations of the matrix products and convolutions of one step, in 1e9."""
-    import torch as th
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model, diffusion = create_model_and_diffusion(
-        **args_to_dict(args, model_and_diffusion_defaults())
-    )
-    images = th.zeros(1, args.in_channels, args.image_size, args.image_size)
-    kwargs = {"y": th.zeros(1, dtype=th.int64)} if args.class_cond else {}
+    model, diffusion = build_model(options), build_diffusion(options)
+    images, cond = make_batch(options, 1)
     with FlopCounterMode(display=False) as counter:
-        losses = diffusion.training_losses(model, images, th.zeros(1, dtype=th.int64), kwargs)
+        losses = diffusion.training_losses(model, images, th.zeros(1, dtype=th.int64), cond)
         if task == "training":
             losses["loss"].mean().backward()
-    batch = args.batch_size if task == "training" else args.sample_batch
+    batch = options.batch_size if task == "training" else options.sample_batch
     return counter.get_total_flops() * batch / 1e9
 
 
@@ -292,4 +271,4 @@ def print_table(task: str, images: int, gflop: float, timings: list[Timing]) -> 
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

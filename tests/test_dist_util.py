@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ import pytest
 import torch as th
 
 from improved_diffusion import dist_util
-from improved_diffusion.errors import InputError
+from improved_diffusion.errors import DivergedError, InputError, ToldByRank0
 
 GROUP_OF_ONE = """
 import json, os
@@ -52,12 +53,21 @@ print(json.dumps({
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")
 
 
-@pytest.fixture(scope="module")
-def group_of_one():
+WITHOUT_HASH_STORE = "import torch.distributed\ndel torch.distributed.HashStore\n"  # as on Windows
+
+
+@pytest.fixture(scope="module", params=["", WITHOUT_HASH_STORE], ids=["here", "on_windows"])
+def group_of_one(request, tmp_path_factory):
     """What a process sees that made a group without a launcher."""
+    folder = tmp_path_factory.mktemp("temporary")
     done = subprocess.run(
-        [sys.executable, "-c", GROUP_OF_ONE], capture_output=True, text=True, check=True
+        [sys.executable, "-c", request.param + GROUP_OF_ONE],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
+    assert list(folder.iterdir()) == []
     return json.loads(done.stdout)
 
 
@@ -152,9 +162,111 @@ def test_everything_works_without_a_group():
     assert dist_util.any_rank(15) == 15
 
 
-@pytest.mark.skipif(th.cuda.is_available(), reason="the machine has a GPU")
-def test_the_device_is_the_cpu_where_there_is_no_other():
+WITHOUT_DISTRIBUTED = """
+import os, sys, types, torch
+torch.distributed = sys.modules["torch.distributed"] = types.ModuleType("torch.distributed")
+torch.distributed.is_available = lambda: False
+
+from improved_diffusion import dist_util
+from improved_diffusion.errors import InputError
+os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
+dist_util.setup_dist()
+dist_util.sync_params([torch.ones(2)])
+with dist_util.agreeing():
+    print(dist_util.rank(), dist_util.world_size(), dist_util.any_rank(15))
+os.environ["WORLD_SIZE"] = "2"
+try:
+    dist_util.setup_dist()
+except InputError as error:
+    print(error)
+dist_util._leave()
+"""
+
+
+def test_a_pytorch_without_distributed_computes_alone():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DISTRIBUTED], capture_output=True, text=True, check=True
+    )
+    alone, complaint = done.stdout.splitlines()
+    assert alone == "0 1 15"
+    assert "has no torch.distributed" in complaint
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretends that PyTorch finds some devices; forgets the choice of one afterwards."""
+    monkeypatch.setattr(dist_util, "_device", "auto")
+
+    def has(*devices):
+        monkeypatch.setattr(th.cuda, "is_available", lambda: "cuda" in devices)
+        monkeypatch.setattr(th.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(th.backends.mps, "is_available", lambda: "mps" in devices)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("devices", "name", "device"),
+    [
+        ((), "auto", "cpu"),
+        (("mps",), "auto", "cpu"),
+        (("mps",), "mps", "mps"),
+        (("cuda",), "auto", "cuda:0"),
+        (("cuda",), "cuda", "cuda:0"),
+        (("cuda",), "cpu", "cpu"),
+    ],
+)
+def test_the_device_is_the_chosen_one(devices, name, device, machine):
+    machine(*devices)
+    assert str(dist_util.find_device(name)) == device
+    dist_util.use_device(name)
+    assert str(dist_util.dev()) == device
+
+
+def test_each_rank_has_its_gpu(machine, monkeypatch):
+    machine("cuda")
+    monkeypatch.setattr(dist_util, "rank", lambda: 3)
+    assert dist_util.dev() == th.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert dist_util.dev() == th.device("cuda", 0)
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "tpu"])
+def test_a_device_that_is_not_there_is_said(name, machine):
+    machine()
+    with pytest.raises(InputError, match=f"device '?{name}"):
+        dist_util.use_device(name)
     assert dist_util.dev() == th.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("devices", "nccl", "backend"),
+    [((), False, "gloo"), (("cuda",), True, "nccl"), (("cuda",), False, "gloo")],
+)
+def test_the_backend_is_that_of_the_device(devices, nccl, backend, machine, monkeypatch):
+    made = []
+    machine(*devices)
+    monkeypatch.setattr(th.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist_util.dist, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(dist_util.dist, "init_process_group", lambda *a, **_: made.append(*a))
+    dist_util.setup_dist()
+    assert made == [backend]
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [InputError("no flag"), DivergedError("no hope"), FULL])
+def test_of_an_error_that_all_ranks_raise_rank_0_tells(error, monkeypatch):
+    if error is FULL:
+        error.filename = "model000003.pt"
+    monkeypatch.setattr(dist_util, "_leaving_together", False)
+    assert dist_util.of_all_ranks(error) is error
+    monkeypatch.setattr(dist_util, "rank", lambda: 1)
+    other = dist_util.of_all_ranks(error)
+    assert isinstance(other, type(error))
+    assert isinstance(other, ToldByRank0)
+    assert str(other) == str(error)
 
 
 def test_load_state_dict_reads_tensors_and_plain_values(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 import torch as th
 from PIL import Image
 
-from improved_diffusion import image_datasets
 from improved_diffusion.data import image_files
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_datasets import BadImageWarning, ImageDataset, load_data
+from improved_diffusion.system import files
 
 SIZE = 8
 
@@ -163,7 +163,7 @@ def test_resume_says_how_the_data_differ(folder):
 def test_folders_behind_urls_are_read_through_blobfile(folder, monkeypatch):
     pytest.importorskip("blobfile")
     expected = take(stream(folder), 4)
-    for module in (image_files, image_datasets):
+    for module in (image_files, files):
         monkeypatch.setattr(module, "is_local", lambda path: False)
     monkeypatch.setattr("builtins.open", None)
     assert_same(take(stream(folder), 4), expected)
@@ -254,6 +254,23 @@ def test_workers_outlive_a_signal_but_not_their_parent(folder, signals):
     )
     assert done.stdout == "went on\n", done.stderr
     assert "with the stream still alive" in done.stderr
+
+
+def test_workers_that_start_from_nothing_read_the_same(folder):
+    """As on Windows and macOS: what they need is pickled."""
+    program = (
+        "import multiprocessing, sys\n"
+        "from improved_diffusion.image_datasets import load_data\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        f"    flags = dict(data_dir={str(folder)!r}, batch_size=2, image_size=8, class_cond=True)\n"
+        "    alone, shared = load_data(**flags), load_data(**flags, num_workers=1)\n"
+        "    for _ in range(3):\n"
+        "        one, other = next(alone), next(shared)\n"
+        "        assert one[0].equal(other[0]) and one[1]['y'].equal(other[1]['y'])\n"
+    )
+    (folder / "program.py").write_text(program)
+    subprocess.run([sys.executable, str(folder / "program.py")], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(

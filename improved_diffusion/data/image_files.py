@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
-from ..system.files import is_local
+from ..system.files import is_folder, is_local, open_to_read, remote
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 # What Pillow may decode, whatever a file is called: some formats that it knows start programs.
@@ -27,12 +27,9 @@ def list_images(folder: str, *, allow_empty_files: bool = False) -> list[str]:
     :raises InputError: if ``folder`` is no folder or holds no images, or, unless
         ``allow_empty_files``, if one of them has no bytes.
     """
-    if is_local(folder):
-        scan, is_folder, exists = _scan_local, os.path.isdir, os.path.exists
-    else:
-        import blobfile as bf  # slow to import, and local folders have no use for it
-
-        scan, is_folder, exists = bf.scandir, bf.isdir, bf.exists
+    scan, exists = _scan_local, os.path.exists
+    if not is_local(folder):
+        scan, exists = remote().scandir, remote().exists
     if not is_folder(folder):
         reason = "is not a folder" if exists(folder) else "does not exist"
         raise InputError(f"image folder {folder} {reason}")
@@ -104,8 +101,8 @@ def open_image(path: str) -> Iterator[Image.Image]:
     :raises InputError: naming the file, if it is missing, or breaks here or within the block.
     """
     try:
-        with _open(path) as file, warnings.catch_warnings():
-            # Pillow's, of large pictures: who opens one looks at its size.
+        with open_to_read(path) as file, warnings.catch_warnings():
+            # Pillow warns of large pictures; here, whoever opens one looks at its size.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 yield image
@@ -146,17 +143,10 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
         image = image.resize((width // 2, height // 2), resample=Image.Resampling.BOX)
     if min(image.size) != resolution:
         scale = resolution / min(image.size)
-        size = tuple(round(side * scale) for side in image.size)
+        width, height = image.size
+        size = round(width * scale), round(height * scale)
         image = image.resize(size, resample=Image.Resampling.BICUBIC)
     if image.size == (resolution, resolution):
         return image
     left, top = ((side - resolution) // 2 for side in image.size)
     return image.crop((left, top, left + resolution, top + resolution))
-
-
-def _open(path: str):
-    if is_local(path):
-        return open(path, "rb")
-    import blobfile as bf  # slow to import, and local files have no use for it
-
-    return bf.BlobFile(path, "rb")

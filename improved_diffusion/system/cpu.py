@@ -1,16 +1,18 @@
 """Getting the most out of the processor: threads, memory allocation, denormals, bfloat16."""
 
 import contextlib
+import ctypes
 import os
 import platform
-import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
-from ..system import allocator
+from . import allocator
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -23,7 +25,6 @@ class Processor:
     threads: int
     native_bfloat16: bool
     denormals_flushed: bool
-    allocator: str
     freed_memory_kept: bool
 
     def __str__(self) -> str:
@@ -31,7 +32,7 @@ class Processor:
             f"{self.threads} threads",
             "native bfloat16" if self.native_bfloat16 else "no native bfloat16",
             "denormals flushed" if self.denormals_flushed else "denormals kept",
-            f"{self.allocator}, freed memory {'kept' if self.freed_memory_kept else 'given back'}",
+            "freed memory kept" if self.freed_memory_kept else "freed memory given back",
         ]
         return f"{self.name}, {', '.join(features)}"
 
@@ -43,7 +44,7 @@ def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
     """Set this process up to compute on its processors; call it before the first tensor.
 
     :param num_threads: threads to compute with; 0 for ``$OMP_NUM_THREADS``, else one a processor.
-    :param tune_memory: have the :mod:`allocator` keep freed memory.
+    :param tune_memory: have the :mod:`.allocator` keep freed memory.
     :raises InputError: for a negative number of threads.
     """
     if num_threads < 0:
@@ -59,7 +60,6 @@ def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
         threads=th.get_num_threads(),
         native_bfloat16=has_native_bfloat16(),
         denormals_flushed=th.set_flush_denormal(True),
-        allocator=allocator.name_of_current(),
         freed_memory_kept=kept,
     )
     return configured
@@ -116,8 +116,14 @@ def _quota(group: Path) -> float:
 
 def has_native_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX, or Arm's BF16)."""
-    flags = _cpu_flags()
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    if platform.system() == "Darwin":
+        return _sysctl("hw.optional.arm.FEAT_BF16") == "1"
+    if platform.system() == "Windows":
+        import torch as th
+
+        # What a PyTorch does not know is taken for missing.
+        return bool(getattr(th.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _cpu_flags() -> set[str]:
@@ -130,6 +136,8 @@ def _cpu_flags() -> set[str]:
 
 def processor_name() -> str:
     """The processor's name as the system gives it."""
+    if platform.system() == "Darwin" and (name := _sysctl("machdep.cpu.brand_string")):
+        return name
     for line in _cpuinfo():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -142,10 +150,42 @@ def _cpuinfo() -> list[str]:
     return []
 
 
+def _sysctl(name: str) -> str:
+    """What macOS says of itself under that name; "" if nothing."""
+    with contextlib.suppress(OSError):
+        words = ["/usr/sbin/sysctl", "-n", name]
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+    return ""
+
+
 def peak_memory() -> int:
-    """The most memory that this process ever held, in bytes."""
+    """The most memory that this process ever held, in bytes; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return _peak_working_set(ctypes.WinDLL("kernel32"))
+    try:
+        import resource
+    except ImportError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _MemoryCounters(ctypes.Structure):
+    """Windows' PROCESS_MEMORY_COUNTERS (psapi.h)."""
+
+    _fields_ = (
+        ("cb", ctypes.c_uint32),
+        ("PageFaultCount", ctypes.c_uint32),
+        ("PeakWorkingSetSize", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 7),
+    )
+
+
+def _peak_working_set(kernel32: Any) -> int:
+    counters = _MemoryCounters(cb=ctypes.sizeof(_MemoryCounters))
+    this_process = ctypes.c_void_p(-1)
+    kernel32.K32GetProcessMemoryInfo(this_process, ctypes.byref(counters), counters.cb)
+    return counters.PeakWorkingSetSize
 
 
 def precision_advice(precision: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders, here or behind a URL; what is written appears whole or not at all."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager as ContextManager
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 from ..errors import InputError
@@ -17,6 +18,33 @@ UNFINISHED = ".improved_diffusion.tmp"  # how the names of files in the making e
 def is_local(path: str | os.PathLike) -> bool:
     """Whether ``path`` lies on this machine's file system rather than behind a URL."""
     return "://" not in os.fspath(path)
+
+
+def remote() -> ModuleType:
+    """blobfile, which opens what lies behind URLs.
+
+    It is slow to import, so local runs do without it.
+    """
+    import blobfile
+
+    return blobfile
+
+
+def join(folder: str, name: str) -> str:
+    """``folder/name``, where the folder may lie behind a URL."""
+    return os.path.join(folder, name) if is_local(folder) else f"{folder.rstrip('/')}/{name}"
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder at ``path``, local or behind a URL."""
+    return os.path.isdir(path) if is_local(path) else remote().isdir(path)
+
+
+def list_folder(folder: str) -> list[str]:
+    """Names of what lies in ``folder``, sorted; none where there is no such folder."""
+    if not is_folder(folder):
+        return []
+    return sorted(os.listdir(folder) if is_local(folder) else remote().listdir(folder))
 
 
 class _Sink(io.FileIO):
@@ -38,20 +66,18 @@ class _Sink(io.FileIO):
 
 
 class _Files:
-    """What :func:`atomic_files` has in hand."""
+    """The files that :func:`atomic_files` writes at a time."""
 
     def __init__(self) -> None:
-        self._temporaries: dict[str, Path] = {}  # with the places that they are for
-        self._new: list[str | os.PathLike] = []  # where nothing was before
+        self._temporaries: dict[str, Path] = {}  # temporary files, and their destinations
+        self._new: list[str | os.PathLike] = []  # destinations where nothing was before
 
     @contextlib.contextmanager
     def open(self, path: str | os.PathLike) -> Iterator[IO[bytes]]:
         if not is_local(path):
-            import blobfile as bf  # slow to import, and local runs have no use for it here
-
-            if not bf.exists(os.fspath(path)):
+            if not remote().exists(os.fspath(path)):
                 self._new.append(path)
-            with bf.BlobFile(os.fspath(path), "wb") as file:
+            with remote().BlobFile(os.fspath(path), "wb") as file:
                 yield file
             return
         path = Path(path)
@@ -94,10 +120,10 @@ def atomic_files() -> Iterator[Callable[[str | os.PathLike], ContextManager[IO[b
 
     Yields a function that opens a path for writing bytes. A local file is written beside its
     destination and flushed to the disk; when the block ends, all are renamed to their places, in
-    the order in which they were opened. When anything fails, what had been there is there, and
-    what had not been there is gone again, the last one first; only a rename that fails after others
-    leaves those files replaced that had been there before. Behind a URL (``gs://``, ``az://``,
-    ``https://``) blobfile does the writing: each object appears when it is complete.
+    the order in which they were opened. When anything fails, old files stay and new ones are
+    removed, the last one first; but if it is a rename that fails, the files that were renamed
+    before it have replaced the old ones. Behind a URL (``gs://``, ``az://``, ``https://``)
+    blobfile does the writing: each object appears when it is complete.
 
     :raises OSError: if the folder is missing or not writable, or the disk is full; names the file.
     """
@@ -152,10 +178,8 @@ def remove_file(path: str | os.PathLike) -> None:
     """Delete a file, local or behind a URL."""
     if is_local(path):
         os.unlink(path)
-        return
-    import blobfile as bf  # slow to import, and local runs have no use for it here
-
-    bf.remove(os.fspath(path))
+    else:
+        remote().remove(os.fspath(path))
 
 
 def _remove_if_there(path: str | os.PathLike) -> None:
@@ -166,7 +190,7 @@ def _remove_if_there(path: str | os.PathLike) -> None:
 def remove_leftovers(folder: str | os.PathLike, names: str = "*") -> None:
     """Delete what :func:`atomic_write` was writing in ``folder`` when its process was killed.
 
-    :param names: pattern of the names of the files that were to be.
+    :param names: pattern of the names that the whole files would have had.
     """
     for path in Path(folder).glob(f".{names}.*{UNFINISHED}"):
         path.unlink(missing_ok=True)
@@ -178,17 +202,18 @@ def atomic_write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text.encode())
 
 
+def open_to_read(path: str | os.PathLike) -> ContextManager[IO[bytes]]:
+    """Open a file for reading bytes, local or behind a URL."""
+    return open(path, "rb") if is_local(path) else remote().BlobFile(os.fspath(path), "rb")
+
+
 def read_file(path: str | os.PathLike) -> bytes:
     """The whole content of a file, local or behind a URL.
 
     :raises InputError: if there is no such file.
     """
     try:
-        if is_local(path):
-            return Path(path).read_bytes()
-        import blobfile as bf  # slow to import, and local runs have no use for it here
-
-        with bf.BlobFile(os.fspath(path), "rb") as file:
+        with open_to_read(path) as file:
             return file.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         reason = error.strerror or "no such file"

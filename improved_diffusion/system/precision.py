@@ -17,9 +17,8 @@ class Precision:
 
     In bf16 and fp16 the convolutions and matrix products compute in that type, by autocast; the
     weights (:class:`.master_weights.MasterWeights`), the optimizer, the EMA, the losses and the
-    diffusion stay in float32. fp16 scales the
-    loss by ``2**lg_loss_scale``, which grows by ``scale_growth`` with each update and falls by one
-    with each gradient that overflows.
+    diffusion stay in float32. fp16 scales the loss by ``2**lg_loss_scale``; that exponent grows by
+    ``scale_growth`` with each update and falls by one with each gradient that overflows.
 
     :param name: one of ``DTYPES``.
     :param device: where the model computes.

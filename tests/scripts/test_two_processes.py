@@ -170,7 +170,7 @@ def path_that_one_rank_reads_in_its_third_update(images, count):
 # The launcher ends all processes when one has gone; that one must not go before rank 0 has spoken.
 SLOW_TO_COMPLAIN = f"""
 import os, runpy, time
-from improved_diffusion import cli
+from improved_diffusion.commands import cli
 
 def complain(*words):
     time.sleep(1 if os.environ["RANK"] == "0" else 0)

@@ -1,11 +1,13 @@
 """What is read of the processor, and what is set for it."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch as th
 
 from improved_diffusion.errors import InputError
 from improved_diffusion.system import cpu
@@ -52,6 +54,49 @@ def test_the_name_is_read_or_guessed(cpuinfo):
     assert cpu.processor_name() == "A Processor"
 
 
+APPLE = {"hw.optional.arm.FEAT_BF16": "1\n", "machdep.cpu.brand_string": "Apple M2\n"}
+
+
+@pytest.fixture
+def mac(monkeypatch, cpuinfo):
+    """A Mac whose ``sysctl`` says what this dictionary holds."""
+    answers = {}
+
+    def sysctl(words, **_):
+        assert words[:2] == ["/usr/sbin/sysctl", "-n"]
+        return subprocess.CompletedProcess(words, 0, stdout=answers.get(words[2], ""))
+
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(subprocess, "run", sysctl)
+    return answers
+
+
+def test_an_apple_processor_is_asked_by_sysctl(mac):
+    mac.update(APPLE)
+    assert cpu.has_native_bfloat16()
+    assert cpu.processor_name() == "Apple M2"
+    mac["hw.optional.arm.FEAT_BF16"] = "0\n"
+    assert not cpu.has_native_bfloat16()
+
+
+def test_a_mac_that_does_not_say_is_no_error(mac, monkeypatch):
+    assert not cpu.has_native_bfloat16()  # an Intel one knows no such feature
+    monkeypatch.undo()
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    if not os.path.exists("/usr/sbin/sysctl"):
+        assert not cpu.has_native_bfloat16()
+        assert cpu.processor_name()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_on_windows_pytorch_is_asked(native, monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    monkeypatch.setattr(th.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    assert cpu.has_native_bfloat16() is native
+    monkeypatch.delattr(th.cpu, "_is_avx512_bf16_supported")
+    assert not cpu.has_native_bfloat16()
+
+
 def test_affinity_bounds_the_processors(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
     assert cpu.available_processors(tmp_path) == 3
@@ -91,13 +136,30 @@ def test_a_negative_number_of_threads_is_refused():
         cpu.configure_cpu(-1)
 
 
-def test_peak_memory_is_in_bytes():
+def test_peak_memory_is_in_bytes(monkeypatch):
+    pytest.importorskip("resource")
     assert 10e6 < cpu.peak_memory() < 1e12
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert cpu.peak_memory() == 0
+
+
+def test_windows_is_asked_for_the_peak_of_the_working_set():
+    class Kernel32:
+        @staticmethod
+        def K32GetProcessMemoryInfo(process, counters, size):
+            assert process.value == 2 ** (8 * ctypes.sizeof(process)) - 1
+            # Two numbers of 32 bits, then eight as wide as an address (psapi.h).
+            words = (ctypes.c_size_t * (size // ctypes.sizeof(ctypes.c_size_t))).from_address(
+                ctypes.addressof(counters._obj)
+            )
+            words[-8] = 123_456_789
+
+    assert cpu._peak_working_set(Kernel32) == 123_456_789
 
 
 FAULTS = """
 import resource
-from improved_diffusion import cpu
+from improved_diffusion.system import cpu
 if {tune}:
     print(cpu.configure_cpu(3))
 faults = []

@@ -90,3 +90,16 @@ def test_urls_are_not_local():
     assert is_local("/a/b")
     assert is_local("b:c")
     assert not is_local("gs://bucket/file")
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_folders_are_looked_into_wherever_they_are(tmp_path, monkeypatch, local):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(files, "is_local", lambda path: local)
+    folder = str(tmp_path)
+    assert files.is_folder(folder)
+    assert not files.is_folder(files.join(folder, "a"))
+    assert [name.rstrip("/") for name in files.list_folder(folder)] == ["a", "b"]
+    assert files.list_folder(files.join(folder, "none")) == []
+    assert files.join("gs://bucket/folder/", "name") == "gs://bucket/folder/name"
