@@ -1,5 +1,6 @@
 # make quickstart: data, a short training, samples, workbook.   make test: the test suite.
-# Both make their own virtual environment and may be repeated.
+# make check: the part of it that takes a minute.   make docs: the pages that are generated.
+# All make their own virtual environment and may be repeated.
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes PyTorch's CPU wheels
 #   PYTHON=python3.12, VENV=some/folder, STEPS=2000    do what they say
 
@@ -12,7 +13,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --timeout 20 --retries 1
 MODEL := --image_size 32 --num_channels 64 --num_res_blocks 2
 
-.PHONY: quickstart results test soak lint clean
+TYPES := $(PY) -m mypy
+
+.PHONY: quickstart results test check types docs soak lint clean
 
 quickstart: $(VENV)/.package
 	@if [ -d datasets/digits_train ] && [ ! -d datasets/cifar_train ]; then \
@@ -42,9 +45,21 @@ results: $(VENV)/.package
 soak: $(VENV)/.test
 	$(PY) tests/soak.py
 
+# All tests, lint, and types on the three systems.
 test: $(VENV)/.test
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	for system in linux darwin win32; do \
+	    $(TYPES) --platform $$system --cache-dir .mypy_cache/$$system || exit 1; done
 	$(PY) -m pytest
+
+# Within a minute: lint, types here, and the tests that are not slow.
+check: $(VENV)/.test
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(TYPES) --cache-dir .mypy_cache/here
+	$(PY) -m pytest -m 'not slow'
+
+docs: $(VENV)/.package
+	$(PY) docs/make_flags.py
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
@@ -58,9 +73,9 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch setup.py
-	$(PIP) install -q -c constraints.txt -e '.[fast]'
+	$(PIP) install -q -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) install -q -c constraints.txt -e '.[test,fast,digits,lsun,tensorboard,plots,diffusers]'
+	$(PIP) install -q -c constraints.txt -e '.[test,digits,lsun,tensorboard,plots,diffusers]'
 	@touch $@

@@ -13,7 +13,8 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["improved_diffusion*"]),
+    packages=find_packages(include=["improved_diffusion", "improved_diffusion.*"]),
+    package_data={"improved_diffusion": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -23,14 +24,22 @@ setup(
         "pandas>=1.5",
         "openpyxl>=3.1",
         "pillow>=9.4",
+        "filelock>=3.0",
     ],
     extras_require={
-        "fast": ["cmeel-mimalloc; sys_platform == 'linux'"],  # an allocator: 5 % off a step
         "tensorboard": ["tensorboard"],  # OPENAI_LOG_FORMAT=...,tensorboard
         "digits": ["scikit-learn"],  # datasets/digits.py, the data that needs no network
         "lsun": ["lmdb"],  # datasets/lsun_bedroom.py
         "plots": ["matplotlib"],  # scripts/plot_schedules.py and compare_runs.py
         "diffusers": ["diffusers"],  # scripts/export_diffusers.py
-        "test": ["pytest", "hypothesis", "ruff"],  # make test
+        "test": [  # make test
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "pandas-stubs",
+            "types-openpyxl",
+            "types-tqdm",
+        ],
     },
 )
