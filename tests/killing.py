@@ -36,6 +36,7 @@ TINY = {
     "save_interval": 3,
     "max_steps": STEPS,
 }
+BF16 = {"precision": "bf16", "allow_slow_bf16": True}  # tiny models are no slower in it
 # The moments at which a run can be told to die: see die_at.
 KINDS = (
     "update begins",

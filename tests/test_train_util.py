@@ -61,6 +61,7 @@ def toy_loop(data=None, model=None, **changes):
         "log_interval": 1,
         "save_interval": 10**6,
         "resume_checkpoint": "",
+        "allow_slow_bf16": True,
     }
     return TrainLoop(**settings | changes)
 
@@ -335,6 +336,7 @@ def unet_loop(images, tiny, sampler=UniformSampler, class_cond=False, **changes)
         "save_interval": 3,
         "resume_checkpoint": "",
         "max_steps": 9,
+        "allow_slow_bf16": True,
     }
     data = {"data_dir": images, "batch_size": 4, "image_size": 16, "class_cond": class_cond}
     return TrainLoop(

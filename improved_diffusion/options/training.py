@@ -51,6 +51,11 @@ class ComputeOptions(ThreadOptions):
         choices=DTYPES,
         on_resume="may change",
     )
+    allow_slow_bf16: bool = flag(
+        False,
+        "let bf16 compute on a CPU without native bfloat16, 10 to 80 times slower than fp32",
+        on_resume="may change",
+    )
     compile: bool = flag(
         False,
         "run the model through torch.compile: minutes of compiling, then faster steps",
@@ -65,7 +70,8 @@ class ComputeOptions(ThreadOptions):
     def check(self) -> Iterator[str]:
         yield from super().check()
         try:
-            check_precision(self.number_format, dist_util.find_device(self.device))
+            device = dist_util.find_device(self.device)
+            check_precision(self.number_format, device, self.allow_slow_bf16)
         except InputError as error:
             yield str(error)
 

@@ -193,5 +193,5 @@ def precision_advice(precision: str) -> str | None:
     if precision == "fp32" and has_native_bfloat16():
         return "This processor has native bfloat16: --precision bf16 is about 1.5 times as fast"
     if precision == "bf16" and not has_native_bfloat16():
-        return "This processor has no native bfloat16: --precision bf16 is slower than fp32 on it"
+        return "This processor has no native bfloat16: bf16 takes 10 to 80 times as long as fp32"
     return None

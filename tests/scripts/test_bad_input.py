@@ -61,6 +61,7 @@ BAD_INPUT = [
     (TRAIN, {"use_fp16": True}, "fp16 needs a GPU.*bf16"),
     (TRAIN, {"use_fp16": True, "precision": "bf16"}, "--use_fp16 True contradicts"),
     (SAMPLE, {"precision": "fp16"}, "fp16 needs a GPU"),
+    (SAMPLE, {"device": "tpu"}, "unknown device 'tpu'; choose from auto, cpu, cuda, mps"),
     # the diffusion
     (TRAIN, {"noise_schedule": "sigmoid"}, "unknown noise_schedule 'sigmoid'; choose from"),
     (TRAIN, {"poly_power": 0} | POLYNOMIAL, "poly_power must be above 0"),

@@ -19,7 +19,7 @@ MOMENTS = {
 VARIANTS = {
     "uniform": {},
     "second_moment": {**MOMENTS, "learn_sigma": True},
-    "bf16_classes": {"precision": "bf16", "class_cond": True, "num_classes": 3},
+    "bf16_classes": killing.BF16 | {"class_cond": True, "num_classes": 3},
     "anneal_dropout_keep": {
         "lr_anneal_steps": 20,
         "dropout": 0.2,

@@ -1,9 +1,11 @@
+import contextlib
 import math
 
 import pytest
 import torch as th
 
 from improved_diffusion.errors import InputError
+from improved_diffusion.system import cpu
 from improved_diffusion.system.precision import INITIAL_LG_LOSS_SCALE, Precision, check_precision
 
 
@@ -79,3 +81,13 @@ def test_fp16_needs_a_gpu():
 def test_an_unknown_precision(device):
     with pytest.raises(InputError, match="'fp8'; choose from fp32, bf16, fp16"):
         check_precision("fp8", device)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_slow_bf16_must_be_asked_for(native, monkeypatch):
+    monkeypatch.setattr(cpu, "has_native_bfloat16", lambda: native)
+    check_precision("bf16", "cpu", allow_slow_bf16=True)
+    check_precision("bf16", "cuda", allow_slow_bf16=False)
+    refused = pytest.raises(InputError, match=r"10 to 80 times .* --allow_slow_bf16 True")
+    with contextlib.nullcontext() if native else refused:
+        check_precision("bf16", "cpu", allow_slow_bf16=False)
