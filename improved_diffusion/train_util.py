@@ -3,8 +3,8 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from .system import allocator, cpu
 from .system.compiling import Compiled
 from .system.precision import Precision
 from .training import checkpoints
-from .training.checkpoints import parse_resume_step_from_filename
+from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
 from .training.previews import Preview, newest_picture
 from .training.state import RankState, TrainState, random_state, restore_random_state
@@ -41,22 +41,6 @@ __all__ = [
 ]
 
 Batch = tuple[th.Tensor, dict[str, th.Tensor]]
-
-
-@dataclass
-class Part:
-    """One file of a checkpoint.
-
-    :param prefix: how its name begins.
-    :param content: what to save.
-    :param load: takes the content of the file at a path.
-    :param otherwise: what a resumed run does without the file, for a message.
-    """
-
-    prefix: str
-    content: Callable[[], Any]
-    load: Callable[[str], None]
-    otherwise: str
 
 
 class TrainLoop:
@@ -386,8 +370,7 @@ class TrainLoop:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
                 logger.log(f"Saving checkpoint {self.updates:06d}")
-                contents = {part.prefix: part.content() for part in self._parts()}
-                checkpoints.save_checkpoint(get_blob_logdir(), self.updates, contents)
+                checkpoints.save_parts(get_blob_logdir(), self.updates, self._parts())
         self.last_saved = self.updates
         self._remove_older_checkpoints()
         self._export_results()
@@ -417,18 +400,10 @@ class TrainLoop:
 
     def _resume(self, path: str) -> None:
         """Load a checkpoint; say in one line what is not beside the model's file."""
-        model, *others = self._parts()
         self.resume_step = self.state.updates = parse_resume_step_from_filename(path)
         self.state.last_row_step = self.resume_step - 1
         logger.log(f"Loading model from {path}")
-        model.load(path)
-        missing = []
-        for part in others:
-            if beside := checkpoints.companion(path, part.prefix, self.resume_step):
-                part.load(beside)
-            else:
-                missing.append(f"{part.prefix.rstrip('_')} ({part.otherwise})")
-        if missing:
+        if missing := checkpoints.load_parts(path, self.resume_step, self._parts()):
             logger.warn(f"Not beside {path}: {'; '.join(missing)}")
         if checkpoints.lies_in(path, get_blob_logdir()):
             self.last_saved = self.updates

@@ -65,6 +65,9 @@ class Job:
         self.evaluations = [f"{kind}_ema_{rate}" for rate in self.ema_rates for kind in kinds]
 
 
+COSINE: dict[str, object] = {"noise_schedule": "cosine"}
+
+
 def polynomial(power: float) -> dict[str, object]:
     return {"noise_schedule": "polynomial", "poly_power": power}
 
@@ -80,7 +83,7 @@ STUDY = [
         ("study_power_0.5", polynomial(0.5)),
         ("study_power_2", polynomial(2)),
         ("study_power_3", polynomial(3)),
-        ("study_cosine", {"noise_schedule": "cosine"}),
+        ("study_cosine", COSINE),
     )
 ]
 

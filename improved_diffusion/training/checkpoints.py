@@ -8,7 +8,8 @@ complete when it is there.
 import copy
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch as th
@@ -22,6 +23,46 @@ from .state import TrainState
 PART = re.compile(r"(state|model|opt|ema_[0-9.e-]+_)(?P<step>\d{6}|[1-9]\d{6,})\.pt")
 EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
+
+
+@dataclass
+class Part:
+    """One file of a checkpoint.
+
+    :param prefix: how its name begins.
+    :param content: what to save.
+    :param load: takes the content of the file at a path.
+    :param otherwise: what a resumed run does without the file, for a message; a run cannot do
+        without the first part of a checkpoint, the model.
+    """
+
+    prefix: str
+    content: Callable[[], Any]
+    load: Callable[[str], None]
+    otherwise: str
+
+
+def save_parts(folder: str, step: int, parts: Iterable[Part]) -> str:
+    """:func:`save_checkpoint` with what is in the parts now."""
+    return save_checkpoint(folder, step, {part.prefix: part.content() for part in parts})
+
+
+def load_parts(path: str, step: int, parts: Iterable[Part]) -> list[str]:
+    """Load the parts of a checkpoint in their order.
+
+    :param path: of the first part, the model's file; the others lie beside it.
+    :return: what is not there, and what a run does without it, in words.
+    :raises InputError: if a file is unsafe or does not fit.
+    """
+    model, *others = parts
+    model.load(path)
+    missing = []
+    for part in others:
+        if beside := companion(path, part.prefix, step):
+            part.load(beside)
+        else:
+            missing.append(f"{part.prefix.rstrip('_')} ({part.otherwise})")
+    return missing
 
 
 def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
