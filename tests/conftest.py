@@ -27,6 +27,13 @@ VARIABLES = (
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Whole scripts are slow."""
+    for item in items:
+        if item.path.parent.name == "scripts":
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     for name in VARIABLES:

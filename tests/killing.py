@@ -13,6 +13,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,7 @@ def _send_to_self(number: int, times: int, step: int) -> None:
         if self.step == step:
             for _ in range(times):
                 os.kill(os.getpid(), number)
+                time.sleep(0.01)  # two at once would be one
         return original(self, *args)
 
     TrainLoop.forward_backward = wrapped
