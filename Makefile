@@ -14,6 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --timeout 20 --retries 1
 MODEL := --image_size 32 --num_channels 64 --num_res_blocks 2
 
 TYPES := $(PY) -m mypy
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile
 
 .PHONY: quickstart results test check types docs soak lint clean
 
@@ -50,13 +51,13 @@ test: $(VENV)/.test
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	for system in linux darwin win32; do \
 	    $(TYPES) --platform $$system --cache-dir .mypy_cache/$$system || exit 1; done
-	$(PY) -m pytest
+	$(PYTEST)
 
 # Within a minute: lint, types here, and the tests that are not slow.
 check: $(VENV)/.test
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(TYPES) --cache-dir .mypy_cache/here
-	$(PY) -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 docs: $(VENV)/.package
 	$(PY) docs/make_flags.py

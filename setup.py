@@ -34,6 +34,7 @@ setup(
         "diffusers": ["diffusers"],  # scripts/export_diffusers.py
         "test": [  # make test
             "pytest",
+            "pytest-xdist",
             "hypothesis",
             "ruff",
             "mypy",

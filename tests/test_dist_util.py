@@ -71,11 +71,13 @@ def group_of_one(request, tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_setup_dist_makes_a_group_of_one(group_of_one):
     assert (group_of_one["rank"], group_of_one["world"]) == (0, 1)
     assert group_of_one["sum"] == group_of_one["gathered"] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_the_group_opens_no_port_to_the_network(group_of_one):
     if group_of_one["listening"] is None:
         pytest.skip("the system has no /proc to look at sockets in")
@@ -100,6 +102,7 @@ def test_the_environment_is_as_before(group_of_one):
     assert group_of_one["variables"] == []
 
 
+@pytest.mark.slow
 def test_two_processes_join_what_a_launcher_made(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
@@ -129,6 +132,7 @@ def test_two_processes_join_what_a_launcher_made(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc to count threads in")
+@pytest.mark.slow
 def test_the_group_leaves_no_threads_to_abort_a_process_that_ends():
     """DDP imports modules that keep the group, unless they were imported before it was made."""
     program = (
@@ -183,6 +187,7 @@ dist_util._leave()
 """
 
 
+@pytest.mark.slow
 def test_a_pytorch_without_distributed_computes_alone():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_DISTRIBUTED], capture_output=True, text=True, check=True

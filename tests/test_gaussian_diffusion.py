@@ -317,6 +317,7 @@ def test_ddim_is_reversed_exactly_where_the_noise_is_known():
     th.testing.assert_close(ddim_there_and_back(diffusion, model, x), x, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_ddim_round_trip_errs_less_with_more_steps():
     x = some_images(shape=(1, 3, 4, 4))
     errors = []

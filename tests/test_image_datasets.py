@@ -115,6 +115,7 @@ def test_random_flip_mirrors_about_half_the_images(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.slow
 def test_resume_goes_on_bit_for_bit_over_the_end_of_an_epoch(folder, num_workers):
     options = {"class_cond": True, "random_flip": True, "seed": 4}
     expected = take(stream(folder, **options), 11)
@@ -228,6 +229,7 @@ def test_a_dataset_by_itself_replaces_unreadable_images_too(folder):
 
 
 @pytest.mark.parametrize("signals", ["", "SIGTERM", "SIGINT"])
+@pytest.mark.slow
 def test_workers_outlive_a_signal_but_not_their_parent(folder, signals):
     program = (
         "import os, signal, sys\n"
@@ -256,6 +258,7 @@ def test_workers_outlive_a_signal_but_not_their_parent(folder, signals):
     assert "with the stream still alive" in done.stderr
 
 
+@pytest.mark.slow
 def test_workers_that_start_from_nothing_read_the_same(folder):
     """As on Windows and macOS: what they need is pickled."""
     program = (

@@ -41,6 +41,7 @@ def modules():
 
 
 @pytest.mark.parametrize("first", ["", "import torch\ntorch.set_num_threads(3)"])
+@pytest.mark.slow
 def test_importing_changes_nothing(first, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(first=first, torch_is_there=bool(first)))

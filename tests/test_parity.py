@@ -202,6 +202,7 @@ LOOPS = [
 
 
 @pytest.mark.parametrize(("name", "quantity"), LOOPS)
+@pytest.mark.slow
 def test_sampling_loop(name, quantity, built):
     model, diffusion = built[name]
     method, _, eta = quantity.partition("_eta_")
@@ -235,6 +236,7 @@ def norm(parameters):
 
 
 @pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.slow
 def test_training(name, silent_log):
     want = TRAINING[name]
     model, diffusion = build_with_reference_weights(want["config"])

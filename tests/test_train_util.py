@@ -377,6 +377,7 @@ def run_in(tmp_path):
 
 
 @pytest.mark.parametrize("variant", RESUMED)
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(variant, run_in, images, tiny, tmp_path):
     settings = RESUMED[variant]
     whole = run_in("whole", lambda _: unet_loop(images, tiny, **settings))
@@ -397,6 +398,7 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(variant, run_in, image
     assert [row["step"] for row in rows(tmp_path / "whole")] == ["0", "2", "4", "6", "8"]
 
 
+@pytest.mark.slow
 def test_rows_past_the_checkpoint_are_cut_off_and_kept_beside(run_in, images, tiny, tmp_path):
     whole = run_in("whole", lambda _: unet_loop(images, tiny, log_interval=1))
 

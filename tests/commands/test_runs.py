@@ -63,6 +63,7 @@ def test_one_folder_is_for_one_run_at_a_time(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_frees_its_folder(tmp_path):
     program = (
         "import os, signal\n"

@@ -126,6 +126,7 @@ class Bucket:
         return open(self.local(path), mode)
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_elsewhere(
     tiny, images, to_words, tmp_path, monkeypatch, capsys
 ):

@@ -72,6 +72,7 @@ def estimate(diffusion, count, timesteps, seed=0):
     return estimate_bpd(diffusion, model, images(count), timesteps, noise=noise)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_unbiased_and_precise(diffusion):
     th.manual_seed(0)
     x_start = images(4000)

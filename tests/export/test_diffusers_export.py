@@ -282,6 +282,7 @@ def exported(request, diffusers, tmp_path_factory):
     return Exported(model, diffusion, pipeline, difference)
 
 
+@pytest.mark.slow
 def test_outputs_are_equal(exported):
     assert exported.difference < export.TOLERANCE
     generator = th.Generator().manual_seed(5)
@@ -305,6 +306,7 @@ def test_outputs_are_equal(exported):
         {"diffusion_steps": 50},
     ],
 )
+@pytest.mark.slow
 def test_a_whole_sampling_is_equal(flags, diffusers, tmp_path):
     model, diffusion = make(**{"diffusion_steps": 20} | flags)
     export.write_pipeline(model, diffusion, SIZE, tmp_path / "out")
@@ -328,6 +330,7 @@ def test_a_whole_sampling_is_equal(flags, diffusers, tmp_path):
     th.testing.assert_close(images, expected, rtol=0, atol=export.TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_wrong_layout_of_the_heads_is_noticed(diffusers, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "split_qkv", lambda qkv, heads: qkv.chunk(3))
     with pytest.raises(InputError, match="the exported model differs by"):
@@ -357,6 +360,7 @@ def run_folder(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_script(diffusers, scripts, run_folder, tmp_path):
     out_dir = tmp_path / "out"
     flags = {"model_path": run_folder, "out_dir": out_dir, "num_threads": 1}
@@ -369,6 +373,7 @@ def test_the_script(diffusers, scripts, run_folder, tmp_path):
     assert export.load_pipeline(diffusers, out_dir).unet.config.num_class_embeds == 3
 
 
+@pytest.mark.slow
 def test_the_script_without_diffusers(scripts, run_folder, tmp_path):
     blocked = tmp_path / "blocked"
     blocked.mkdir()

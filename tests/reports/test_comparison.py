@@ -161,6 +161,7 @@ def rounded(value):
     return round(value, 9) if math.isfinite(value) else None
 
 
+@pytest.mark.slow
 def test_the_workbook(runs, tmp_path):
     pictures = {name: tmp_path / f"{name}.png" for name in ("curves", "samples")}
     comparison_report.save_curves(runs, pictures["curves"])
@@ -177,6 +178,7 @@ def test_the_workbook(runs, tmp_path):
         assert {rounded(value) for value in table.to_numpy().flat} <= cells | {None}
 
 
+@pytest.mark.slow
 def test_pictures(runs, tmp_path):
     for note in ("", "a note of the runs"):
         comparison_report.save_curves(runs, tmp_path / f"curves{note}.png", note)
@@ -187,6 +189,7 @@ def test_pictures(runs, tmp_path):
         assert plain.read_bytes() != noted.read_bytes()
 
 
+@pytest.mark.slow
 def test_runs_without_evaluations_are_compared_too(tmp_path):
     bare = [
         comparison.read_run(make_run(tmp_path / name, evaluated=(), pictured=()))
@@ -198,6 +201,7 @@ def test_runs_without_evaluations_are_compared_too(tmp_path):
     assert not comparison_report.save_samples(bare, tmp_path / "samples.png")
 
 
+@pytest.mark.slow
 def test_a_model_that_diverged_does_not_keep_others_from_being_compared(tmp_path):
     bad = make_run(tmp_path / "$bad_ [lr:0.1]", scale=math.nan, pictured=())
     good = make_run(tmp_path / "_good")
@@ -217,6 +221,7 @@ def test_a_model_that_diverged_does_not_keep_others_from_being_compared(tmp_path
     comparison_report.save_curves(runs, tmp_path / "curves.png", "costs $5 or $\\bad$")
 
 
+@pytest.mark.slow
 def test_mse_has_a_panel_where_it_is_not_the_loss(runs, figures):
     learned = runs[0]._replace(log=runs[0].log.assign(mse=runs[0].log["loss"] / 2))
     for compared in (runs, [learned]):
@@ -277,6 +282,7 @@ def test_what_cannot_be_read_is_said(name, text, said, tmp_path):
         comparison.read_run(folder)
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path, scripts):
     for name, scale in (("a", 1.0), ("b", 0.5)):
         make_run(tmp_path / name, scale=scale)

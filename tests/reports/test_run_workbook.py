@@ -282,6 +282,7 @@ def test_what_is_no_log_is_one_line_that_names_it(tmp_path, content, message):
     assert not (tmp_path / "results.xlsx").exists()
 
 
+@pytest.mark.slow
 def test_script_writes_beside_the_log_with_the_newest_samples(tmp_path, scripts):
     write_log(tmp_path / "progress.csv")
     (tmp_path / "samples").mkdir()
@@ -293,6 +294,7 @@ def test_script_writes_beside_the_log_with_the_newest_samples(tmp_path, scripts)
     assert "000020.png" in book["samples"]["A1"].value
 
 
+@pytest.mark.slow
 def test_script_puts_a_note_by_figures_and_picture(tmp_path, scripts):
     log = write_log(tmp_path / "progress.csv")
     Image.new("RGB", (64, 64)).save(tmp_path / "grid.png")

@@ -230,6 +230,7 @@ def pair(tmp_path_factory):
     return root / "noisy", root / "clean"
 
 
+@pytest.mark.slow
 def test_the_script_cleans_a_folder(trained, pair, scripts, tmp_path):
     noisy, clean = pair
     out, err = scripts.run(
@@ -270,6 +271,7 @@ def run_script(capsys, to_words):
     return run
 
 
+@pytest.mark.slow
 def test_the_script_samples_one_picture_of_a_class(trained, pair, run_script, tmp_path):
     flags = {"input": pair[0] / "one.png", "model_path": trained["classes"], "sigma": 30}
     results = []
@@ -317,6 +319,7 @@ def world(trained, pair, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("flags", "said"), BAD, ids=[str(flags) for flags, _ in BAD])
+@pytest.mark.slow
 def test_bad_input(flags, said, world, run_script, tmp_path):
     given = {"input": "{noisy}/one.png", "model_path": "{plain}"} | flags
     given = {key: str(value).format(**world) for key, value in given.items()}

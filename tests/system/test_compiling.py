@@ -28,12 +28,14 @@ def test_without_a_compiler_the_model_runs_as_it_is(model, monkeypatch):
     assert said == ["--compile is left out, the model runs as it is: No working C++ compiler found"]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_model_itself_is_not_hidden(model):
     with pytest.raises(RuntimeError):
         compiling.Compiled(model, print)(th.randn(2, 5))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.slow
 def test_the_compiled_model_computes_the_same_and_says_how_long_it_took(model):
     said = []
     compiled = compiling.Compiled(model, said.append)

@@ -173,6 +173,7 @@ print(faults[-1])
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
+@pytest.mark.slow
 def test_configuring_keeps_freed_memory_and_sets_threads():
     def run(tune):
         program = [sys.executable, "-c", FAULTS.format(tune=tune)]

@@ -64,6 +64,7 @@ def test_the_noise_is_fixed_and_the_batch_size_does_not_matter(trained, tmp_path
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.slow
 def test_nothing_of_the_training_is_disturbed(precision, trained, tmp_path):
     model, _, other = trained
     model.train()
@@ -82,6 +83,7 @@ def test_nothing_of_the_training_is_disturbed(precision, trained, tmp_path):
     model(x, th.zeros(2, dtype=th.int64)).sum().backward()  # no inference tensors were left behind
 
 
+@pytest.mark.slow
 def test_a_run_that_draws_is_the_run_that_does_not(tiny, images, to_words, tmp_path):
     """Bit for bit, with all that draws random numbers while training."""
     settings = {"data_dir": images, "batch_size": 4, "max_steps": 4, "log_interval": 1}
