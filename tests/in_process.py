@@ -13,14 +13,14 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 def in_process(script, words):
     """Run a script as ``python scripts/<script> <words>`` would; return its exit status."""
-    before = sys.argv
-    sys.argv = [str(SCRIPTS / script), *words]
+    before = sys.argv, sys.path
+    sys.argv, sys.path = [str(SCRIPTS / script), *words], [str(SCRIPTS), *sys.path]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit:
         return exit.code
     finally:
-        sys.argv = before
+        sys.argv, sys.path = before
         logger.reset()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -38,6 +38,30 @@ TINY = {
     "max_steps": STEPS,
 }
 BF16 = {"precision": "bf16", "allow_slow_bf16": True}  # tiny models are no slower in it
+# Trainings that are killed, by name.
+MOMENTS = {
+    "schedule_sampler": "loss-second-moment",
+    "diffusion_steps": 2,  # few enough for the sampler to know its ten losses of each
+    "noise_schedule": "cosine",
+    "batch_size": 8,
+}
+VARIANTS = {
+    "uniform": {},
+    "second_moment": {**MOMENTS, "learn_sigma": True},
+    "bf16_classes": BF16 | {"class_cond": True, "num_classes": 3},
+    "anneal_dropout_keep": {
+        "lr_anneal_steps": 20,
+        "dropout": 0.2,
+        "weight_decay": 0.01,
+        "keep_checkpoints": 1,
+    },
+    "super_resolution": {
+        "script": SCRIPT.with_name("super_res_train.py"),
+        "image_size": None,
+        "large_size": 8,
+        "small_size": 4,
+    },
+}
 # The moments at which a run can be told to die: see die_at.
 KINDS = (
     "update begins",

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import killing
-from test_killed_runs import VARIANTS
+from killing import VARIANTS
 
 
 def main() -> int:

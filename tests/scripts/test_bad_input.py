@@ -211,7 +211,7 @@ BAD_INPUT = [
     (PLOT, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
     (PLOT, {"diffusion_steps": 10}, r"beta\[\d\] of 10 is"),
     (PLOT, {"poly_powers": "1,high"}, "poly_powers must be numbers such as"),
-    (PLOT, {"poly_powers": "-1"}, "poly_power must be above 0"),
+    (PLOT, {"poly_powers": "-1"}, "poly_power must be a positive number"),
     (PLOT, {"out": "{missing}/a.png"}, "cannot write the picture .*: no folder .*missing"),
     (PLOT, {"out": "{file}/a.png"}, "cannot write the picture .*: no folder .*file"),
     (PLOT, {"out": "{empty}"}, "ends in .png"),

@@ -10,32 +10,9 @@ import torch as th
 
 from improved_diffusion.training.checkpoints import complete_steps, save_checkpoint
 
-MOMENTS = {
-    "schedule_sampler": "loss-second-moment",
-    "diffusion_steps": 2,  # few enough for the sampler to know its ten losses of each
-    "noise_schedule": "cosine",
-    "batch_size": 8,
-}
-VARIANTS = {
-    "uniform": {},
-    "second_moment": {**MOMENTS, "learn_sigma": True},
-    "bf16_classes": killing.BF16 | {"class_cond": True, "num_classes": 3},
-    "anneal_dropout_keep": {
-        "lr_anneal_steps": 20,
-        "dropout": 0.2,
-        "weight_decay": 0.01,
-        "keep_checkpoints": 1,
-    },
-    "super_resolution": {
-        "script": killing.SCRIPT.with_name("super_res_train.py"),
-        "image_size": None,
-        "large_size": 8,
-        "small_size": 4,
-    },
-}
 TWO_PROCESSES = {
-    **MOMENTS,
-    **VARIANTS["bf16_classes"],
+    **killing.MOMENTS,
+    **killing.VARIANTS["bf16_classes"],
     "batch_size": 4,
     "log_interval": 1,
     "max_steps": 9,
@@ -72,11 +49,11 @@ def assert_sampler_is_warm(log_dir, step):
         assert (rank["sampler"]["loss_counts"] == 10).all()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", killing.VARIANTS)
 def test_killed_at_random_events(name, images, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    killing.finish(images, whole, **VARIANTS[name])
-    kills = killing.run_with_kills(images, killed, random.Random(name), **VARIANTS[name])
+    killing.finish(images, whole, **killing.VARIANTS[name])
+    kills = killing.run_with_kills(images, killed, random.Random(name), **killing.VARIANTS[name])
     assert kills >= 3
     assert len(killing.deaths(killed)) == kills
     assert killing.differences(whole, killed) == []
