@@ -19,6 +19,7 @@ from .options.model import (
     ModelOptions,
     SuperResOptions,
 )
+from .options.training import ImageTraining
 from .respace import SpacedDiffusion, respaced_timesteps
 from .unet import SuperResModel, UNetModel
 
@@ -244,8 +245,8 @@ def _merged(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_dict_to_argparser(parser: argparse.ArgumentParser, default_dict: Mapping[str, Any]) -> None:
-    """Add a flag for each entry, of its value's type; the options' flags say what they mean."""
-    known = ImageModelOptions.flags() | SuperResOptions.flags()
+    """Add a flag for each entry, of its value's type, with the help of ours of that name."""
+    known = SuperResOptions.flags() | ImageTraining.flags()
     for name, default in default_dict.items():
         kind = str if default is None else type(default)
         add_flag(parser, name, default, kind, known.get(name))

@@ -91,6 +91,7 @@ class TrainLoop:
     ):
         given = {name: value for name, value in locals().items() if name in TrainingOptions.flags()}
         given |= {"ema_rate": str(ema_rate), "schedule_sampler": "uniform"} | ours
+        given["device"] = dist_util.dev().type  # use_device chooses it
         self.options = options = TrainingOptions(**given)
         self.model = model
         self.diffusion = diffusion

@@ -43,6 +43,7 @@ class Picture(NamedTuple):
 
 def main() -> None:
     options, trained = parse_for_model(DenoisingOptions, __doc__)
+    prepare(options)
     label = choose_label(options, trained)
     diffusion, model = build_diffusion(options), build_model(options)
     multiple = 2 ** (len(model.channel_mult) - 1)
@@ -51,7 +52,6 @@ def main() -> None:
     sizes = (model.in_channels, smallest, LARGEST * options.image_size)
     pictures = [read(*found, sizes) for found in find_pictures(options.input, options.clean)]
     sigmas = [choose_sigma(options.sigma, diffusion, picture.noisy) for picture in pictures]
-    prepare(options)
     load_trained(model, options.model_path)
     with open_run("image_denoise", options.log_dir) as folder:
         describe(options, trained, model)

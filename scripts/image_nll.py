@@ -12,8 +12,8 @@ from improved_diffusion.commands.sampling import evaluating
 from improved_diffusion.commands.trained import (
     Trained,
     describe,
-    listed,
     load_trained,
+    named,
     parse_for_model,
 )
 from improved_diffusion.errors import InputError
@@ -73,8 +73,8 @@ def open_test_images(options: BoundOptions, trained: Trained) -> tuple[BoundOpti
     data = images.summary()
     if options.class_cond and trained.names and trained.names != data["classes"]:
         raise InputError(
-            f"{options.data_dir} has the classes {listed(data['classes'])}; the model was trained "
-            f"on {listed(trained.names)}: evaluate it on the same ones"
+            f"{options.data_dir} has the classes {named(data['classes'])}; the model was trained "
+            f"on {named(trained.names)}: evaluate it on the same ones"
         )
     there = data["images"] // images.num_shards * images.num_shards
     return options.but(num_samples=min(options.num_samples, there)), images

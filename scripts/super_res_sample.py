@@ -28,9 +28,9 @@ from improved_diffusion.system.files import read_file
 
 def main() -> None:
     options, trained = parse_for_model(SuperResSampling, __doc__)
+    prepare(options)
     small, classes = load_base_samples(options, trained)
     diffusion = spaced_diffusion(options)
-    prepare(options)
     model = load_trained(build_model(options), options.model_path)
     with open_run("super_res_sample", options.log_dir) as folder:
         describe(options, trained, model)

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from .. import __version__, dist_util, logger
 from ..errors import InputError
-from ..options.flags import Options
+from ..options.flags import Options, as_word
+from ..options.training import RunningOptions
 from ..system import cpu
 from ..system.files import atomic_write_text, is_local, join, remove_leftovers
 from ..training.previews import FOLDER as SAMPLES
@@ -55,11 +56,8 @@ def find_data_dir(data_dir: str, default: str = "cifar_train") -> str:
     )
 
 
-def prepare(options: Any) -> None:
-    """Make this process ready: threads and memory, device, process group, random numbers.
-
-    :param options: those of a script that computes and has a run.
-    """
+def prepare(options: RunningOptions) -> None:
+    """Make this process ready: threads and memory, device, process group, random numbers."""
     cpu.configure_cpu(options.num_threads)
     dist_util.use_device(options.device)
     dist_util.setup_dist()
@@ -204,12 +202,17 @@ def check_resumed_flags(saved: Mapping[str, Any], options: Options) -> None:
 
     :raises InputError: naming every flag that must stay, with both values.
     """
+    if not saved:  # by a program that kept none
+        return
     given, before = options.as_dict(), options.defaults() | dict(saved)
     changed = [name for name in sorted(given) if before[name] != given[name]]
     rules = options.flags()
     fatal = [name for name in changed if rules[name].on_resume != "may change"]
     if fatal:
-        said = "; ".join(f"--{name} was {before[name]} and is {given[name]} now" for name in fatal)
+        said = "; ".join(
+            f"--{name} was {as_word(before[name])} and is {as_word(given[name])} now"
+            for name in fatal
+        )
         raise InputError(f"cannot resume with other flags: {said}; give the checkpoint's values")
     for name in changed:
         if name in saved and name not in ("log_dir", "resume_checkpoint"):

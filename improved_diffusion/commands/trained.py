@@ -11,9 +11,9 @@ import torch as th
 from .. import dist_util, logger
 from ..errors import InputError
 from ..options.command_line import parse_values
-from ..options.flags import Flag, Options
+from ..options.flags import Flag, Options, as_word
 from ..options.model import AUTO, ImageModelOptions, ModelOptions, SuperResOptions
-from ..options.using import TrainedOptions
+from ..options.using import TrainedOptions, UseOptions
 from ..system.files import is_folder, join, list_folder, read_file
 from ..training import checkpoints
 from .runs import CONFIG_NAME, say_what_computes
@@ -47,7 +47,7 @@ class Trained:
 
     def known_classes(self) -> str:
         """The classes that it was trained on, for a message."""
-        return listed(self.names) if self.names else f"0 to {self.room - 1}"
+        return named(self.names) if self.names else f"0 to {self.room - 1}"
 
     def class_numbers(self, text: str) -> list[int]:
         """The numbers of classes, from their names or numbers, comma-separated.
@@ -64,7 +64,7 @@ class Trained:
         return [numbers[word] for word in words]
 
 
-def listed(names: list[str]) -> str:
+def named(names: list[str]) -> str:
     """Names for one line of a message: not more than :data:`MOST_NAMES` of them."""
     rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + rest
@@ -117,6 +117,8 @@ def _read_flags(
         wrong = [name for name in flags if type(flags[name]) is not type(defaults[name])]
         if wrong:
             raise TypeError(f"its {wrong[0]} is {flags[wrong[0]]!r}")
+        if not all(isinstance(name, str) for name in data.get("classes") or ()):
+            raise TypeError(f"its classes are {data['classes']!r}")
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
     return flags, data
@@ -137,7 +139,7 @@ def adopted(
     """
     rules: dict[str, Flag] = part.flags()
     contradicting = [
-        f"--{name} is {values[name]}, trained with {trained[name]}"
+        f"--{name} is {as_word(values[name])}, trained with {as_word(trained[name])}"
         for name in sorted(trained.keys() & given)
         if rules[name].in_use == "as trained" and values[name] != trained[name]
     ]
@@ -173,7 +175,7 @@ def about_model(options: TrainedOptions, trained: Trained, model: th.nn.Module) 
     return lines
 
 
-def describe(options: Any, trained: Trained, model: th.nn.Module) -> None:
+def describe(options: UseOptions, trained: Trained, model: th.nn.Module) -> None:
     """Log what computes, which model, how; and warn of an EMA that is too young."""
     say_what_computes(options.precision)
     for line in about_model(options, trained, model):

@@ -26,11 +26,13 @@ PREVIEW_IMAGES = 16
 def open_images(options: AnyTraining) -> tuple[AnyTraining, BatchStream]:
     """The stream of training batches that the flags ask for, this rank's share of it.
 
-    :return: the options with a number for ``num_classes auto``, and the stream.
+    :return: the options with the folder, the precision that ``use_fp16`` asks for and a number for
+        ``num_classes auto``; and the stream.
     :raises InputError: if the images cannot be what the flags want of them.
     """
     with dist_util.agreeing():
-        options = options.but(data_dir=runs.find_data_dir(options.data_dir))
+        data_dir = runs.find_data_dir(options.data_dir)
+        options = options.but(data_dir=data_dir, precision=options.number_format)
         images = load_data(
             data_dir=options.data_dir,
             batch_size=options.batch_size,

@@ -57,7 +57,7 @@ class Flag:
             return f"unknown {name} {value!r}; choose from {known}"
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             fits = self.at_least <= value <= self.at_most and self.above < value < self.below
-            if not (fits and math.isfinite(value)):
+            if not (fits and (isinstance(value, int) or math.isfinite(value))):
                 special = "".join(f" or {v} ({meaning})" for v, meaning in self.special.items())
                 return f"{name} must be {self._range()}{special}, got {value}"
         return None
@@ -167,6 +167,11 @@ class Options:
     def but(self: Self, **changes: Any) -> Self:
         """The same options with some values changed, checked anew."""
         return dataclasses.replace(self, **changes)
+
+
+def as_word(value: Any) -> str:
+    """A flag's value as it stands on a command line."""
+    return "''" if value == "" else str(value)
 
 
 def _flags(options: Options | type[Options]) -> Iterator[tuple[str, Flag]]:

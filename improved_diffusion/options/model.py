@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -169,10 +169,15 @@ class ModelOptions(DiffusionOptions):
         """The UNet's levels, of flags that work."""
         mult = self._mult()
         assert mult is not None
-        heights = parse_numbers(self.attention_resolutions) or ()
+        heights = self._attention() or ()
         return Levels(mult, tuple(self.size // height for height in heights))
 
+    def _attention(self) -> tuple[int, ...] | None:
+        parts = self.attention_resolutions.split(",")
+        return parse_numbers(",".join(part for part in parts if part.strip()))
+
     def _mult(self) -> tuple[int, ...] | None:
+        """The channel multiples; None where the flag is no such list, or missing for this size."""
         if self.channel_mult:
             return parse_numbers(self.channel_mult)
         return self.CHANNEL_MULTS.get(self.size)
@@ -211,7 +216,7 @@ class ModelOptions(DiffusionOptions):
                     f"({listed(mult)}), got {heads}"
                 )
         heights = [self.size // 2**level for level in range(len(mult))]
-        attention = parse_numbers(self.attention_resolutions)
+        attention = self._attention()
         if attention is None or not set(attention) <= set(heights):
             yield (
                 f"attention_resolutions must be among the heights that occur at image size "
@@ -261,9 +266,9 @@ class Levels(NamedTuple):
 
 def parse_numbers(text: str) -> tuple[int, ...] | None:
     """The whole numbers from 1 up of ``"1,2,2"``, none of ``""``; None for another form."""
-    if not re.fullmatch(r"( *[1-9][0-9]* *(, *[1-9][0-9]* *)*,?)?", text):
+    if not re.fullmatch(r"( *[1-9][0-9]* *(, *[1-9][0-9]* *)*)?", text):
         return None
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    return tuple(map(int, text.split(","))) if text.strip() else ()
 
 
 def suggested_mult(image_size: int) -> tuple[int, ...]:
@@ -274,6 +279,6 @@ def suggested_mult(image_size: int) -> tuple[int, ...]:
     return (1, *[2] * (levels - 1))
 
 
-def listed(numbers: "Iterator[int] | tuple[int, ...] | list[int]") -> str:
+def listed(numbers: Iterable[int]) -> str:
     """Numbers as a flag has them."""
     return ",".join(map(str, numbers))

@@ -77,6 +77,11 @@ class ComputeOptions(ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunningOptions(ComputeOptions, RunOptions):
+    """Flags of every script that computes in a run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
     """Flags of the images to train on."""
 
@@ -99,7 +104,7 @@ class DataOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(ComputeOptions, DataOptions, RunOptions):
+class TrainingOptions(RunningOptions, DataOptions):
     """Flags of a training."""
 
     schedule_sampler: str = flag(

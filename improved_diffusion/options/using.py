@@ -8,7 +8,7 @@ from ..sampling.denoising import METHODS
 from ..sampling.samplers import SAMPLERS, Sampler
 from .flags import flag, with_default
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
-from .training import ComputeOptions, RunOptions, ThreadOptions
+from .training import RunningOptions, ThreadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class TrainedOptions(ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UseOptions(TrainedOptions, ComputeOptions, RunOptions):
+class UseOptions(TrainedOptions, RunningOptions):
     """Flags of what samples or evaluates."""
 
 

@@ -49,13 +49,12 @@ def _ddim(diffusion: GaussianDiffusion, model: Model, **settings: Any) -> Step:
 
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
-for _sampler in (
+SAMPLERS.add(
     Sampler("ddpm", "ancestral steps", _ddpm),
     Sampler("ddim", "DDIM, steps that may do without noise", _ddim, usual_eta=0.0),
     # Its usual noise and steps suit a young model: about as good as a thousand ancestral steps.
     Sampler("dpmpp", "DPM-Solver++(2M), good in few steps", dpm_solver, 20, "logsnr{}", 0.5),
-):
-    SAMPLERS[_sampler.name] = _sampler
+)
 
 
 def draw(

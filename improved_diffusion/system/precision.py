@@ -16,10 +16,10 @@ INITIAL_LG_LOSS_SCALE = 20.0
 class Precision:
     """fp32, bf16 or fp16 arithmetic in the model, around float32 weights.
 
-    In bf16 and fp16 the convolutions and matrix products compute in that type, by autocast; the
-    weights (:class:`.master_weights.MasterWeights`), the optimizer, the EMA, the losses and the
-    diffusion stay in float32. fp16 scales the loss by ``2**lg_loss_scale``; that exponent grows by
-    ``scale_growth`` with each update and falls by one with each gradient that overflows.
+    In bf16 and fp16 the convolutions and matrix products compute in that type, by autocast. The
+    weights, the optimizer, the EMA, the losses and the diffusion stay in float32. fp16 scales the
+    loss by ``2**lg_loss_scale``; that exponent grows by ``scale_growth`` with each update and falls
+    by one with each gradient that overflows.
 
     :param name: one of ``DTYPES``.
     :param device: where the model computes.

@@ -13,6 +13,7 @@ from .. import dist_util
 from ..errors import InputError
 
 VERSION = 2
+FIRST_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "precision"}
 
 
 @dataclass
@@ -26,9 +27,9 @@ class RankState:
     """
 
     random: dict[str, Any]
-    sampler: dict[str, Any]
-    data: dict[str, Any] | None
-    log_line: dict[str, Any]
+    sampler: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
+    log_line: dict[str, Any] = field(default_factory=dict)
 
     def of_all_ranks(self) -> list["RankState"]:
         """The states of all processes, on each of them."""
@@ -40,7 +41,7 @@ class RankState:
 
 @dataclass
 class TrainState:
-    """What ``stateNNNNNN.pt`` holds: a field here is in every checkpoint.
+    """What ``stateNNNNNN.pt`` holds: a field here, with a default, is in every checkpoint.
 
     :param updates: finished updates, those before the last resume included.
     :param last_row_step: the step of the log's last row, from 0; -1 before the first.
@@ -69,15 +70,18 @@ class TrainState:
 
         :raises InputError: if it is no run's state, or of another version.
         """
-        if not isinstance(content, dict) or not {"version", "updates", "ranks"} <= content.keys():
+        if not isinstance(content, dict) or not content.keys() >= FIRST_KEYS:
             raise InputError(f"{path} is no run's state; move it away or restore it")
         if content["version"] != VERSION:
             raise InputError(
                 f"{path} is of version {content['version']}, this program reads {VERSION}; "
                 "continue with the program that wrote it"
             )
-        known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
-        return cls(**known | {"ranks": [RankState(**rank) for rank in content["ranks"]]})
+        try:
+            ranks = [RankState(**_known(RankState, rank)) for rank in content["ranks"]]
+        except TypeError:  # no list of dictionaries, or without random numbers
+            raise InputError(f"{path} is no run's state; move it away or restore it") from None
+        return cls(**_known(cls, content) | {"ranks": ranks})
 
     def of_this_rank(self, path: str) -> RankState:
         """What this process kept.
@@ -90,6 +94,11 @@ class TrainState:
                 f"{dist_util.world_size()}; start as many, or move the state file away"
             )
         return self.ranks[dist_util.rank()]
+
+
+def _known(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dataclass has fields for; a field that is younger than the file has its default."""
+    return {f.name: content[f.name] for f in fields(kind) if f.name in content}
 
 
 # -- random numbers ------------------------------------------------------------------------------

@@ -217,3 +217,12 @@ def test_a_package_without_its_project_writes_to_the_working_folder(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert runs.home() == tmp_path
     assert runs.default_log_dir("image_train").startswith(str(tmp_path / "runs" / "image_train-"))
+
+
+def test_a_checkpoint_that_kept_no_flags_goes_on():
+    runs.check_resumed_flags({}, ImageTraining(seed=3, num_channels=32))
+
+
+def test_an_empty_value_is_seen_in_the_message():
+    with pytest.raises(InputError, match="--attention_resolutions was '' and is 16,8 now"):
+        resume({"attention_resolutions": ""}, {})

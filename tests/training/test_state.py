@@ -35,6 +35,9 @@ def test_a_field_that_is_younger_than_the_file_has_its_default():
     [
         ({"version": 3}, "is of version 3, this program reads 2"),
         ({"ranks": None}, "no run's state"),
+        ({"ranks": [3]}, "no run's state"),
+        ({"ranks": [{"sampler": {}}]}, "no run's state"),
+        ({"precision": None}, "no run's state"),
     ],
 )
 def test_files_of_others(changes, said):
