@@ -12,12 +12,14 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch as th
 import torch.distributed as dist
 
 from .errors import InputError, told_by_rank_0
+from .system.archives import find_damage
 from .system.files import read_file
 
 if dist.is_available():
@@ -149,17 +151,28 @@ def load_state_dict(path: str, **kwargs: Any) -> Any:
     """Load what ``torch.save`` wrote, through blobfile, without executing any code in it.
 
     :param kwargs: for ``torch.load``, such as ``map_location``.
-    :raises InputError: if there is no such file, or it holds more than tensors and plain values.
+    :raises InputError: if there is no such file, its bytes are not those that were written, or it
+        holds more than tensors and plain values.
     """
     data = read_file(path)
-    try:
-        return th.load(io.BytesIO(data), **{**kwargs, "weights_only": True})
-    except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    content, failure = None, None
+    with ThreadPoolExecutor(1) as checker:  # the checksums cost nothing where a core is free
+        damage = checker.submit(find_damage, data)
+        try:
+            content = th.load(io.BytesIO(data), **{**kwargs, "weights_only": True})
+        except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
+            failure = error
+    if damage.result():
         raise InputError(
-            f"{path} is no checkpoint that can be loaded safely ({reason[:200]}); "
+            f"{path} is no whole checkpoint ({damage.result()}); give another, or copy it anew"
+        ) from failure
+    if failure:
+        said = str(failure).strip().splitlines() or [type(failure).__name__]
+        raise InputError(
+            f"{path} is no checkpoint that can be loaded safely ({said[0][:200]}); "
             "give a .pt file that holds tensors and plain values only"
-        ) from error
+        ) from failure
+    return content
 
 
 def sync_params(params: Iterable[th.Tensor]) -> None:
@@ -230,6 +243,12 @@ def of_all_ranks(error: Exception) -> Exception:
     global _leaving_together
     _leaving_together = world_size() > 1
     return told_by_rank_0(error) if rank() > 0 else error
+
+
+def is_of_a_lost_rank(error: RuntimeError) -> bool:
+    """Whether an error of a collective means that another rank, or the launcher, is gone."""
+    said = str(error).lower()
+    return world_size() > 1 and any(word in said for word in ("gloo", "connection", "nccl"))
 
 
 def all_gather_cat(values: th.Tensor) -> th.Tensor:
