@@ -16,6 +16,10 @@ class DivergedError(RuntimeError):
     """
 
 
+class LostRankError(OSError):
+    """Another process of the run was killed, or the connection to it broke."""
+
+
 class ToldByRank0:
     """Marks an error that all ranks raise and rank 0 tells: whoever catches it keeps silent."""
 

@@ -1,12 +1,13 @@
 """The frame in which every script runs: one-line errors and exit statuses."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from ..errors import DivergedError, InputError, ToldByRank0
+from ..system.streams import make_streams_tolerant
+from ..training.stopping import exit_on_signals
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -14,26 +15,45 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     0 or what ``main`` returns; 2 and one line on stderr for input that cannot work; 1 and one
     line when the system fails (a full disk, a lost connection) or a training diverges; 130 for
-    Ctrl-C, and 143 for SIGTERM, which ends a script as orderly.
+    Ctrl-C, 143 for SIGTERM and 129 for SIGHUP, which end a script as orderly.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    make_streams_tolerant()
+    exit_on_signals()
     try:
         status = main() or 0
         sys.stdout.flush()
     except InputError as error:
         status = _complain(error, 2)
-    except BrokenPipeError:  # the reader of a pipe went away: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
     except (OSError, DivergedError) as error:
         status = _complain(error, 1)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-            raise  # a defect; torch has no class of its own for memory that runs out
-        status = _complain(f"not enough memory, take a smaller batch or model: {error}", 1)
+        status = _complain(_explain(error), 1)
     except KeyboardInterrupt:
         status = _complain("interrupted", 130)
     sys.exit(status)
+
+
+def say_replaced(*paths: str | os.PathLike) -> None:
+    """Say which of the files that a script is about to write are there already.
+
+    For what can be made anew from the files that it shows, and no more than for that.
+    """
+    for path in filter(os.path.exists, paths):
+        print(f"Replacing {os.path.abspath(path)}")
+
+
+def _explain(error: MemoryError | RuntimeError) -> str:
+    """One line on an error that is nobody's defect; torch has no class of its own for either.
+
+    :raises RuntimeError: that error, if it is a defect.
+    """
+    if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        from .. import dist_util  # which brings torch
+
+        if not dist_util.is_of_a_lost_rank(error):
+            raise error
+        return "another process of this run is gone"
+    return f"not enough memory, take a smaller batch or model: {error}"
 
 
 def _complain(message: object, status: int) -> int:
