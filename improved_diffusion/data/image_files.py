@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 from ..system.files import is_folder, is_local, open_to_read, remote
@@ -128,8 +128,31 @@ def read_image(path: str, resolution: int, in_channels: int = 3) -> np.ndarray:
         longer, shorter = max(image.size), min(image.size)
         if resolution**2 * longer > MAX_PIXELS * shorter:
             raise ValueError(f"it is {longer // shorter} times as long as it is wide")
-        pixels = fit(image, resolution).convert(MODES[in_channels])
+        pixels = fit(upright_8_bit(image, in_channels), resolution).convert(MODES[in_channels])
         return np.asarray(pixels).reshape(resolution, resolution, in_channels)
+
+
+def upright_8_bit(image: Image.Image, channels: int) -> Image.Image:
+    """The picture as a viewer shows it, in 8 bits for each channel, so that it can be scaled.
+
+    16-bit grey is scaled to 8 bits; the numbers of a palette become colours; a photograph that is
+    stored on its side is turned, as its EXIF data say.
+
+    :param channels: of what it is for: 4 keeps what is transparent in a palette.
+    :raises ValueError: if the format leaves open what its numbers mean.
+    """
+    if image.mode in ("1", "P", "PA"):  # between whose numbers nothing lies
+        colours = "L" if image.mode == "1" else "RGBA" if channels == 4 else "RGB"
+        image = image.convert(colours)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of an unknown range")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    numbers = np.asarray(image).astype(np.int64)
+    if numbers.min() < 0 or numbers.max() >= 2**16:
+        raise ValueError("its grey values have more than 16 bits")
+    return Image.fromarray(((numbers * 255 + 2**15) // (2**16 - 1)).astype(np.uint8))
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 
-from ..data.image_files import MODES, open_image
+from ..data.image_files import MODES, open_image, upright_8_bit
 from ..diffusion.walk import finish, walk
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion, Model, RandnLike
@@ -124,13 +124,14 @@ def read_picture(path: str, channels: int, smallest: int, largest: int) -> np.nd
         of another size.
     """
     with open_image(path) as image:
-        width, height = image.size
         if min(image.size) < smallest or max(image.size) > largest:
+            width, height = image.size
             raise InputError(
                 f"{path} has {width} x {height} pixels; this model can take sides of {smallest} "
                 f"to {largest}, so cut or scale it"
             )
-        return np.array(image.convert(MODES[channels])).reshape(height, width, channels)
+        pixels = upright_8_bit(image, channels).convert(MODES[channels])
+        return np.array(pixels).reshape(pixels.height, pixels.width, channels)
 
 
 def to_tensor(picture: np.ndarray) -> th.Tensor:
