@@ -1,7 +1,8 @@
 """Where log lines go: terminal or text file, CSV, JSON lines, TensorBoard.
 
 Every file continues where an earlier run in the same folder left it. A row reaches the file in one
-write, so a killed run leaves at most one torn last line, which the next opening removes.
+write, so a killed run leaves at most one torn last line, which the next opening removes. A whole
+last line that has lost its newline, as editors may save it, gets it back.
 """
 
 import json
@@ -107,11 +108,23 @@ class JSONOutputFormat(Writer):
         self.path = Path(filename)
         with open(self.path, "ab+") as file:
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # drops a torn last line
+            content = file.read()
+            last = content[content.rfind(b"\n") + 1 :]
+            if _is_json(last):
+                file.write(b"\n")
+            else:  # torn, or nothing
+                file.truncate(len(content) - len(last))
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
         line = json.dumps({key: _json_value(value) for key, value in kvs.items()})
         append_bytes(self.path, f"{line}\n".encode())
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _json_value(value: Any) -> Any:

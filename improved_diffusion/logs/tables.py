@@ -20,7 +20,11 @@ FOREIGN_BYTES = "surrogateescape"
 
 
 class Table(NamedTuple):
-    """A CSV file as text cells; ``torn`` says that an unfinished last line was left out."""
+    """A CSV file as text cells.
+
+    ``torn`` says that the file does not end with a whole line: an unfinished one was left out, or
+    the newline of the last row is missing.
+    """
 
     header: list[str]
     rows: list[list[str]]
@@ -30,10 +34,10 @@ class Table(NamedTuple):
 def read_csv(path: str | os.PathLike) -> Table:
     """Read the CSV file at ``path``; a missing or empty file is a table without columns.
 
-    The last line counts as torn when its newline, a closing quote or some of its cells are missing.
+    The last line is left out as unfinished when a closing quote or some of its cells are missing.
 
-    :raises InputError: if the file is no CSV table, or a line before the last one has more or
-        fewer cells than the header.
+    :raises InputError: if the file is no CSV table, a line before the last one has more or fewer
+        cells than the header, two columns have one name, or not commas separate the cells.
     """
     try:
         with open(path, encoding="utf-8-sig", errors=FOREIGN_BYTES, newline="") as file:
@@ -41,15 +45,20 @@ def read_csv(path: str | os.PathLike) -> Table:
     except FileNotFoundError:
         return Table([], [], torn=False)
     written = text.rstrip("\0")  # a power cut can leave a file extended with zeros
+    ends_whole = written.endswith(("\n", "\r"))
     try:
         records = [row for row in csv.reader(io.StringIO(written, newline="")) if row]
     except csv.Error as error:
         raise InputError(f"{path} is no CSV table ({error}); move it away") from None
-    torn = text != written
-    if records and not _is_whole(written, records):
+    torn = text != written or not ends_whole
+    # An editor may drop the last newline; without it a header cannot be told from half a one.
+    if records and not (ends_whole or (text == written and len(records) > 1)):
+        records.pop()
+    elif records and (written.count('"') % 2 or len(records[-1]) != len(records[0])):
         records.pop()
         torn = True
     header, *rows = records or [[]]
+    _check_header(header, path)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise InputError(
@@ -59,9 +68,17 @@ def read_csv(path: str | os.PathLike) -> Table:
     return Table(header, rows, torn)
 
 
-def _is_whole(text: str, records: Sequence[Sequence[str]]) -> bool:
-    quotes_closed = text.count('"') % 2 == 0
-    return text.endswith("\n") and quotes_closed and len(records[-1]) == len(records[0])
+def _check_header(header: Sequence[str], path: str | os.PathLike) -> None:
+    foreign = {";": "semicolons", "\t": "tabs"}
+    for separator, name in foreign.items():
+        if len(header) == 1 and separator in header[0]:
+            raise InputError(
+                f"{path} has {name} between its cells, as spreadsheets of some countries save them;"
+                " save it with commas between the cells and points in the numbers, or move it away"
+            )
+    twice = [name for number, name in enumerate(header) if name in header[:number]]
+    if twice:
+        raise InputError(f"{path} has two columns {twice[0]!r}; rename one or move the file away")
 
 
 def read_columns(path: str | os.PathLike) -> dict[str, list[Any]]:
@@ -102,13 +119,22 @@ def cut_csv(path: str | os.PathLike, step: int) -> int:
     place of what an earlier cut had put there.
 
     :return: the number of rows removed.
-    :raises InputError: as :func:`read_csv`.
+    :raises InputError: as :func:`read_csv`, or if there is a row whose step cannot be read.
     """
     header, rows, _ = read_csv(path)
-    if "step" not in header:
+    if not rows:
         return 0
+    if "step" not in header:
+        raise InputError(
+            f"{path} has no column 'step' but {', '.join(map(repr, header))}; "
+            "give the columns their names back, or move it away"
+        )
     column = header.index("step")
-    cut = [_reaches(row[column], step) for row in rows]
+    steps = [row[column] for row in rows]
+    cut = [
+        bool(cell) and _number(cell, "step", row, path) >= step
+        for row, cell in enumerate(steps, start=1)
+    ]
     if any(cut):
         write_csv(f"{os.fspath(path)}.bak", header, compress(rows, cut))
         write_csv(path, header, compress(rows, (not each for each in cut)))
@@ -129,6 +155,37 @@ def cut_json(path: str | os.PathLike, step: int) -> int:
         atomic_write_text(f"{os.fspath(path)}.bak", "".join(compress(lines, cut)))
         atomic_write_text(path, "".join(compress(lines, (not each for each in cut))))
     return sum(cut)
+
+
+def check_columns(path: str | os.PathLike, wanted: Iterable[str], numbers: Iterable[str]) -> None:
+    """Look whether rows can be added to the CSV file at ``path``.
+
+    :param wanted: columns that it has to have, if it has any rows.
+    :param numbers: columns whose cells have to be numbers, or empty.
+    :raises InputError: as :func:`read_csv`, or if it has not; names the column and the row.
+    """
+    header, rows, _ = read_csv(path)
+    missing = [name for name in wanted if name not in header]
+    if rows and missing:
+        raise InputError(
+            f"{path} has lost its column {missing[0]!r} and has {', '.join(map(repr, header))}; "
+            "give the columns their names back, or move it away"
+        )
+    columns = [(name, header.index(name)) for name in numbers if name in header]
+    for number, row in enumerate(rows, start=1):
+        for name, column in columns:
+            if row[column]:
+                _number(row[column], name, number, path)
+
+
+def _number(cell: str, name: str, row: int, path: str | os.PathLike) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise InputError(
+            f"{path}: {cell!r} in row {row}, column {name!r}, is no number; "
+            "mend that row or move the file away"
+        ) from None
 
 
 def _reaches(value: Any, step: int) -> bool:

@@ -1,5 +1,6 @@
 """Tables in files: read, and cut back to a step."""
 
+import contextlib
 import csv
 import math
 import os
@@ -8,7 +9,7 @@ import pytest
 
 from improved_diffusion.errors import InputError
 from improved_diffusion.logs.formats import CSVOutputFormat, JSONOutputFormat
-from improved_diffusion.logs.tables import cut_csv, cut_json, read_columns, read_csv
+from improved_diffusion.logs.tables import check_columns, cut_csv, cut_json, read_columns, read_csv
 
 
 def steps_of(path):
@@ -78,8 +79,43 @@ def test_cutting_nothing_touches_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["p.csv"]
     assert cut_csv(path, 2) == 1
     assert path.read_bytes() == b"step,x\n1,2\n,3\n"
-    path.write_bytes(b"x\n1\n")
+    path.write_bytes(b"x\n")
     assert cut_csv(path, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("step;loss\n0;0,5\n", "semicolons between its cells"),
+        ("step\tloss\n0\t0.5\n", "tabs between its cells"),
+        ("Step,loss\n0,0.5\n", "no column 'step' but 'Step', 'loss'"),
+        ("step,loss,step\n0,0.5,0\n", "two columns 'step'"),
+        ("step,loss\nzero,0.5\n", "'zero' in row 1, column 'step', is no number"),
+    ],
+)
+def test_a_log_that_a_spreadsheet_changed_is_not_cut(tmp_path, content, said):
+    path = tmp_path / "progress.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=said):
+        cut_csv(path, 0)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("step,Loss\n0,0.5\n", "lost its column 'loss' and has 'step', 'Loss'"),
+        ('step,loss\n0,"0,5"\n', "'0,5' in row 1, column 'loss', is no number"),
+        ("step,loss,note\n0,,anything\n", None),
+        ("", None),
+        ("Step\n", None),
+    ],
+)
+def test_rows_are_added_to_the_columns_of_the_run_only(tmp_path, content, said):
+    path = tmp_path / "progress.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+        check_columns(path, wanted=["step", "loss"], numbers=["step", "loss", "mse"])
 
 
 def test_json_lines_are_cut(tmp_path):
