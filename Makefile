@@ -31,7 +31,7 @@ quickstart: $(VENV)/.package
 	    --sample_interval 200 \
 	    --log_dir $(RUN) --resume_checkpoint auto
 	@$(PY) scripts/image_sample.py $(MODEL) --num_samples 16 --sampler dpmpp \
-	    --log_dir $(RUN)/samples \
+	    --log_dir $(RUN)/samples --overwrite True \
 	    --model_path $(RUN)/ema_0.95_$$(printf %06d $(STEPS)).pt
 	@echo
 	@echo "What lies where:"

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser, str2bool
+from improved_diffusion.system.files import naming
 
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"
 URLS = (
@@ -59,11 +60,11 @@ def main() -> None:
         return
     for name, count in counts.items():
         if not is_whole(args.out_dir / name, count):
-            check_replaceable(args.out_dir / name)
+            check_replaceable(args.out_dir / name, args.overwrite)
     if args.archive:
         check_archive(args.archive, args.any_checksum)
     for split in read_archive(args.archive or fetch_archive(args.out_dir)):
-        write_split(split.first(args.limit), args.out_dir)
+        write_split(split.first(args.limit), args.out_dir, args.overwrite)
 
 
 def create_parser() -> Parser:
@@ -82,6 +83,12 @@ def create_parser() -> Parser:
         help="where cifar_train/ and cifar_test/ go",
     )
     parser.add_argument("--limit", type=int, help="write the first so many images of each split")
+    parser.add_argument(
+        "--overwrite",
+        type=str2bool,
+        default=False,
+        help="replace whole splits of another --limit",
+    )
     return parser
 
 
@@ -166,7 +173,7 @@ def _fetch(url: str, part: Path) -> None:
         total = start + int(length) if length.isdigit() else None
         print(f"downloading {url}" + (f" from byte {start}" if start else ""), flush=True)
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None)
-        with bar, open(part, "ab" if start else "wb") as file:
+        with bar, naming(part), open(part, "ab" if start else "wb") as file:
             while block := _read(response):
                 file.write(block)
                 bar.update(len(block))

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from improved_diffusion.errors import InputError
-from improved_diffusion.system.files import sync_folder
+from improved_diffusion.system.files import naming, sync_folder
 
 MARKER = ".dataset.json"
 OUR_FILES = re.compile(r"[a-z]+_\d{5,}\.png")
@@ -40,16 +40,22 @@ def is_whole(folder: Path, images: int) -> bool:
     return _marked_count(folder) == images and len(os.listdir(folder)) == images + 1
 
 
-def check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path, overwrite: bool = False) -> None:
     """Refuse to touch what no earlier run of these scripts made, or what was added to it since.
 
-    :raises InputError: if ``folder`` is there with anything in it that is not ours.
+    :param overwrite: whether a whole split of another size may go.
+    :raises InputError: if ``folder`` is there with anything in it that is not ours, or is whole.
     """
     if not os.path.lexists(folder):
         return
     if folder.is_dir() and not folder.is_symlink():
         names = set(os.listdir(folder))
         ours = MARKER in names and all(map(OUR_FILES.fullmatch, names - {MARKER}))
+        if ours and not overwrite and is_whole(folder, len(names) - 1):
+            raise InputError(
+                f"{folder} has {len(names) - 1} images of an earlier call: choose another "
+                "--out_dir, or give --overwrite True to replace them"
+            )
         if ours or not names:
             return
     raise InputError(
@@ -58,21 +64,21 @@ def check_replaceable(folder: Path) -> None:
     )
 
 
-def write_split(split: Split, out_dir: Path) -> Path:
+def write_split(split: Split, out_dir: Path, overwrite: bool = False) -> Path:
     """Write ``split`` as ``out_dir/<name>/<class>_<index>.png`` and return that folder.
 
     The files are written into a hidden folder beside it, which takes its name when it is whole.
-    A folder of that name which an earlier run made is replaced; a whole one of the same size is
-    kept.
+    A whole folder of that name and size is kept, one that an earlier run left in pieces replaced.
 
-    :raises InputError: if a folder of that name is not ours.
+    :param overwrite: whether a whole one of another size is replaced.
+    :raises InputError: if a folder of that name is not ours, or whole and of another size.
     :raises OSError: if ``out_dir`` cannot be written or the disk is full.
     """
     folder = out_dir / split.name
     if is_whole(folder, len(split.labels)):
         print(f"{folder}: {len(split.labels)} images, there already")
         return folder
-    check_replaceable(folder)
+    check_replaceable(folder, overwrite)
     partial = out_dir / f".{split.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -80,7 +86,9 @@ def write_split(split: Split, out_dir: Path) -> Path:
         _write_images(split, partial)
         (partial / MARKER).write_text(json.dumps({"images": len(split.labels)}))
         _flush_to_disk()
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            print(f"Replacing {folder}")
+            shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -94,7 +102,9 @@ def _write_images(split: Split, folder: Path) -> None:
     pairs = zip(split.pixels, split.labels, strict=True)
     bar = tqdm(pairs, split.name, len(split.labels), unit="image", disable=None)
     for index, (pixels, label) in enumerate(bar):
-        Image.fromarray(pixels).save(folder / f"{split.classes[label]}_{index:05d}.png")
+        path = folder / f"{split.classes[label]}_{index:05d}.png"
+        with naming(path):
+            Image.fromarray(pixels).save(path)
 
 
 def _flush_to_disk() -> None:

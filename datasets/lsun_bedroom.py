@@ -20,6 +20,8 @@ def main() -> None:
     if not args.prefix or not set(args.prefix).isdisjoint("_/"):
         raise InputError(f"--prefix must be a word without _ and /, got {args.prefix!r}")
     images = read_images(args.lmdb_path, args.image_size)
+    if next(args.out_dir.glob(f"{args.prefix}_*.png"), None):
+        raise InputError(f"{args.out_dir} has images of that prefix already: choose another folder")
     images = chain([next(images)], images)  # before anything is made, the first one must be right
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):

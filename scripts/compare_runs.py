@@ -8,7 +8,7 @@ image_nll.py left there (--log_dir RUN/nll) and the samples of image_sample.py
 from argparse import Namespace
 from pathlib import Path
 
-from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.cli import run, say_replaced
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
 from improved_diffusion.reports import comparison, comparison_report
@@ -22,8 +22,9 @@ def main() -> None:
         raise InputError(f"runs must have different folder names, got {', '.join(names)}")
     out = Path(args.out)
     pictures = {"curves": out.with_suffix(".png")}
-    comparison_report.save_curves(runs, pictures["curves"], args.note)
     samples = out.with_name(f"{out.stem}_samples.png")
+    say_replaced(out, pictures["curves"], samples)
+    comparison_report.save_curves(runs, pictures["curves"], args.note)
     if comparison_report.save_samples(runs, samples, args.note):
         pictures["samples"] = samples
     comparison_report.save_workbook(runs, out, pictures, args.note)

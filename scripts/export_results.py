@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.cli import run, say_replaced
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
 from improved_diffusion.reports.run_workbook import export_workbook
@@ -25,6 +25,7 @@ def main() -> None:
         raise InputError(f"the folder of --out {out} does not exist; make it first")
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give a file name that ends in .xlsx")
+    say_replaced(out)
     picture = args.picture or newest_picture(str(csv_path.parent))
     export_workbook(csv_path, out, picture=picture, note=args.note)
     print(out.absolute())

@@ -3,6 +3,7 @@
 Pictures are neither scaled nor cut. Those of the size that the model was trained on come out best.
 """
 
+import glob
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -53,7 +54,9 @@ def main() -> None:
     pictures = [read(*found, sizes) for found in find_pictures(options.input, options.clean)]
     sigmas = [choose_sigma(options.sigma, diffusion, picture.noisy) for picture in pictures]
     load_trained(model, options.model_path)
-    with open_run("image_denoise", options.log_dir) as folder:
+    stems = [glob.escape(picture.stem) for picture in pictures]
+    results = [f"{stem}_{kind}.png" for stem in stems for kind in ("denoised", "compared")]
+    with open_run("image_denoise", options, results=results) as folder:
         describe(options, trained, model)
         scores = []
         with evaluating(model, options.precision, options.compile) as call:

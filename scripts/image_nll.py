@@ -18,6 +18,7 @@ from improved_diffusion.commands.trained import (
 )
 from improved_diffusion.errors import InputError
 from improved_diffusion.evaluation.bits_per_dim import (
+    RESULTS,
     TERMS,
     BpdTable,
     estimate_bpd,
@@ -41,7 +42,7 @@ def main() -> None:
     prepare(options)
     model = load_trained(build_model(options), options.model_path)
     options, images = open_test_images(options, trained)
-    with open_run("image_nll", options.log_dir) as folder:
+    with open_run("image_nll", options, results=RESULTS) as folder:
         describe(options, trained, model)
         where = os.path.abspath(options.data_dir)
         logger.log(f"Evaluating {options.num_samples} images of {where}")

@@ -16,7 +16,7 @@ from improved_diffusion.commands.trained import (
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.using import ImageSampling
 from improved_diffusion.sampling.image_noise import ImageNoise
-from improved_diffusion.sampling.samples import Condition
+from improved_diffusion.sampling.samples import RESULTS, Condition
 from improved_diffusion.script_util import build_model
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     diffusion = spaced_diffusion(options)
     prepare(options)
     model = load_trained(build_model(options), options.model_path)
-    with open_run("image_sample", options.log_dir) as folder:
+    with open_run("image_sample", options, results=RESULTS) as folder:
         describe(options, trained, model)
         sample(options, trained, folder, model, diffusion, condition)
 

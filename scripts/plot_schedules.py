@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.cli import run, say_replaced
 from improved_diffusion.diffusion.noise_schedules import (
     NOISE_SCHEDULES,
     checked_betas,
@@ -52,6 +52,7 @@ def main() -> None:
     options = parse_options(PlotOptions, __doc__)
     schedules = compute_schedules(options.diffusion_steps, parse_powers(options.poly_powers))
     plots.check_picture_path(options.out)
+    say_replaced(options.out)
     plots.save_figure(draw(schedules), options.out)
     print_ends(schedules)
     print(Path(options.out).absolute())

@@ -21,7 +21,7 @@ from improved_diffusion.commands.trained import (
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.using import SuperResSampling
 from improved_diffusion.sampling.image_noise import ImageNoise
-from improved_diffusion.sampling.samples import Condition
+from improved_diffusion.sampling.samples import RESULTS, Condition
 from improved_diffusion.script_util import build_model
 from improved_diffusion.system.files import read_file
 
@@ -32,7 +32,7 @@ def main() -> None:
     small, classes = load_base_samples(options, trained)
     diffusion = spaced_diffusion(options)
     model = load_trained(build_model(options), options.model_path)
-    with open_run("super_res_sample", options.log_dir) as folder:
+    with open_run("super_res_sample", options, results=RESULTS) as folder:
         describe(options, trained, model)
         logger.log(f"Enlarging {options.num_samples} images to {options.large_size} pixels")
         sample(options, trained, folder, model, diffusion, small_condition(small, classes))

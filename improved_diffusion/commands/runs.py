@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from filelock import FileLock, Timeout
 from .. import __version__, dist_util, logger
 from ..errors import InputError
 from ..options.flags import Options, as_word
-from ..options.training import RunningOptions
+from ..options.training import RunningOptions, RunOptions
+from ..options.using import UseOptions
 from ..system import cpu
-from ..system.files import atomic_write_text, is_local, join, remove_leftovers
+from ..system.files import LOCK_NAME, atomic_write_text, is_local, join, remove_leftovers
 from ..training.previews import FOLDER as SAMPLES
 from ..training.state import seed_everything
 
 CONFIG_NAME = "config.json"
-LOCK_NAME = ".lock"
+LOG_NAME = "log.txt"
 VERSIONED = ("torch", "numpy", "pandas", "openpyxl", "pillow", "blobfile")
 
 
@@ -66,7 +67,12 @@ def prepare(options: RunningOptions) -> None:
 
 @contextlib.contextmanager
 def open_run(
-    script: str, log_dir: str, *, table: bool = False, checkpoints: bool = False
+    script: str,
+    options: RunOptions,
+    *,
+    table: bool = False,
+    checkpoints: bool = False,
+    results: Sequence[str] = (),
 ) -> Iterator[str]:
     """Configure the logger in the run's folder, and print that folder first and last.
 
@@ -74,26 +80,71 @@ def open_run(
     free.
 
     :param script: name of the script, for the default folder.
-    :param log_dir: the folder, or "" for :func:`default_log_dir`.
+    :param options: name the folder, or leave it to :func:`default_log_dir`.
     :param table: whether the run logs values, for a progress.csv.
     :param checkpoints: whether it writes checkpoints; their folder is held too then.
+    :param results: patterns of the files that the script makes; see :func:`new_results`.
     :return: absolute path of the folder.
-    :raises InputError: on every rank, if a folder cannot be written, or another run holds it.
+    :raises InputError: on every rank, if a folder cannot be written, another run holds it, or it
+        has results already.
     """
-    chosen = os.path.abspath(os.path.expanduser(log_dir or default_log_dir(script)))
+    log_dir = options.log_dir or default_log_dir(script)
+    chosen = os.path.abspath(os.path.expanduser(log_dir))
     folder = dist_util.from_rank_0(chosen)  # the ranks' clocks may differ
     with contextlib.ExitStack() as stack:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
                 _take(folder, checkpoints, stack)
+                overwrite = isinstance(options, UseOptions) and options.overwrite
+                stack.enter_context(new_results(folder, results, overwrite))
             comm = dist_util.RankAverager() if dist_util.world_size() > 1 else None
             logger.configure(folder, format_strs=_formats(table), comm=comm)
         try:
             yield folder
         finally:
-            nothing_made = isinstance(sys.exc_info()[1], InputError)
+            nothing_made = isinstance(sys.exc_info()[1], InputError) or not _has_results(folder)
             if dist_util.rank() == 0 and not nothing_made:
                 print(f"Results are in {folder}", flush=True)
+
+
+def _has_results(folder: str) -> bool:
+    """Whether there is more than what says that something was tried."""
+    files = (path for path in Path(folder).iterdir() if path.name not in (CONFIG_NAME, LOG_NAME))
+    return any(path.is_dir() or path.stat().st_size for path in files if path.name[0] != ".")
+
+
+@contextlib.contextmanager
+def new_results(folder: str, patterns: Sequence[str], overwrite: bool) -> Iterator[None]:
+    """Have a block write its results into a folder that has none yet, or replace them as a whole.
+
+    What is replaced goes when the block has written anything of its own: an error before that
+    leaves all as it was.
+
+    :param patterns: of the files that the block makes.
+    :raises InputError: if there are such files, and ``overwrite`` is false.
+    """
+    before = _identities(folder, patterns)
+    if before and not overwrite:
+        raise InputError(
+            f"{folder} has results of this script already ({min(before).name}): give another "
+            "--log_dir, or --overwrite True to replace them"
+        )
+    try:
+        yield
+    finally:
+        after = _identities(folder, patterns)
+        old = [path for path in before if after.get(path) == before[path]]
+        if before and after != before:
+            for path in old:
+                path.unlink()
+            print(f"Replaced {len(before)} files of an earlier call in {folder}", flush=True)
+
+
+def _identities(folder: str, patterns: Sequence[str]) -> dict[Path, tuple[int, int]]:
+    """What tells each file of those patterns from another that is written in its place."""
+    found = (path for pattern in patterns for path in Path(folder).glob(pattern))
+    files = {path: path.stat() for path in found if path.is_file()}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in files.items()}
 
 
 def _take(folder: str, checkpoints: bool, stack: contextlib.ExitStack) -> None:
@@ -133,6 +184,8 @@ def say_what_computes(precision: str) -> None:
         logger.log(f"Processor: {cpu.configured}")
     if device.type == "cpu" and (advice := cpu.precision_advice(precision)):
         logger.log(advice)
+    if warning := cpu.thread_warning():
+        logger.warn(warning)
 
 
 def _formats(table: bool) -> list[str] | None:

@@ -176,6 +176,9 @@ def _in_turn(values: th.Tensor) -> th.Tensor:
     return ranks.transpose(0, 1).flatten(0, 1).cpu()
 
 
+RESULTS = ("bits_per_dim*", "*_terms.npz")  # the second by image_nll.py itself
+
+
 def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
     """Write ``bits_per_dim.csv``, ``.json`` (the summary) and ``.xlsx``, and each image's bits.
 

@@ -27,6 +27,10 @@ class TrainedOptions(ThreadOptions):
 class UseOptions(TrainedOptions, RunningOptions):
     """Flags of what samples or evaluates."""
 
+    overwrite: bool = flag(
+        False, "replace, as a whole, what an earlier call of this script left in log_dir"
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(UseOptions, ModelOptions):
@@ -102,7 +106,9 @@ class ImageSampling(SamplingOptions, ImageModelOptions):
     """Flags of ``image_sample.py``."""
 
     classes: str = flag(
-        "", "classes to sample in turn, by name or number, comma-separated; empty: random"
+        "",
+        "classes to sample in turn, by name or number, comma-separated, names with a comma in "
+        "double quotes; empty: random",
     )
 
 

@@ -19,6 +19,7 @@ from .image_noise import ImageNoise
 from .samplers import draw
 
 GRID_IMAGES = 64  # of the picture beside the .npz
+RESULTS = ("samples_*.npz", "samples_*.png", "images/*.png", "process.png")
 SHOWN_IMAGES, SHOWN_MOMENTS = 4, 11  # of the picture of the process
 
 Condition = Callable[[Sequence[int], ImageNoise], dict[str, th.Tensor]]

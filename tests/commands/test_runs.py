@@ -9,8 +9,12 @@ import torch as th
 from improved_diffusion import dist_util, logger
 from improved_diffusion.commands import runs
 from improved_diffusion.errors import InputError
-from improved_diffusion.options.training import ImageTraining, TrainingOptions
+from improved_diffusion.options.training import ImageTraining, RunOptions, TrainingOptions
 from improved_diffusion.system import cpu
+
+
+def at(folder):
+    return RunOptions(log_dir=folder)
 
 
 def test_the_default_folder_lies_in_the_project(monkeypatch):
@@ -31,7 +35,7 @@ def test_data_of_the_project_is_the_default(tmp_path, monkeypatch):
 
 
 def test_an_open_run_has_its_folder_and_says_it(tmp_path, capsys):
-    with runs.open_run("image_train", str(tmp_path / "a" / "b"), table=True) as folder:
+    with runs.open_run("image_train", at(str(tmp_path / "a" / "b")), table=True) as folder:
         assert folder == str(tmp_path / "a" / "b") == logger.get_dir()
         first = capsys.readouterr().out
         logger.logkv("step", 0)
@@ -43,7 +47,7 @@ def test_an_open_run_has_its_folder_and_says_it(tmp_path, capsys):
 
 def test_the_folder_is_said_last_although_the_run_fails(tmp_path, capsys):
     def fail():
-        with runs.open_run("image_train", str(tmp_path / "run")):
+        with runs.open_run("image_train", at(str(tmp_path / "run"))):
             raise InputError("no")
 
     with pytest.raises(InputError, match="no"):
@@ -54,12 +58,12 @@ def test_the_folder_is_said_last_although_the_run_fails(tmp_path, capsys):
 def test_one_folder_is_for_one_run_at_a_time(tmp_path):
     folder = str(tmp_path / "run")
     with (
-        runs.open_run("image_train", folder),
+        runs.open_run("image_train", at(folder)),
         pytest.raises(InputError, match="another run is writing"),
-        runs.open_run("image_train", folder),
+        runs.open_run("image_train", at(folder)),
     ):
         pass
-    with runs.open_run("image_train", folder):
+    with runs.open_run("image_train", at(folder)):
         pass
 
 
@@ -68,13 +72,14 @@ def test_a_killed_run_frees_its_folder(tmp_path):
     program = (
         "import os, signal\n"
         "from improved_diffusion.commands import runs\n"
-        f"with runs.open_run('image_train', {str(tmp_path)!r}):\n"
+        "from improved_diffusion.options.training import RunOptions\n"
+        f"with runs.open_run('image_train', RunOptions(log_dir={str(tmp_path)!r})):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode < 0
     (tmp_path / ".model000001.pt.x.improved_diffusion.tmp").touch()
-    with runs.open_run("image_train", str(tmp_path)):
+    with runs.open_run("image_train", at(str(tmp_path))):
         assert not (tmp_path / ".model000001.pt.x.improved_diffusion.tmp").exists()
 
 
@@ -94,7 +99,7 @@ def test_what_killed_runs_left_is_removed_but_not_what_others_may_be_writing(tmp
     for path in (*left, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    with runs.open_run("image_train", str(run), checkpoints=True):
+    with runs.open_run("image_train", at(str(run)), checkpoints=True):
         assert not any(path.exists() for path in left)
         assert all(path.exists() for path in others)
 
@@ -103,17 +108,17 @@ def test_what_killed_runs_left_is_removed_but_not_what_others_may_be_writing(tmp
 def test_the_folder_of_checkpoints_is_held_too(place, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "checkpoints")
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "checkpoints"))
-    with runs.open_run("image_train", str(tmp_path / "run"), checkpoints=True):
+    with runs.open_run("image_train", at(str(tmp_path / "run")), checkpoints=True):
         monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / place))
         with (
             pytest.raises(InputError, match=r"another run .* give another DIFFUSION_BLOB_LOGDIR"),
-            runs.open_run("image_train", str(tmp_path / "other"), checkpoints=True),
+            runs.open_run("image_train", at(str(tmp_path / "other")), checkpoints=True),
         ):
             pass
-        with runs.open_run("image_sample", str(tmp_path / "samples")):
+        with runs.open_run("image_sample", at(str(tmp_path / "samples"))):
             pass  # writes no checkpoints
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "run"))
-    with runs.open_run("image_train", str(tmp_path / "run"), checkpoints=True):
+    with runs.open_run("image_train", at(str(tmp_path / "run")), checkpoints=True):
         pass  # one folder for both
 
 
@@ -122,7 +127,7 @@ def test_a_file_in_the_way_of_the_folder(tmp_path, inside):
     (tmp_path / "file").touch()
     with (
         pytest.raises(InputError, match="cannot write to the log directory"),
-        runs.open_run("image_train", str(tmp_path / "file" / inside)),
+        runs.open_run("image_train", at(str(tmp_path / "file" / inside))),
     ):
         pass
 

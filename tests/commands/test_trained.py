@@ -147,7 +147,8 @@ def test_a_run_whose_checkpoints_are_elsewhere(
     assert "No config.json" not in out
 
     (tmp_path / "run" / "config.json").unlink()
-    settings = tiny | using | {"model_path": "gs://bucket/run/model000001.pt"}
+    again = {"model_path": "gs://bucket/run/model000001.pt", "overwrite": True}
+    settings = tiny | using | again
     assert in_process("image_sample.py", to_words(settings)) == 0
     out = capsys.readouterr().out
     assert "No config.json beside the model: its flags are the command line's" in out
