@@ -1,9 +1,11 @@
 """Folders of images as an endless, repeatable stream of training batches."""
 
 import atexit
+import contextlib
 import hashlib
 import os
 import signal
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -60,6 +62,7 @@ def load_data(
         the same length; up to ``num_shards - 1`` images are left out of an epoch for that.
     :raises InputError: if the folder is missing, has no or too few images, or names without a
         class although ``class_cond``; while iterating, if an image cannot be read.
+    :raises OSError: while iterating, if a process that reads ahead was killed.
     """
     _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     _require(seed >= 0, f"the seed must not be negative, got {seed}")
@@ -198,7 +201,16 @@ class BatchStream:
     def __next__(self) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         if self._results is None:
             self._results = self._start()
-        result = next(self._results)
+        try:
+            result = next(self._results)
+        except RuntimeError as error:
+            if self.num_workers == 0 or "DataLoader worker" not in str(error):
+                raise
+            self.close()
+            raise OSError(
+                "a process that reads images was killed, as happens when memory runs out: "
+                "lower --num_workers, or give 0"
+            ) from error
         if isinstance(result, InputError):
             self.close()
             raise result
@@ -292,7 +304,8 @@ class BatchStream:
         )
         # Python's own exit would send the workers the one signal that they outlive, and wait.
         atexit.register(_close_if_alive, weakref.ref(self))
-        return iter(loader)
+        with _signals_kept():
+            return iter(loader)
 
     def _plans(self, epoch: int, position: int) -> Iterator["_Plan"]:
         """Which images make each batch, and which of them are mirrored, from a point on."""
@@ -358,8 +371,24 @@ def _to_floats(pixels: np.ndarray) -> np.ndarray:
 
 def _outlive_one_signal(worker: int) -> None:
     # A signal often reaches all processes, but the parent needs further batches to end in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Undo what the loader does to SIGCHLD: its handler would raise an error at any line, and so
+    leave an update half done. A worker's death shows when the next batch is asked for, too.
+    """
+    number: Any = getattr(signal, "SIGCHLD", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    yield
+    signal.signal(number, before)
 
 
 def _close_if_alive(reference: "weakref.ref[BatchStream]") -> None:

@@ -12,7 +12,7 @@ import torch as th
 import torch.distributed as dist
 
 from . import dist_util, logger
-from .errors import DivergedError, InputError
+from .errors import DivergedError, InputError, LostRankError
 from .gaussian_diffusion import GaussianDiffusion
 from .logs.progress import progress_bar
 from .logs.tables import cut_csv, cut_json
@@ -119,6 +119,7 @@ class TrainLoop:
         self.state = TrainState(flags=flags or {})
         self.resume_step = 0  # updates of earlier processes; step are those of this one
         self.last_saved: int | None = None
+        self._gathered_at = -1, -1  # the update and the last row before state.ranks
         with dist_util.agreeing():
             if self.resume_checkpoint:
                 self._resume(self.resume_checkpoint)
@@ -146,37 +147,24 @@ class TrainLoop:
     def run_loop(self) -> None:
         """Train until ``max_steps`` or ``lr_anneal_steps``, or until asked to stop.
 
-        SIGINT and SIGTERM let the update in hand finish; then everything is saved.
+        SIGINT, SIGTERM and SIGHUP let the update in hand finish; then everything is saved.
 
         :raises SystemExit: with 128 plus the signal's number, after such a signal.
+        :raises LostRankError: if another rank was killed; what this one has is saved.
         :raises DivergedError: after ``max_skipped`` updates in a row that were not finite.
         """
-        options, last = self.options, self.options.last_update
-        self._started, before = time.monotonic(), self.state.seconds[0]
+        last, before = self.options.last_update, self.state.seconds[0]
+        self._started = time.monotonic()
         bar_of_steps = progress_bar(last, "step", self.updates, lines=False)
         with StopSignals() as stop, bar_of_steps as bar:
-            while last is None or self.updates < last:
-                if dist_util.any_rank(stop.received):
-                    break
-                batch, cond = self._next_batch()
-                loss = self.run_step(batch, cond)
-                self.step += 1
-                bar.update()
-                bar.set_postfix_str(f"loss {loss:.4f}", False)
-                if (self.updates - 1) % options.log_interval == 0:
-                    self._write_row()
-                    self.state.last_row_step = self.updates - 1
-                if options.sample_interval and self.updates % options.sample_interval == 0:
-                    self._draw_samples()
-                if self.updates % options.save_interval == 0:
-                    self.save()
-                    if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
-                        return
-            if self.last_saved != self.updates:
-                self.save()
-            self._remove_older_checkpoints()  # also what a killed run removed by half
-            self._write_unfinished_row()
-            self._export_results()
+            try:
+                self._make_updates(stop, bar)
+            except RuntimeError as error:
+                if not dist_util.is_of_a_lost_rank(error):
+                    raise
+                raise self._save_what_a_lost_rank_leaves() from error
+        if os.environ.get("DIFFUSION_TRAINING_TEST", "") and self.last_saved:
+            return
         if dist_util.world_size() > 1:
             dist.barrier()  # none leaves while another still needs it
         peak = cpu.peak_memory()
@@ -187,18 +175,48 @@ class TrainLoop:
         if signal_number := dist_util.any_rank(stop.received):
             raise SystemExit(128 + signal_number)
 
+    def _make_updates(self, stop: StopSignals, bar: Any) -> None:
+        options, last = self.options, self.options.last_update
+        self._write_row_if_due()  # of an update after which a rank was lost
+        while last is None or self.updates < last:
+            if dist_util.any_rank(stop.received):
+                break
+            batch, cond = self._next_batch()
+            loss = self.run_step(batch, cond)
+            self.step += 1
+            if dist_util.world_size() > 1:
+                self._gather_ranks()
+            bar.update()
+            bar.set_postfix_str(f"loss {loss:.4f}", False)
+            self._write_row_if_due()
+            if options.sample_interval and self.updates % options.sample_interval == 0:
+                self._draw_samples()
+            if self.updates % options.save_interval == 0:
+                self.save()
+                if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
+                    return
+        if self.last_saved != self.updates:
+            self.save()
+        self._remove_older_checkpoints()  # also what a killed run removed by half
+        self._write_unfinished_row()
+        self._export_results()
+
     def _next_batch(self) -> Batch:
         resumable: Any = self.data if hasattr(self.data, "state_dict") else None
         position = resumable.state_dict() if resumable else None
         try:
             with dist_util.agreeing():
                 return next(self.data)
-        except InputError as error:  # an image that cannot be read must not cost hours of training
+        except (
+            InputError,
+            OSError,
+        ) as error:  # an image must not cost hours of training
             if resumable:
                 resumable.load_state_dict(position)  # of a rank whose batch was whole, but unused
             if self.updates and self.last_saved != self.updates:
                 self.save()
-            said = InputError(f"{error}; {self.updates} updates are saved")
+            kind = InputError if isinstance(error, InputError) else OSError
+            said = kind(f"{error}; {self.updates} updates are saved")
             raise dist_util.of_all_ranks(said) from error
 
     def run_step(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> float:
@@ -289,13 +307,19 @@ class TrainLoop:
         if self.state.skipped[0]:
             logger.logkv("skipped_updates", self.state.skipped[0])
 
+    def _write_row_if_due(self) -> None:
+        step = self.updates - 1
+        if step > self.state.last_row_step and step % self.options.log_interval == 0:
+            self._write_row()
+            self.state.last_row_step = step
+
     def _write_row(self) -> None:
         seconds, (_, last) = self._seconds(), self.state.seconds
         updates = self.updates - 1 - self.state.last_row_step
         logger.logkv("wall_time", round(seconds, 3))
         logger.logkv("steps_per_second", round(updates / (seconds - last), 4))
         with dist_util.agreeing():
-            logger.dumpkvs()
+            self.state.columns = sorted({*self.state.columns, *logger.dumpkvs()})
         self.state.seconds[1] = seconds
 
     def _write_unfinished_row(self) -> None:
@@ -363,9 +387,8 @@ class TrainLoop:
 
         :raises OSError: on every rank, if it cannot be written.
         """
-        self.state.ranks = self._rank_state().of_all_ranks()
-        self.state.precision = self.precision.state_dict()
-        self.state.seconds[0], self._started = self._seconds(), time.monotonic()
+        self._gather_ranks()
+        self._refresh_state()
         self.weights.zero_grad()
         allocator.give_back_memory()  # the workbook is written while no activations are held
         with dist_util.agreeing():
@@ -375,6 +398,34 @@ class TrainLoop:
         self.last_saved = self.updates
         self._remove_older_checkpoints()
         self._export_results()
+
+    def _gather_ranks(self) -> None:
+        """Know what each rank is to go on with after the update that is finished."""
+        self.state.ranks = self._rank_state().of_all_ranks()
+        self._gathered_at = self.updates, self.state.last_row_step
+
+    def _refresh_state(self) -> None:
+        self.state.precision = self.precision.state_dict()
+        self.state.seconds[0], self._started = self._seconds(), time.monotonic()
+
+    def _save_what_a_lost_rank_leaves(self) -> LostRankError:
+        """Save the last finished update without the help of a rank that is gone.
+
+        Collectives come before the weights are changed, so these are whole. Without what the lost
+        rank was to go on with, nothing can go on exactly: the weights are saved then, but no state,
+        so that ``auto`` goes on from the checkpoint before.
+        """
+        self._refresh_state()
+        parts, said = self._parts(), "saved"
+        updates, self.state.last_row_step = self._gathered_at
+        if updates != self.updates:
+            parts = [part for part in parts if part.prefix != "state"]
+            said = "saved the weights only, from which auto does not go on, of"
+        folder = get_blob_logdir()
+        with checkpoints.as_the_only_writer(folder):
+            if self.updates not in checkpoints.complete_steps(folder):
+                checkpoints.save_parts(folder, self.updates, parts)
+        return LostRankError(f"another process of this run is gone; {said} {self.updates} updates")
 
     def _remove_older_checkpoints(self) -> None:
         with dist_util.agreeing():

@@ -1,5 +1,6 @@
 """The flags of scripts that use a trained model: those of its training, from ``config.json``."""
 
+import csv
 import json
 import os
 from collections.abc import Mapping
@@ -52,16 +53,22 @@ class Trained:
     def class_numbers(self, text: str) -> list[int]:
         """The numbers of classes, from their names or numbers, comma-separated.
 
+        A name with a comma stands in double quotes; spaces around a name count where they are its
+        own.
+
         :raises InputError: if the model has no such class; lists those that it has.
         """
-        words = [word.strip() for word in text.split(",") if word.strip()]
         numbers = {str(number): number for number in range(self.num_classes)}
         numbers |= {name: number for number, name in enumerate(self.names)}
-        for word in words:
+        if text in self.names:
+            return [numbers[text]]
+        words = [word for row in csv.reader([text]) for word in row if word.strip()]
+        chosen = [word if word in numbers else word.strip() for word in words]
+        for word in chosen:
             if word not in numbers:
                 known = self.known_classes()
                 raise InputError(f"the model knows no class {word!r}; it knows {known}")
-        return [numbers[word] for word in words]
+        return [numbers[word] for word in chosen]
 
 
 def named(names: list[str]) -> str:
@@ -111,9 +118,13 @@ def _read_flags(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model's flags in a run's configuration, and what it says of the data."""
     try:
-        flags = {name: config["flags"][name] for name in part.flags() if name in config["flags"]}
-        data = dict(config.get("data", {}))
         defaults = part.defaults()
+        flags = {
+            name: _as_kind_of(defaults[name], config["flags"][name])
+            for name in part.flags()
+            if name in config["flags"]
+        }
+        data = dict(config.get("data", {}))
         wrong = [name for name in flags if type(flags[name]) is not type(defaults[name])]
         if wrong:
             raise TypeError(f"its {wrong[0]} is {flags[wrong[0]]!r}")
@@ -122,6 +133,11 @@ def _read_flags(
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
     return flags, data
+
+
+def _as_kind_of(default: Any, value: Any) -> Any:
+    """A whole number as a float where a float is meant: JSON has 2 and 2.0 for one number."""
+    return float(value) if isinstance(default, float) and type(value) is int else value
 
 
 def adopted(

@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 import torch as th
 
 from .. import dist_util, logger
-from ..errors import InputError
+from ..errors import InputError, LostRankError
 from ..image_datasets import BatchStream, load_data
+from ..logs.columns import COLUMNS
+from ..logs.tables import check_columns
 from ..options.model import AUTO, NUM_CLASSES
 from ..options.training import ModelTraining, TrainingOptions
 from ..resample import create_named_schedule_sampler
@@ -76,9 +78,13 @@ def train(
     preview = make_preview(options, images, diffusion, preview_kwargs or {})
     with dist_util.agreeing():
         _check_resumable(options)
-    with runs.open_run(script, options.log_dir, table=True, checkpoints=True) as folder:
+    with runs.open_run(script, options, table=True, checkpoints=True) as folder:
+        found = ""
         with dist_util.agreeing():
-            going = options.but(resume_checkpoint=_checkpoint_to_resume(options.resume_checkpoint))
+            if dist_util.rank() == 0:
+                found = _checkpoint_to_resume(options.resume_checkpoint)
+        going = options.but(resume_checkpoint=dist_util.from_rank_0(found))
+        with dist_util.agreeing():
             _check_against_checkpoint(going, images)
         _say_what_is_ahead(going, model, summary)
         settings = going.of(TrainingOptions).as_dict()
@@ -96,7 +102,7 @@ def train(
             runs.write_config(folder, script, options, data=summary)
         try:
             loop.run_loop()
-        except (SystemExit, KeyboardInterrupt):
+        except (SystemExit, KeyboardInterrupt, LostRankError):
             _say_how_to_go_on(loop, folder)
             raise
 
@@ -144,7 +150,14 @@ def _check_resumable(options: TrainingOptions) -> None:
 
 
 def _checkpoint_to_resume(resume_checkpoint: str) -> str:
-    newest = checkpoints.newest_checkpoint(get_blob_logdir())
+    """The checkpoint that ``--resume_checkpoint`` means: "" for none.
+
+    Of what ``auto`` finds, broken checkpoints are set aside.
+
+    :raises InputError: if the checkpoint is broken, or another run's while this folder has one.
+    """
+    folder = get_blob_logdir()
+    newest = checkpoints.newest_checkpoint(folder)
     if resume_checkpoint != "auto":
         # Going on from anything else would mix the checkpoints and the log of two runs.
         if newest and os.path.realpath(resume_checkpoint) != os.path.realpath(newest):
@@ -152,10 +165,34 @@ def _checkpoint_to_resume(resume_checkpoint: str) -> str:
                 f"{os.path.dirname(newest)} already holds a run, up to {os.path.basename(newest)}; "
                 "give --resume_checkpoint auto to continue it, or another --log_dir"
             )
+        if resume_checkpoint and is_local(resume_checkpoint):
+            _check_whole(resume_checkpoint)
         return resume_checkpoint
     if newest is None:
         logger.log("No complete checkpoint in the log directory: starting fresh")
-    return newest or ""
+        return ""
+    whole, damages = checkpoints.newest_whole_checkpoint(folder)
+    if whole is None:
+        said = "; ".join(damages.values())
+        raise InputError(
+            f"no checkpoint in {folder} is whole ({said}); restore one, or give another --log_dir"
+        )
+    for step, damage in damages.items():
+        checkpoints.set_aside(folder, step)
+        logger.warn(f"Checkpoint {step:06d} is broken and set aside as *.broken ({damage})")
+    return whole
+
+
+def _check_whole(path: str) -> None:
+    """:raises InputError: if a file of that checkpoint is broken; names the newest whole one."""
+    folder = os.path.dirname(path) or "."
+    step = checkpoints.parse_resume_step_from_filename(path)
+    if damage := checkpoints.find_damage(folder, step):
+        whole, _ = checkpoints.newest_whole_checkpoint(folder)
+        raise InputError(
+            f"the checkpoint {path} is broken ({damage}); "
+            + (f"the newest whole one there is {whole}" if whole else "no other there is whole")
+        )
 
 
 def _check_against_checkpoint(options: ModelTraining, images: BatchStream) -> None:
@@ -167,6 +204,8 @@ def _check_against_checkpoint(options: ModelTraining, images: BatchStream) -> No
         if data := state.ranks[0].data:
             images.check_folder(data)  # first: it decides what `--num_classes auto` is
         runs.check_resumed_flags(state.flags, options)
+        log = os.path.join(logger.get_dir() or ".", "progress.csv")
+        check_columns(log, wanted=state.columns, numbers=[column.name for column in COLUMNS])
 
 
 def _say_what_is_ahead(
@@ -177,7 +216,10 @@ def _say_what_is_ahead(
     if classes and len(classes) < (options.class_count or 0):
         named += f" (of the {options.class_count} that the model has room for)"
     logger.log(f"Images: {summary['images']} in {os.path.abspath(options.data_dir)}{named}")
-    if options.last_update:
+    done = checkpoints.parse_resume_step_from_filename(options.resume_checkpoint)
+    if options.last_update and options.last_update <= done:
+        logger.log(f"Training: the run has {done} updates already, no fewer than it was to have")
+    elif options.last_update:
         seen = options.last_update * options.batch_size * dist_util.world_size()
         epochs = seen / summary["images"]
         logger.log(f"Training: {options.last_update} updates, {epochs:.2f} epochs")

@@ -188,6 +188,16 @@ def _peak_working_set(kernel32: Any) -> int:
     return counters.PeakWorkingSetSize
 
 
+def thread_warning() -> str | None:
+    """One line where there are more threads than processors to run them, or None."""
+    if configured is None or configured.threads <= (there := available_processors()):
+        return None
+    return (
+        f"{configured.threads} threads on {there} processors wait for each other, which can take "
+        f"100 times as long: leave --num_threads (and OMP_NUM_THREADS) out, or give {there}"
+    )
+
+
 def precision_advice(precision: str) -> str | None:
     """One line for whoever chose ``precision`` for this processor, where there is one to say."""
     if precision == "fp32" and has_native_bfloat16():

@@ -13,6 +13,7 @@ from typing import IO, Any
 from ..errors import InputError
 
 UNFINISHED = ".improved_diffusion.tmp"  # how the names of files in the making end
+LOCK_NAME = ".lock"  # of the file that says that a process writes to a folder
 
 
 def is_local(path: str | os.PathLike) -> bool:
@@ -81,7 +82,7 @@ class _Files:
                 yield file
             return
         path = Path(path)
-        with _naming(path):
+        with naming(path):
             descriptor, temporary = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
             self._temporaries[temporary] = path
             sink = _Sink(descriptor, "wb")
@@ -101,7 +102,7 @@ class _Files:
         for temporary, path in self._temporaries.items():
             if not path.exists():
                 self._new.append(path)
-            with _naming(path):
+            with naming(path):
                 os.replace(temporary, path)
         for folder in {path.parent for path in self._temporaries.values()}:
             sync_folder(folder)
@@ -147,8 +148,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _naming(path: str | os.PathLike) -> Iterator[None]:
-    """Have errors name the file: "No space left on device" alone says too little."""
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Have an ``OSError`` name the file: "No space left on device" alone says too little."""
     try:
         yield
     except OSError as error:
@@ -162,7 +163,7 @@ def append_bytes(path: str | os.PathLike, data: bytes) -> None:
 
     :raises OSError: if the disk is full; names the file, which is as it was before.
     """
-    with _naming(path), open(path, "ab", buffering=0) as file:
+    with naming(path), open(path, "ab", buffering=0) as file:
         size = file.tell()
         rest = memoryview(data)
         try:
@@ -180,6 +181,16 @@ def remove_file(path: str | os.PathLike) -> None:
         os.unlink(path)
     else:
         remote().remove(os.fspath(path))
+
+
+def move_file(path: str, destination: str) -> None:
+    """Give a file, local or behind a URL, another name in the same place."""
+    if is_local(path):
+        os.replace(path, destination)
+        sync_folder(os.path.dirname(destination) or ".")
+    else:
+        remote().copy(path, destination, overwrite=True)
+        remote().remove(path)
 
 
 def _remove_if_there(path: str | os.PathLike) -> None:
@@ -226,7 +237,7 @@ def sync_folder(folder: str | os.PathLike) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with _naming(folder):
+        with naming(folder):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

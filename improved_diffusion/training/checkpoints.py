@@ -5,23 +5,36 @@ A checkpoint after NNNNNN updates is ``modelNNNNNN.pt``, one ``ema_RATE_NNNNNN.p
 complete when it is there.
 """
 
+import contextlib
 import copy
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch as th
+from filelock import FileLock
 
 from .. import dist_util
 from ..errors import InputError
 from ..models.architecture import load_weights
-from ..system.files import atomic_files, is_local, join, list_folder, remove_file, sync_folder
+from ..system.archives import find_damage_in
+from ..system.files import (
+    LOCK_NAME,
+    atomic_files,
+    is_local,
+    join,
+    list_folder,
+    move_file,
+    remove_file,
+    sync_folder,
+)
 from .state import TrainState
 
 PART = re.compile(r"(state|model|opt|ema_[0-9.e-]+_)(?P<step>\d{6}|[1-9]\d{6,})\.pt")
 EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
+BROKEN = ".broken"  # ends the names of a broken checkpoint's files
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
 
 
@@ -80,7 +93,7 @@ def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
             with start(join(folder, f"{prefix}{step:06d}.pt")) as file:
                 is_weights = prefix == "model" or prefix.startswith("ema")
                 th.save(_apart(parts[prefix]) if is_weights else parts[prefix], file)
-    return join(folder, f"model{step:06d}.pt")
+    return model_path(folder, step)
 
 
 def _apart(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
@@ -104,6 +117,18 @@ def _remove_stale_state(folder: str, step: int) -> None:
             sync_folder(folder)
 
 
+@contextlib.contextmanager
+def as_the_only_writer(folder: str) -> Iterator[None]:
+    """Keep ranks that cannot talk to each other from writing to ``folder`` at once.
+
+    Rank 0 holds the folder of a run anyway; any other waits until rank 0, or who came before,
+    lets go of it.
+    """
+    alone = dist_util.rank() == 0 or not is_local(folder)
+    with contextlib.nullcontext() if alone else FileLock(os.path.join(folder, LOCK_NAME)):
+        yield
+
+
 def complete_steps(folder: str) -> list[int]:
     """Numbers of updates of the complete checkpoints in ``folder``, ascending."""
     names = set(list_folder(folder))
@@ -115,7 +140,45 @@ def complete_steps(folder: str) -> list[int]:
 def newest_checkpoint(folder: str) -> str | None:
     """Path of the model's file of the newest complete checkpoint in ``folder``."""
     steps = complete_steps(folder)
-    return join(folder, f"model{steps[-1]:06d}.pt") if steps else None
+    return model_path(folder, steps[-1]) if steps else None
+
+
+def model_path(folder: str, step: int) -> str:
+    """Path of the model's file of a checkpoint."""
+    return join(folder, f"model{step:06d}.pt")
+
+
+def files_of(folder: str, step: int) -> list[str]:
+    """Names of the files of a checkpoint, the state's first."""
+    parts = filter(None, map(PART.fullmatch, list_folder(folder)))
+    names = [part.string for part in parts if int(part["step"]) == step]
+    return sorted(names, key=lambda name: not name.startswith("state"))
+
+
+def find_damage(folder: str, step: int) -> str:
+    """Which files of a checkpoint are not as they were written, and why; "" if all are."""
+    damages = {name: find_damage_in(join(folder, name)) for name in files_of(folder, step)}
+    return ", ".join(f"{name}: {damage}" for name, damage in damages.items() if damage)
+
+
+def newest_whole_checkpoint(folder: str) -> tuple[str | None, dict[int, str]]:
+    """The newest complete checkpoint in ``folder`` of which every file is as it was written.
+
+    :return: path of its model's file, or None; and the damage of each newer one, by updates.
+    """
+    damages: dict[int, str] = {}
+    for step in reversed(complete_steps(folder)):
+        damage = find_damage(folder, step)
+        if not damage:
+            return model_path(folder, step), damages
+        damages[step] = damage
+    return None, damages
+
+
+def set_aside(folder: str, step: int) -> None:
+    """Add :data:`BROKEN` to the names of a checkpoint's files, so that it counts no more."""
+    for name in files_of(folder, step):
+        move_file(join(folder, name), join(folder, f"{name}{BROKEN}"))
 
 
 def choose_ema(folder: str) -> str:

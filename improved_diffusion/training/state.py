@@ -49,6 +49,7 @@ class TrainState:
     :param seconds: of training: all, and those before the log's last row.
     :param precision: state of the number format, such as fp16's loss scale.
     :param flags: plain values, for whoever resumes.
+    :param columns: of the log so far.
     :param ranks: what each process keeps for itself.
     """
 
@@ -58,6 +59,7 @@ class TrainState:
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
     precision: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
     ranks: list[RankState] = field(default_factory=list)
 
     def as_file(self) -> dict[str, Any]:

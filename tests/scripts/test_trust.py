@@ -1,0 +1,423 @@
+"""What users do to their runs, and what machines do: nothing that is damaged goes unnoticed."""
+
+import csv
+import errno
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import killing
+import numpy as np
+import pytest
+from in_process import in_process
+from PIL import Image
+
+STEPS = killing.STEPS
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return killing.make_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """A run that nothing happened to, with checkpoints after 3, 6, 9 and 11 updates."""
+    log_dir = tmp_path_factory.mktemp("whole") / "run"
+    killing.finish(images, log_dir)
+    return log_dir
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it, up to its 9 updates."""
+    copy = tmp_path / "run"
+    shutil.copytree(whole, copy)
+    for path in copy.glob(f"*{STEPS:06d}.pt"):
+        path.unlink()
+    return copy
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def resume(images, log_dir, to_words, **flags):
+    flags = killing.TINY | {"data_dir": images, "log_dir": log_dir} | flags
+    return in_process("image_train.py", to_words(flags))
+
+
+def the_line(capsys):
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    return line
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
+@pytest.mark.parametrize("prefix", ["model", "ema_0.99_", "opt", "state"])
+def test_auto_goes_on_from_the_newest_whole_checkpoint(images, whole, run, prefix, damage):
+    broken = run / f"{prefix}000009.pt"
+    damage(broken)
+    content = broken.read_bytes()
+    killing.finish(images, run)
+    assert killing.differences(whole, run) == []
+    assert (run / f"{broken.name}.broken").read_bytes() == content
+    log = (run / "log.txt").read_text()
+    assert f"Checkpoint 000009 is broken and set aside as *.broken ({broken.name}: it" in log
+    assert f"Loading model from {run / 'model000006.pt'}" in log
+
+
+def test_auto_without_a_whole_checkpoint_touches_nothing(images, run, to_words, capsys):
+    for path in run.glob("state*.pt"):
+        cut_short(path)
+    before = {path.name: path.read_bytes() for path in run.glob("*.pt")}
+    rows = (run / "progress.csv").read_bytes()
+    assert resume(images, run, to_words, resume_checkpoint="auto") == 2
+    assert "no checkpoint in" in the_line(capsys)
+    assert {path.name: path.read_bytes() for path in run.glob("*.pt")} == before
+    assert (run / "progress.csv").read_bytes() == rows
+
+
+def test_a_broken_checkpoint_given_by_hand_is_an_error(images, run, to_words, capsys):
+    flip_a_bit(run / "opt000009.pt")
+    path = run / "model000009.pt"
+    assert resume(images, run, to_words, resume_checkpoint=path) == 2
+    line = the_line(capsys)
+    assert f"{path} is broken (opt000009.pt: its record" in line
+    assert line.endswith(f"the newest whole one there is {run / 'model000006.pt'}")
+    assert (run / "opt000009.pt").exists()
+
+
+def test_a_broken_model_is_not_sampled_from(run, to_words, capsys, tmp_path):
+    ema = run / "ema_0.99_000009.pt"
+    flip_a_bit(ema)
+    words = to_words({"model_path": ema, "num_samples": 1, "log_dir": tmp_path / "out"})
+    assert in_process("image_sample.py", words) == 2
+    assert f"{ema} is no whole checkpoint (its record" in the_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+# --- logs that people edit
+
+
+def edit(run, change):
+    path = run / "progress.csv"
+    with open(path, newline="") as file:
+        table = list(csv.reader(file))
+    path.write_text(change(table))
+    return path
+
+
+def semicolons(table):
+    return "\n".join(";".join(cell.replace(".", ",") for cell in row) for row in table) + "\n"
+
+
+def decimal_commas(table):
+    rows = [[f'"{cell}"'.replace(".", ",") for cell in row] for row in table]
+    return "\n".join(",".join(row) for row in rows) + "\n"
+
+
+def renamed(name):
+    def change(table):
+        header = [name.title() if cell == name else cell for cell in table[0]]
+        return "\n".join(",".join(row) for row in [header, *table[1:]]) + "\n"
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (semicolons, "semicolons between its cells"),
+        (decimal_commas, "is no number"),
+        (renamed("step"), "lost its column 'step'"),
+        (renamed("mse"), "lost its column 'mse'"),
+    ],
+)
+def test_a_log_that_cannot_be_continued_is_refused(images, run, to_words, capsys, change, said):
+    path = edit(run, change)
+    before = path.read_bytes()
+    assert resume(images, run, to_words, resume_checkpoint="auto") == 2
+    assert said in the_line(capsys)
+    assert path.read_bytes() == before
+    assert not (run / "state000011.pt").exists()
+
+
+def excel(table):
+    """With the byte order mark and the line ends that Excel writes, and rows sorted by the loss."""
+    column = table[0].index("loss")
+    rows = [table[0], *sorted(table[1:], key=lambda row: float(row[column]))]
+    return "\ufeff" + "\r\n".join(",".join(row) for row in rows) + "\r\n"
+
+
+def without_its_last_newline(table):
+    return "\n".join(",".join(row) for row in table if row[0] != "10")
+
+
+@pytest.mark.parametrize("change", [excel, without_its_last_newline])
+def test_a_log_that_can_be_continued_is(images, whole, run, change):
+    edit(run, change)
+    killing.finish(images, run)
+    by_step = [
+        sorted(killing.rows(folder), key=lambda row: int(row["step"])) for folder in (whole, run)
+    ]
+    assert by_step[0] == by_step[1]
+
+
+# --- processes that die
+
+
+def train(images, log_dir, to_words, **flags):
+    """Start a training without end, and wait for its first rows."""
+    flags = killing.TINY | {"save_interval": 10**6, "max_steps": 0, "log_interval": 1} | flags
+    words = to_words(flags | {"data_dir": images, "log_dir": log_dir})
+    process = subprocess.Popen(
+        [sys.executable, str(killing.SCRIPT), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("step 3"):
+            return process
+    raise AssertionError(process.stderr.read())
+
+
+def children(process):
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def steps_saved(log_dir):
+    return [int(path.stem[5:]) for path in log_dir.glob("state*.pt")]
+
+
+def test_a_reader_that_is_killed_costs_nothing(images, tmp_path, to_words):
+    process = train(images, tmp_path / "run", to_words, num_workers=1)
+    for child in children(process):
+        os.kill(child, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (saved,) = steps_saved(tmp_path / "run")
+    (line,) = err.splitlines()
+    assert "a process that reads images was killed" in line
+    assert line.endswith(f"{saved} updates are saved")
+
+
+TWO = {"log_interval": 2, "save_interval": 100}
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(images, tmp_path_factory):
+    log_dir = tmp_path_factory.mktemp("whole") / "two"
+    assert killing.end_both(killing.start_two(images, log_dir, **TWO)) == [0, 0]
+    return log_dir
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "number", "saved"), [("update begins", 5, 5), ("row begins", 2, 5), ("row ends", 2, 5)]
+)
+def test_a_rank_that_is_killed_costs_nothing(
+    images, whole_of_two, tmp_path, rank, kind, number, saved
+):
+    if rank == 1 and kind.startswith("row"):
+        pytest.skip("rank 0 alone writes rows")
+    run = tmp_path / "run"
+    kill_at = [(kind, number) if r == rank else None for r in (0, 1)]
+    pair = killing.start_two(images, run, kill_at=kill_at, **TWO)
+    for process in pair:
+        process.join(60)
+    assert sorted(process.exitcode for process in pair) == [-signal.SIGKILL, 1]
+    (line,) = killing.error_of(run).splitlines()
+    assert line.endswith(f"another process of this run is gone; saved {saved} updates")
+    assert steps_saved(run) == [saved]
+    assert killing.end_both(killing.start_two(images, run, **TWO)) == [0, 0]
+    assert killing.differences(whole_of_two, run) == []
+
+
+def test_a_rank_that_is_lost_before_it_said_how_to_go_on_costs_no_weights(images, tmp_path):
+    run = tmp_path / "run"
+    pair = killing.start_two(images, run, kill_at=[None, ("update ends", 4)], **TWO)
+    for process in pair:
+        process.join(60)
+    (line,) = killing.error_of(run).splitlines()
+    assert line.endswith("saved the weights only, from which auto does not go on, of 5 updates")
+    assert (run / "model000005.pt").exists()
+    assert steps_saved(run) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_terminal_that_goes_away_costs_nothing(images, tmp_path, to_words, workers):
+    """It takes its signal and the output along."""
+    log_dir = tmp_path / "run"
+    flags = killing.TINY | {"max_steps": 0, "save_interval": 10**6, "log_interval": 1}
+    flags |= {"data_dir": images, "log_dir": log_dir, "num_workers": workers}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, str(killing.SCRIPT), *to_words(flags)])
+    progress = log_dir / "progress.csv"
+    end = time.monotonic() + 60
+    while not (progress.exists() and progress.read_bytes().count(b"\n") > 3):
+        assert time.monotonic() < end
+        os.set_blocking(terminal, False)
+        try:
+            os.read(terminal, 2**16)
+        except BlockingIOError:
+            time.sleep(0.05)
+    os.close(terminal)  # the system sends the signal
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    (saved,) = steps_saved(log_dir)
+    assert saved > 3
+    killing.finish(images, log_dir, max_steps=saved + 1, log_interval=1, save_interval=10**6)
+
+
+def test_a_closed_pipe_does_not_stop_a_training(images, whole, tmp_path, to_words):
+    flags = killing.TINY | {"data_dir": images, "log_dir": tmp_path / "run"}
+    process = subprocess.Popen(
+        [sys.executable, str(killing.SCRIPT), *to_words(flags)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert killing.differences(whole, tmp_path / "run") == []
+
+
+def test_more_threads_than_processors_are_warned_of(images, tmp_path, to_words, capsys):
+    flags = {"max_steps": 1, "num_threads": 1}
+    assert resume(images, tmp_path / "few", to_words, **flags) == 0
+    assert "wait for each other" not in capsys.readouterr().out
+    assert resume(images, tmp_path / "many", to_words, **flags | {"num_threads": 999}) == 0
+    assert "999 threads on" in capsys.readouterr().out
+
+
+# --- results that are there
+
+
+def sampled(run, out, to_words, **flags):
+    flags = {"model_path": run, "num_samples": 3, "save_png": True, "log_dir": out} | flags
+    return in_process("image_sample.py", to_words(flags))
+
+
+def test_results_are_refused_or_replaced_as_a_whole(whole, images, tmp_path, to_words, capsys):
+    out = tmp_path / "out"
+    assert sampled(whole, out, to_words, num_samples=5) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.npz")}
+    assert sampled(whole, out, to_words) == 2
+    line = the_line(capsys)
+    assert "has results of this script already" in line
+    assert "--overwrite True" in line
+    assert {path: path.read_bytes() for path in out.rglob("*.npz")} == before
+    # Those of another script are not in the way.
+    bounds = {"model_path": whole, "data_dir": images, "log_dir": out, "num_samples": 2}
+    assert in_process("image_nll.py", to_words(bounds | {"num_timesteps": 50})) == 0
+    assert (out / "vb_terms.npz").exists()
+    assert in_process("image_nll.py", to_words(bounds | {"num_timesteps": 2})) == 2
+    capsys.readouterr()
+    replacing = {"num_timesteps": 2, "overwrite": True}
+    assert in_process("image_nll.py", to_words(bounds | replacing)) == 0
+    assert not (out / "vb_terms.npz").exists(), "of the evaluation before"
+    assert sampled(whole, out, to_words, overwrite=True) == 0
+    assert "Replaced 7 files of an earlier call" in capsys.readouterr().out
+    assert len(list((out / "images").iterdir())) == 3
+    names = sorted(path.name for path in out.glob("samples_*"))
+    assert names == ["samples_3x8x8x3.npz", "samples_3x8x8x3.png"]
+
+
+def fail(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_fails_before_it_makes_anything_replaces_nothing(
+    whole, tmp_path, to_words, monkeypatch
+):
+    out = tmp_path / "out"
+    assert sampled(whole, out, to_words) == 0
+    before = sorted(path.name for path in out.rglob("*"))
+    monkeypatch.setattr("improved_diffusion.commands.sampling.make_samples", fail)
+    assert sampled(whole, out, to_words, overwrite=True) == 1
+    assert sorted(path.name for path in out.rglob("*")) == before
+
+
+def test_a_disk_that_is_full_at_once_has_no_results_to_tell_of(
+    whole, tmp_path, to_words, capsys, monkeypatch
+):
+    monkeypatch.setattr("improved_diffusion.commands.sampling.make_samples", fail)
+    assert sampled(whole, tmp_path / "out", to_words) == 1
+    assert "Results are in" not in capsys.readouterr().out
+
+
+# --- smaller
+
+
+def test_a_terminal_that_cannot_write_everything_costs_no_evaluation(
+    whole, images, tmp_path, to_words
+):
+    folder = tmp_path / "Läufe 試"
+    bounds = {"model_path": whole, "data_dir": images, "log_dir": folder, "num_samples": 2}
+    script = killing.SCRIPT.with_name("image_nll.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *to_words(bounds | {"num_timesteps": 2})],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\xb1" in done.stdout
+    assert (folder / "bits_per_dim.json").exists()
+
+
+def test_a_run_that_has_all_its_updates_says_so(images, run, to_words, capsys):
+    assert resume(images, run, to_words, resume_checkpoint="auto", max_steps=2) == 0
+    assert "Training: the run has 9 updates already" in capsys.readouterr().out
+
+
+def test_class_names_may_have_commas_and_spaces(tmp_path, to_words, capsys):
+    names = ("cats, big", " lead", "dog")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, name in enumerate(names * 2):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}_{number}.png")
+    flags = {"class_cond": True, "num_classes": "auto", "max_steps": 1}
+    run = tmp_path / "run"
+    assert resume(folder, run, to_words, **flags) == 0
+    chosen = '"cats, big", lead,dog'
+    assert sampled(run, tmp_path / "out", to_words, classes=chosen) == 0
+    (samples,) = (tmp_path / "out").glob("*.npz")
+    assert np.load(samples)["arr_1"].tolist() == [sorted(names).index(n) for n in names]
+
+
+def test_a_whole_number_in_the_configuration_is_a_number(run, tmp_path, to_words, capsys):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    config["flags"]["poly_power"] = 2
+    path.write_text(json.dumps(config))
+    assert sampled(run, tmp_path / "out", to_words) == 0
+    config["flags"]["poly_power"] = "2"
+    path.write_text(json.dumps(config))
+    assert sampled(run, tmp_path / "other", to_words) == 2
+    assert "poly_power" in the_line(capsys)
+
+
+def test_a_negative_seed_is_refused_everywhere(whole, tmp_path, to_words, capsys):
+    assert sampled(whole, tmp_path / "out", to_words, seed=-1) == 2
+    assert "seed" in the_line(capsys)
