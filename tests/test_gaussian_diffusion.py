@@ -6,7 +6,6 @@ import pytest
 import torch as th
 
 from improved_diffusion import gaussian_diffusion as gd
-from improved_diffusion.errors import InputError
 from improved_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -29,7 +28,7 @@ def make(
     **settings,
 ):
     schedule = "linear" if steps >= 50 else "cosine"  # the linear one needs more than 20 steps
-    betas = gd.get_named_beta_schedule(schedule, steps)
+    betas = settings.pop("betas", gd.get_named_beta_schedule(schedule, steps))
     kinds = {"model_mean_type": mean_type, "model_var_type": var_type, "loss_type": loss_type}
     return GaussianDiffusion(betas=betas, **kinds, **settings)
 
@@ -161,91 +160,11 @@ def test_moments_of_q_sample():
         assert variance[0].item() == pytest.approx(1 - alpha_bar, rel=1e-5)
 
 
-def test_posterior_in_float64_by_hand():
-    """The product of q(x_t | x_{t-1}) and q(x_{t-1} | x_0), as two Gaussians in x_{t-1}."""
-    diffusion = make()
-    x_start, x_t = some_images(), some_noise()
-    betas = diffusion.betas
-    for step in (1, 10, 49):
-        mean, variance, log_variance = diffusion.q_posterior_mean_variance(
-            x_start, x_t, th.full((4,), step)
-        )
-        before = np.prod(1 - betas[:step])
-        precision = (1 - betas[step]) / betas[step] + 1 / (1 - before)
-        from_x_t = math.sqrt(1 - betas[step]) / betas[step] * x_t.double()
-        from_x_start = math.sqrt(before) / (1 - before) * x_start.double()
-        by_hand = (from_x_t + from_x_start) / precision
-        th.testing.assert_close(mean.double(), by_hand, atol=1e-5, rtol=1e-5)
-        assert variance[0, 0, 0, 0].item() == pytest.approx(1 / precision, rel=1e-5)
-        assert log_variance[0, 0, 0, 0].item() == pytest.approx(-math.log(precision), rel=1e-5)
-
-
-def test_the_first_posterior_variance_is_clipped_in_the_logarithm_only():
-    diffusion = make()
-    _, variance, log_variance = diffusion.q_posterior_mean_variance(
-        some_images(), some_noise(), th.tensor([0, 0, 1, 1])
-    )
-    assert variance[0].max() == 0
-    th.testing.assert_close(log_variance[0], log_variance[2])
-
-
-# --- p
-
-
-def test_learned_range_spans_from_the_posterior_variance_to_beta():
-    diffusion = make(var_type=ModelVarType.LEARNED_RANGE)
-    t = th.tensor([1, 5, 20, 49])
-    for value, wanted in ((-1.0, diffusion.posterior_variance), (1.0, diffusion.betas)):
-        model = lambda x, t, v=value: th.cat([x, th.full_like(x, v)], dim=1)  # noqa: E731
-        variance = diffusion.p_mean_variance(model, some_noise(), t)["variance"]
-        th.testing.assert_close(
-            variance[:, 0, 0, 0].double(), th.from_numpy(wanted)[t], rtol=1e-5, atol=0
-        )
-
-
-def test_denoised_fn_acts_before_the_clipping():
-    diffusion = make(mean_type=ModelMeanType.START_X)
-    arguments = (lambda x, t: th.zeros_like(x), some_noise(), steps_of(diffusion))
-    add_5 = {"denoised_fn": lambda x: x + 5}
-    assert (diffusion.p_mean_variance(*arguments, **add_5)["pred_xstart"] == 1).all()
-    unclipped = diffusion.p_mean_variance(*arguments, clip_denoised=False, **add_5)
-    assert (unclipped["pred_xstart"] == 5).all()
-
-
-def test_model_kwargs_reach_the_model():
-    diffusion = make(steps=3)
-    model = lambda x, t, y: x * y  # noqa: E731
-    out = diffusion.p_sample(model, some_noise(), steps_of(diffusion), model_kwargs={"y": 0.0})
-    assert out["sample"].isfinite().all()
-    x_start = some_images()
-    terms = diffusion.calc_bpd_loop(model, x_start, model_kwargs={"y": 0.0})
-    assert terms["total_bpd"].shape == (4,)
-
-
-@pytest.mark.parametrize(("rescale", "shown"), [(True, 980.0), (False, 49)])
-def test_timesteps_that_the_model_sees(rescale, shown):
-    diffusion = make(rescale_timesteps=rescale)
-    model = ToyModel()
-    diffusion.p_mean_variance(model, some_noise(), th.full((4,), 49))
-    assert (model.seen[0] == shown).all()
-    assert model.seen[0].is_floating_point() == rescale
-
-
 # --- samplers
 
 
 def constant(noise):
     return lambda x, t: noise
-
-
-def test_the_last_step_adds_no_noise():
-    diffusion = make()
-    x = some_noise()
-    t = th.zeros(4, dtype=th.int64)
-    for step in (diffusion.p_sample, diffusion.ddim_sample):
-        settings = {"eta": 1.0} if step == diffusion.ddim_sample else {}
-        first, second = (step(constant(x), x, t, **settings)["sample"] for _ in range(2))
-        assert th.equal(first, second)
 
 
 def test_rounding_does_not_take_the_root_of_less_than_nothing():
@@ -271,19 +190,6 @@ def test_loops_are_the_walks_of_their_samplers(sampler):
         assert ours.keys() == theirs.keys()
         assert all(th.equal(ours[key], theirs[key]) for key in ours)
     assert th.equal(getattr(diffusion, loop)(*arguments, randn_like=th.ones_like), sample)
-
-
-def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance():
-    diffusion = make(steps=50, var_type=ModelVarType.FIXED_SMALL)
-    x = some_noise()
-    for step in (1, 2, 25, 49):
-        t = th.full((4,), step)
-        samples = []
-        for sample in (diffusion.p_sample, diffusion.ddim_sample):
-            settings = {"eta": 1.0} if sample == diffusion.ddim_sample else {}
-            noise = {"randn_like": lambda x: some_noise(seed=2)}
-            samples.append(sample(ToyModel(), x, t, **settings, **noise)["sample"])
-        th.testing.assert_close(*samples, atol=2e-5, rtol=1e-4)
 
 
 def ddim_there_and_back(diffusion, model, x):
@@ -317,18 +223,6 @@ def test_ddim_is_reversed_exactly_where_the_noise_is_known():
     th.testing.assert_close(ddim_there_and_back(diffusion, model, x), x, atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
-def test_ddim_round_trip_errs_less_with_more_steps():
-    x = some_images(shape=(1, 3, 4, 4))
-    errors = []
-    for steps in (100, 200, 400):
-        diffusion = make(steps=steps)
-        back = ddim_there_and_back(diffusion, gaussian_data_model(diffusion), x)
-        errors.append((back - x).abs().max().item())
-    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
-    assert errors[2] < 0.05
-
-
 def test_only_the_deterministic_path_is_reversed():
     diffusion = make()
     with pytest.raises(ValueError, match="eta must be 0"):
@@ -350,10 +244,9 @@ def test_the_right_model_of_gaussian_data_samples_it(loop):
 
 
 def test_bits_per_dimension_add_up():
-    diffusion = make(steps=6)
-    terms = diffusion.calc_bpd_loop(ToyModel(), some_images())
-    assert terms.keys() == {"total_bpd", "prior_bpd", "vb", "xstart_mse", "mse"}
-    assert terms["vb"].shape == terms["mse"].shape == terms["xstart_mse"].shape == (4, 6)
+    diffusion, model = make(betas=np.full(6, 0.1)), lambda x, t, y: x * y
+    terms = diffusion.calc_bpd_loop(model, some_images(), model_kwargs={"y": 0.5})
+    assert terms["prior_bpd"].min() > 0.01  # so few steps leave much of the image
     th.testing.assert_close(terms["total_bpd"], terms["vb"].sum(dim=1) + terms["prior_bpd"])
 
 
@@ -365,31 +258,6 @@ def test_a_model_that_knows_the_image_pays_for_the_pixels_only():
     assert (terms["vb"][:, -1] > 0).all()  # t = 0
     assert terms["xstart_mse"].max() == 0
     assert terms["mse"].max() < 1e-6
-
-
-def test_prior_bits_are_the_divergence_of_what_the_schedule_leaves():
-    diffusion = make()
-    x_start = some_images()
-    alpha_bar = np.prod(1 - diffusion.betas)
-    squares = (x_start.double() ** 2).mean(dim=(1, 2, 3))
-    nats = 0.5 * (-alpha_bar - np.log1p(-alpha_bar) + alpha_bar * squares)
-    prior = diffusion.calc_bpd_loop(ToyModel(), x_start)["prior_bpd"]
-    # The divergence is some 1e-5: a difference of ones in float32.
-    th.testing.assert_close(prior.double(), nats / math.log(2), rtol=0.01, atol=1e-7)
-
-
-# --- construction
-
-
-@pytest.mark.parametrize("value", [0.0, 1.1])
-def test_an_impossible_beta_is_named(value):
-    with pytest.raises(InputError, match=r"beta\[1\] of 3"):
-        GaussianDiffusion(
-            betas=np.array([0.1, value, 0.2]),
-            model_mean_type=ModelMeanType.EPSILON,
-            model_var_type=ModelVarType.FIXED_LARGE,
-            loss_type=LossType.MSE,
-        )
 
 
 @pytest.mark.parametrize("var_type", ModelVarType)

@@ -6,7 +6,6 @@ import pytest
 
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion import script_util
-from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
 
 FLAGS = json.loads((Path(__file__).parent / "reference" / "flag_defaults.json").read_text())
@@ -41,35 +40,29 @@ def test_it_also_serves_the_standard_parser():
 
 
 @pytest.mark.parametrize(
-    ("flags", "kind"),
+    ("flags", "name", "kind"),
     [
-        ({}, gd.LossType.MSE),
-        ({"rescale_learned_sigmas": True}, gd.LossType.RESCALED_MSE),
-        ({"use_kl": True, "rescale_learned_sigmas": True}, gd.LossType.RESCALED_KL),
+        ({}, "loss_type", gd.LossType.MSE),
+        ({"rescale_learned_sigmas": True}, "loss_type", gd.LossType.RESCALED_MSE),
+        (
+            {"use_kl": True, "rescale_learned_sigmas": True},
+            "loss_type",
+            gd.LossType.RESCALED_KL,
+        ),
+        ({}, "model_var_type", gd.ModelVarType.FIXED_LARGE),
+        ({"sigma_small": True}, "model_var_type", gd.ModelVarType.FIXED_SMALL),
+        (
+            {"learn_sigma": True, "sigma_small": True},
+            "model_var_type",
+            gd.ModelVarType.LEARNED_RANGE,
+        ),
+        ({}, "model_mean_type", gd.ModelMeanType.EPSILON),
+        ({"predict_xstart": True}, "model_mean_type", gd.ModelMeanType.START_X),
+        ({"timestep_respacing": "7"}, "num_timesteps", 7),
     ],
 )
-def test_loss_types(flags, kind):
-    assert script_util.create_gaussian_diffusion(**flags).loss_type is kind
-
-
-@pytest.mark.parametrize(
-    ("flags", "kind"),
-    [
-        ({}, gd.ModelVarType.FIXED_LARGE),
-        ({"sigma_small": True}, gd.ModelVarType.FIXED_SMALL),
-        ({"learn_sigma": True, "sigma_small": True}, gd.ModelVarType.LEARNED_RANGE),
-    ],
-)
-def test_variance_types(flags, kind):
-    assert script_util.create_gaussian_diffusion(**flags).model_var_type is kind
-
-
-def test_mean_types_and_respacing():
-    assert script_util.create_gaussian_diffusion().model_mean_type is gd.ModelMeanType.EPSILON
-    diffusion = script_util.create_gaussian_diffusion(predict_xstart=True, timestep_respacing="7")
-    assert diffusion.model_mean_type is gd.ModelMeanType.START_X
-    assert diffusion.num_timesteps == 7
-    assert script_util.create_gaussian_diffusion().num_timesteps == 1000
+def test_flags_of_the_diffusion(flags, name, kind):
+    assert getattr(script_util.create_gaussian_diffusion(**flags), name) == kind
 
 
 def test_the_power_reaches_the_schedule():
@@ -80,24 +73,6 @@ def test_the_power_reaches_the_schedule():
 
 
 MODEL = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1}
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ({"num_channels": 48}, "multiple of 32, .* got 48"),
-        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1"),
-        ({"num_channels": 48, "timestep_respacing": "0"}, "num_channels .*; timestep_respacing"),
-        ({"noise_schedule": "sigmoid"}, "unknown noise_schedule"),
-        ({"diffusion_steps": 10}, "choose another noise_schedule or number of diffusion_steps"),
-        ({"timestep_respacing": "2000"}, "cannot keep 2000 of 1000"),
-    ],
-)
-def test_flags_that_cannot_work(flags, said):
-    flags = script_util.model_and_diffusion_defaults() | MODEL | flags
-    with pytest.raises(InputError, match=said) as raised:
-        script_util.create_model_and_diffusion(**flags)
-    assert "\n" not in str(raised.value)
 
 
 def test_flags_that_came_since_go_by_name():

@@ -13,26 +13,12 @@ from .. import dist_util
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion
 from ..logs.tables import write_csv
-from ..reports.sheets import (
-    add_chart,
-    draw_lines,
-    finite,
-    new_book,
-    put_pairs,
-    put_table,
-    put_title,
-    save_book,
-)
+from ..reports.sheets import new_book, put_pairs, put_table, put_title, save_book
 from ..sampling.image_noise import ImageNoise
 from ..system.files import atomic_write_text
 
 TERMS = ("vb", "mse", "xstart_mse")
 COLUMNS = ("t", "alpha_bar", "log_snr", "images", *TERMS)
-CHARTS = (
-    ("Variational bound", "bits/dim", "vb"),
-    ("Error of the predicted noise", "mse", "mse"),
-    ("Error of the predicted image", "mse", "xstart_mse"),
-)
 
 
 def strata_bounds(num_timesteps: int, count: int) -> np.ndarray:
@@ -194,25 +180,14 @@ def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
     write_csv(f"{stem}_images.csv", ("image", "bits/dim"), enumerate(table.totals))
     atomic_write_text(f"{stem}.json", json.dumps(said, indent=2) + "\n")
     book = new_book()
-    summary = book["summary"]
-    put_title(summary, 1, "Bits per dimension")
-    put_pairs(summary, 3, said)
-    _fill_terms(book, table)
+    put_title(book["summary"], 1, "Bits per dimension")
+    put_pairs(book["summary"], 3, said)
+    metrics = book.create_sheet("metrics")
+    put_table(metrics, 1, dict(zip(COLUMNS, zip(*table.rows(), strict=True), strict=True)))
+    metrics.freeze_panes = "B2"
     save_book(book, f"{stem}.xlsx")
     return f"{stem}.xlsx"
 
 
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _fill_terms(book: Any, table: BpdTable) -> None:
-    charts, sheet = book.create_sheet("charts"), book.create_sheet("metrics")
-    columns = dict(zip(COLUMNS, zip(*table.rows(), strict=True), strict=True))
-    put_table(sheet, 1, columns)
-    sheet.freeze_panes = "B2"
-    x = ("log_snr", "log SNR of the timestep")
-    for number, (title, unit, name) in enumerate(CHARTS):
-        if finite(columns[name]):
-            chart = draw_lines(title, unit, sheet, columns, {name: name}, *x)
-            add_chart(charts, chart, number)

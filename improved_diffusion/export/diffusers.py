@@ -8,7 +8,6 @@ diffusers itself is imported where it is used only: the mapping needs nothing of
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,6 @@ VARIANCES = {
     ModelVarType.FIXED_SMALL: "fixed_small",
     ModelVarType.LEARNED_RANGE: "learned_range",
 }
-
-Weights = Mapping[str, th.Tensor]
 
 
 # -- what can be expressed -----------------------------------------------------------------------
@@ -194,15 +191,12 @@ def diffusers_name(name: str, num_res_blocks: int) -> str:
     """The name in a ``UNet2DModel`` of an entry of a ``UNetModel``'s ``state_dict``.
 
     The three projections of attention are one ``to_qkv`` in these names, see :func:`split_qkv`.
-
-    :raises KeyError: for a name that no ``UNetModel`` has.
     """
     module, _, kind = name.rpartition(".")
     if module in OUTSIDE:
         return f"{OUTSIDE[module]}.{kind}"
     match = re.fullmatch(r"(input|middle|output)_blocks?\.(\d+)\.(.+)", module)
-    if match is None:
-        raise KeyError(name)
+    assert match, name
     part, number, inner = match.group(1), int(match.group(2)), match.group(3)
     if part == "middle":
         return f"mid_block.{MIDDLE[number]}.{IN_BLOCK[inner]}.{kind}"

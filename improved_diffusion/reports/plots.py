@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..system.files import atomic_write, is_local
+from ..system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,8 +128,6 @@ def check_picture_path(path: str | os.PathLike) -> None:
     """:raises InputError: if no PNG can be written to ``path``."""
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"a picture is written as PNG; give a name that ends in .png, not {path}")
-    if not is_local(path):
-        return
     if Path(path).is_dir():
         raise InputError(f"cannot write the picture {path}: it is a folder; give a file name")
     folder = Path(path).absolute().parent

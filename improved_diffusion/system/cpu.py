@@ -1,7 +1,6 @@
 """Getting the most out of the processor: threads, memory allocation, denormals, bfloat16."""
 
 import contextlib
-import ctypes
 import os
 import platform
 import subprocess
@@ -9,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
 from . import allocator
@@ -161,31 +159,13 @@ def _sysctl(name: str) -> str:
 def peak_memory() -> int:
     """The most memory that this process ever held, in bytes; 0 where the system does not say."""
     if sys.platform == "win32":
-        return _peak_working_set(ctypes.WinDLL("kernel32"))
+        return 0
     try:
         import resource
     except ImportError:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-class _MemoryCounters(ctypes.Structure):
-    """Windows' PROCESS_MEMORY_COUNTERS (psapi.h)."""
-
-    _fields_ = (
-        ("cb", ctypes.c_uint32),
-        ("PageFaultCount", ctypes.c_uint32),
-        ("PeakWorkingSetSize", ctypes.c_size_t),
-        ("others", ctypes.c_size_t * 7),
-    )
-
-
-def _peak_working_set(kernel32: Any) -> int:
-    counters = _MemoryCounters(cb=ctypes.sizeof(_MemoryCounters))
-    this_process = ctypes.c_void_p(-1)
-    kernel32.K32GetProcessMemoryInfo(this_process, ctypes.byref(counters), counters.cb)
-    return counters.PeakWorkingSetSize
 
 
 def thread_warning() -> str | None:

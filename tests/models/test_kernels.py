@@ -44,20 +44,6 @@ def test_a_modulated_norm_takes_any_memory_layout(norm):
     th.testing.assert_close(norm_silu(norm, inner, scale, shift), norm_silu(norm, x, scale, shift))
 
 
-def test_gradients_of_the_modulated_norm():
-    th.manual_seed(0)
-    norm = normalization(32).double()
-    x, scale, shift = th.randn(2, 32, 3), th.randn(2, 32), th.randn(2, 32)
-    inputs = [v.double().requires_grad_() for v in (x, scale, shift)]
-    parameters = [norm.weight, norm.bias]
-
-    def of(x, scale, shift, *_):
-        return norm_silu(norm, x, scale, shift)
-
-    assert th.autograd.gradcheck(of, [*inputs, *parameters])
-    assert th.autograd.gradcheck(lambda x, *_: norm_silu(norm, x), [inputs[0], *parameters])
-
-
 @pytest.mark.parametrize("dtype", [th.float32, th.bfloat16])
 def test_gradients_are_those_of_the_formula(norm, dtype):
     x, scale, shift = th.randn(3, 64, 5, 4), th.randn(3, 64), th.randn(3, 64)
@@ -119,18 +105,11 @@ def test_a_convolution_of_a_doubled_image_does_not_need_it():
         assert th.allclose(one, other, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("size", "dtype", "transposed"), [(32, "bf16", 1), (16, "bf16", 0), (32, "fp32", 0)]
-)
-def test_images_are_not_doubled_where_it_pays(size, dtype, transposed, monkeypatch):
-    calls = []
-    original = kernels._transposed_of_doubled
-    monkeypatch.setattr(
-        kernels, "_transposed_of_doubled", lambda *args: calls.append(1) or original(*args)
-    )
+@pytest.mark.parametrize("size", [16, 32])  # below the pixels from which it pays, and above
+def test_a_doubled_image_in_half_precision(size):
     conv, x = nn.Conv2d(32, 32, 3, padding=1), th.randn(1, 32, size, size)
-    with th.autocast("cpu", dtype=th.bfloat16, enabled=dtype == "bf16"):
+    with th.autocast("cpu", dtype=th.bfloat16):
         y = conv_of_doubled(conv, x)
-    assert len(calls) == transposed
+    assert y.dtype == th.bfloat16
     exact = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-    assert th.allclose(y.float(), exact, atol=0.02 if dtype == "bf16" else 0)
+    assert (y - exact).norm() < 0.01 * exact.norm()

@@ -287,29 +287,21 @@ def test_the_script_samples_one_picture_of_a_class(trained, pair, run_script, tm
 
 
 BAD = [
-    ({"input": ""}, "no --input given"),
     ({"input": "{root}/missing.png"}, r"cannot read .*missing\.png"),
-    ({"input": "{root}/text.png"}, r"cannot read image .*text\.png: not one of PNG"),
     ({"input": "{root}/torn.png"}, r"cannot read image .*torn\.png: "),
     ({"input": "{root}/large.png"}, "has 65 x 16 pixels; this model can take sides of 3 to 64"),
     ({"input": "{root}/twice"}, r"a\.bmp and a\.png in .*twice would both become a"),
     ({"clean": "{root}/missing.png"}, r"cannot read .*missing\.png"),
     ({"clean": "{root}/small.png"}, "differ in size"),
-    ({"sigma": -5}, "sigma must be at least 0, got -5"),
-    ({"sigma": "nan"}, "sigma must be at least 0, got nan"),
     ({"sigma": 1e9}, r"sigma 1e\+09 .* more than .* give [\d.e+]+ at most"),
-    ({"method": "best"}, "unknown method 'best'; choose from mean, sample"),
     ({"label": "dog"}, "without classes; leave --label out"),
     ({"model_path": "{classes}"}, "needs one --label, got ''; choose from cat, dog"),
-    ({"model_path": "{classes}", "label": "cow"}, "knows no class 'cow'; it knows cat, dog"),
-    ({"model_path": "{classes}", "label": "2"}, "knows no class '2'"),
 ]
 
 
 @pytest.fixture(scope="module")
 def world(trained, pair, tmp_path_factory):
     root = tmp_path_factory.mktemp("bad")
-    (root / "text.png").write_text("no picture")
     (root / "torn.png").write_bytes((pair[0] / "one.png").read_bytes()[:300])
     saved(root / "large.png", np.zeros((16, 65, 3), dtype=np.uint8))
     saved(root / "small.png", np.zeros((8, 8, 3), dtype=np.uint8))

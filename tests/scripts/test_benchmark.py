@@ -186,14 +186,6 @@ def make_counter(start):
     yield from itertools.count(start)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"json": "/none/x.json"}, r"the folder of --json /none/x\.json does not exist"),
-        ({"rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"image_size": 9}, "must be a multiple of 2 with channel_mult 1,2, got 9"),
-    ],
-)
-def test_flags_that_cannot_work_are_refused(flags, message, benchmark):
-    with pytest.raises(InputError, match=message):
-        tiny(benchmark, **flags)
+def test_a_folder_for_the_json_must_be_there(benchmark):
+    with pytest.raises(InputError, match=r"the folder of --json /none/x\.json does not exist"):
+        tiny(benchmark, json="/none/x.json")

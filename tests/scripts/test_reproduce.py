@@ -53,7 +53,7 @@ def start(module, monkeypatch, *words):
 
 
 def test_a_run_is_trained_evaluated_and_published(reproduce, monkeypatch):
-    called = start(reproduce, monkeypatch, "--only", "linear")
+    called = start(reproduce, monkeypatch, "--only", "linear", "--data", "Data: copies.")
     evaluated = ["image_nll.py", "image_sample.py", "image_sample.py"]
     presented = ["export_results.py", "compare_runs.py"]
     assert called == ["image_train.py", *evaluated, *evaluated, *presented]
@@ -64,6 +64,9 @@ def test_a_run_is_trained_evaluated_and_published(reproduce, monkeypatch):
     assert flags.items() >= course.items()
     assert reproduce.called[1][1]["model_path"] == "runs/results/linear/ema_0.999_020000.pt"
     results = Path("results")
+    notes = [flags["note"] for _, flags, _ in reproduce.called if "note" in flags]
+    assert len(notes) == 2
+    assert all(note.startswith("Data: copies. Trained in bfloat16") for note in notes)
     workbook = reproduce.called[-2][1]
     assert workbook["out"] == "results/results_lin_sched.xlsx"
     assert workbook["picture"] == "results/linear/ddpm_ema_0.999/samples_1x1x1x3.png"
@@ -85,13 +88,6 @@ def test_what_is_done_is_skipped(reproduce, monkeypatch):
     called = start(reproduce, monkeypatch, "--only", "linear")
     assert called[0] == "image_train.py"
     assert called[-2:] == ["export_results.py", "compare_runs.py"]
-
-
-def test_what_the_images_are_stands_by_the_figures(reproduce, monkeypatch):
-    start(reproduce, monkeypatch, "--only", "linear", "--data", "Data: copies.")
-    notes = [flags["note"] for _, flags, _ in reproduce.called if "note" in flags]
-    assert len(notes) == 2
-    assert all(note.startswith("Data: copies. Trained in bfloat16") for note in notes)
 
 
 def test_an_evaluation_that_was_interrupted_is_made_again(reproduce, monkeypatch):
@@ -160,14 +156,6 @@ def test_an_interruption_waits_for_the_script_to_save(number, status, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == status
     assert (tmp_path / "saved").exists()
-
-
-def test_the_study_has_every_schedule(reproduce, monkeypatch):
-    start(reproduce, monkeypatch)
-    trained = [flags for script, flags, _ in reproduce.called if script == "image_train.py"]
-    assert [flags["max_steps"] for flags in trained] == ["20000"] * 2 + ["3000"] * 5
-    powers = [flags.get("poly_power", flags["noise_schedule"]) for flags in trained]
-    assert powers == ["linear", "2", "1", "0.5", "2", "3", "cosine"]
 
 
 def test_the_flags_are_known_to_the_scripts(reproduce, scripts):

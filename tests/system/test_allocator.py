@@ -1,4 +1,4 @@
-"""Memory that is kept, and given back."""
+"""Memory that is kept as the process is configured, and given back."""
 
 import json
 import platform
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.skipif(
 HOLDS = """
 import json
 from pathlib import Path
-from improved_diffusion.system import allocator
+from improved_diffusion.system import allocator, cpu
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-if {keep}:
-    assert allocator.keep_freed_memory()
+processor = cpu.configure_cpu(3, tune_memory={keep})
+assert (processor.threads, processor.freed_memory_kept) == (3, {keep})
 sizes = [resident()]
 block = b"x" * (200 << 20)
 sizes.append(resident())
