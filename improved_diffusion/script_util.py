@@ -88,15 +88,19 @@ def build_diffusion(options: DiffusionOptions) -> SpacedDiffusion:
         var_type = gd.ModelVarType.FIXED_SMALL
     else:
         var_type = gd.ModelVarType.FIXED_LARGE
+    if options.predict_v:
+        mean_type = gd.ModelMeanType.V
+    elif options.predict_xstart:
+        mean_type = gd.ModelMeanType.START_X
+    else:
+        mean_type = gd.ModelMeanType.EPSILON
     betas = gd.get_named_beta_schedule(
         options.noise_schedule, options.diffusion_steps, options.poly_power
     )
     return SpacedDiffusion(
         use_timesteps=respaced_timesteps(betas, options.timestep_respacing),
         betas=betas,
-        model_mean_type=(
-            gd.ModelMeanType.START_X if options.predict_xstart else gd.ModelMeanType.EPSILON
-        ),
+        model_mean_type=mean_type,
         model_var_type=var_type,
         loss_type=loss_type,
         rescale_timesteps=options.rescale_timesteps,

@@ -69,6 +69,8 @@ def test_mean_types_and_respacing():
     diffusion = script_util.create_gaussian_diffusion(predict_xstart=True, timestep_respacing="7")
     assert diffusion.model_mean_type is gd.ModelMeanType.START_X
     assert diffusion.num_timesteps == 7
+    diffusion = script_util.create_gaussian_diffusion(predict_v=True, timestep_respacing="7")
+    assert diffusion.model_mean_type is gd.ModelMeanType.V
     assert script_util.create_gaussian_diffusion().num_timesteps == 1000
 
 
@@ -90,6 +92,8 @@ MODEL = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1}
         ({"num_channels": 48, "timestep_respacing": "0"}, "num_channels .*; timestep_respacing"),
         ({"noise_schedule": "sigmoid"}, "unknown noise_schedule"),
         ({"diffusion_steps": 10}, "choose another noise_schedule or number of diffusion_steps"),
+        ({"predict_v": True, "use_kl": True}, "--predict_v True contradicts --use_kl True"),
+        ({"predict_v": True, "predict_xstart": True}, "contradicts --predict_xstart True"),
         ({"timestep_respacing": "2000"}, "cannot keep 2000 of 1000"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a model's output stands for: the noise, the image, or the image of one step before.
+"""What a model's output stands for: the noise, the image, a mix of both, or the step before.
 
 A new kind is one member of :class:`ModelMeanType` and one entry of :data:`PREDICTIONS`.
 """
@@ -18,6 +18,7 @@ class ModelMeanType(enum.Enum):
     PREVIOUS_X = enum.auto()  # the mean of x_{t-1}
     START_X = enum.auto()  # x_start
     EPSILON = enum.auto()  # the noise in x_t
+    V = enum.auto()  # the noise less the image, each weighed as x_t weighs the other
 
 
 def _posterior_mean(
@@ -57,5 +58,9 @@ PREDICTIONS = {
     ModelMeanType.EPSILON: Prediction(
         target=lambda q, x_start, x_t, t, noise: noise,
         x_start=lambda q, output, x_t, t: q._predict_xstart_from_eps(x_t, t, output),
+    ),
+    ModelMeanType.V: Prediction(
+        target=lambda q, x_start, x_t, t, noise: q.v_of(x_start, noise, t),
+        x_start=lambda q, output, x_t, t: q._predict_xstart_from_v(x_t, t, output),
     ),
 }

@@ -63,6 +63,11 @@ class DiffusionOptions(Options):
     )
     use_kl: bool = flag(False, "train on the variational bound", in_use="free")
     predict_xstart: bool = flag(False, "predict the image rather than the noise", in_weights=False)
+    predict_v: bool = flag(
+        False,
+        "predict v, the noise less the image, each weighed as the noisy image weighs the other",
+        in_weights=False,
+    )
     rescale_timesteps: bool = flag(
         True, "show the model timesteps scaled to 0..1000", in_weights=False
     )
@@ -78,6 +83,9 @@ class DiffusionOptions(Options):
 
     def check(self) -> Iterator[str]:
         yield from super().check()
+        for name in ("use_kl", "predict_xstart"):
+            if self.predict_v and getattr(self, name):
+                yield f"--predict_v True contradicts --{name} True; give one of them"
         try:
             betas = checked_betas(
                 get_named_beta_schedule(self.noise_schedule, self.diffusion_steps, self.poly_power)

@@ -46,6 +46,7 @@ ARCHITECTURES = {
     "grey images": {"in_channels": 1},
     "learned variances": {"learn_sigma": True, "noise_schedule": "cosine"},
     "image predicted": {"predict_xstart": True, "sigma_small": True},
+    "v predicted": {"predict_v": True, "noise_schedule": "cosine"},
     "scaled timesteps": {"diffusion_steps": 4000, "noise_schedule": "cosine"},
     "few timesteps": {"diffusion_steps": 30, "noise_schedule": "polynomial"},
     "timesteps as they are": {"diffusion_steps": 250, "rescale_timesteps": False},
@@ -148,6 +149,14 @@ def test_the_scheduler_gets_the_exact_betas():
     assert json.loads(json.dumps(config))["trained_betas"] == list(diffusion.betas)
     assert config["variance_type"] == "learned_range"
     assert config["num_train_timesteps"] == 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [({}, "epsilon"), ({"predict_xstart": True}, "sample"), ({"predict_v": True}, "v_prediction")],
+)
+def test_the_scheduler_is_told_what_the_model_predicts(flags, kind):
+    assert export.scheduler_config(make(**flags)[1])["prediction_type"] == kind
 
 
 # --- what diffusers cannot express
@@ -303,6 +312,7 @@ def test_outputs_are_equal(exported):
     [
         {"learn_sigma": True, "noise_schedule": "cosine"},
         {"predict_xstart": True, "sigma_small": True, "noise_schedule": "polynomial"},
+        {"predict_v": True, "noise_schedule": "cosine"},
         {"diffusion_steps": 50},
     ],
 )

@@ -1,8 +1,9 @@
 """k-diffusion's wrapper for OpenAI's models, and its samplers, on this package's objects.
 
 The wrapper calls ``model(x, t)`` itself and reads ``alphas_cumprod`` of the diffusion, nothing
-else. So it needs a diffusion of all timesteps, a model that predicts the noise, and timesteps as
-the model was trained with: other than 1000 of them have to be scaled around the model.
+else. So it needs a diffusion of all timesteps, a model that predicts the noise (there is another
+wrapper for v), and timesteps as the model was trained with: other than 1000 of them have to be
+scaled around the model.
 """
 
 import math
@@ -64,6 +65,17 @@ def test_the_denoiser_predicts_our_xstart(t, steps, learn_sigma, tiny):
     timesteps = th.full((2,), t)
     ours = diffusion.p_mean_variance(model, x_t, timesteps, clip_denoised=False)["pred_xstart"]
     theirs = denoiser(x_t / diffusion.sqrt_alphas_cumprod[t], denoiser.sigmas[timesteps])
+    th.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-4)
+
+
+def test_the_denoiser_of_v_predicts_our_xstart(tiny):
+    model, diffusion = make(tiny, predict_v=True)
+    alphas_cumprod = th.from_numpy(diffusion.alphas_cumprod).float()
+    denoiser = kd.external.DiscreteVDDPMDenoiser(model, alphas_cumprod, quantize=False)
+    x_t, timesteps = noise(2, 3, 16, 16), th.tensor([100, 900])
+    ours = diffusion.p_mean_variance(model, x_t, timesteps, clip_denoised=False)["pred_xstart"]
+    scaled = x_t / alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
+    theirs = denoiser(scaled, denoiser.sigmas[timesteps])
     th.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-4)
 
 
