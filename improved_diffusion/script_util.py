@@ -7,6 +7,7 @@ they say.
 
 import argparse
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from . import gaussian_diffusion as gd
@@ -104,7 +105,7 @@ def build_diffusion(options: DiffusionOptions) -> SpacedDiffusion:
         model_var_type=var_type,
         loss_type=loss_type,
         rescale_timesteps=options.rescale_timesteps,
-        loss_weight=LOSS_WEIGHTS[options.loss_weight],
+        loss_weight=partial(LOSS_WEIGHTS[options.loss_weight], gamma=options.min_snr_gamma),
     )
 
 

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, ones_like
 
 from .process import ForwardProcess
 
@@ -38,11 +38,14 @@ class Prediction:
     :param x_start: makes the image that an output predicts, of the process, the output, x_t and t.
     :param mean: makes the mean of p(x_{t-1} | x_t), of the process, the output, the predicted
         image, which may have been clipped since, x_t and t.
+    :param error: the squared error of an output whose image is off by 1, of the signal-to-noise
+        ratio [N]; None where that does not decide it.
     """
 
     target: Callable[[ForwardProcess, Tensor, Tensor, Tensor, Tensor], Tensor]
     x_start: Callable[[ForwardProcess, Tensor, Tensor, Tensor], Tensor]
     mean: Callable[[ForwardProcess, Tensor, Tensor, Tensor, Tensor], Tensor] = _posterior_mean
+    error: Callable[[Tensor], Tensor] | None = None
 
 
 PREDICTIONS = {
@@ -54,13 +57,16 @@ PREDICTIONS = {
     ModelMeanType.START_X: Prediction(
         target=lambda q, x_start, x_t, t, noise: x_start,
         x_start=lambda q, output, x_t, t: output,
+        error=ones_like,
     ),
     ModelMeanType.EPSILON: Prediction(
         target=lambda q, x_start, x_t, t, noise: noise,
         x_start=lambda q, output, x_t, t: q._predict_xstart_from_eps(x_t, t, output),
+        error=lambda snr: snr,
     ),
     ModelMeanType.V: Prediction(
         target=lambda q, x_start, x_t, t, noise: q.v_of(x_start, noise, t),
         x_start=lambda q, output, x_t, t: q._predict_xstart_from_v(x_t, t, output),
+        error=lambda snr: snr + 1,
     ),
 }

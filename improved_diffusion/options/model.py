@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ..diffusion.loss_weights import LOSS_WEIGHTS
+from ..diffusion.loss_weights import LOSS_WEIGHTS, MIN_SNR_GAMMA
 from ..diffusion.noise_schedules import (
     MOST_STEPS,
     NOISE_SCHEDULES,
@@ -80,24 +80,42 @@ class DiffusionOptions(Options):
         choices=LOSS_WEIGHTS,
         in_use="free",
     )
+    min_snr_gamma: float = flag(
+        MIN_SNR_GAMMA,
+        "signal-to-noise ratio up to which min_snr weighs an error of the image by that ratio",
+        above=0,
+        in_use="free",
+    )
+
+    @property
+    def alphas_cumprod(self) -> np.ndarray:
+        """alpha_bar of the timesteps to use, float64 [T].
+
+        :raises InputError: if the schedule or the respacing cannot be had, or leaves no image.
+        """
+        betas = checked_betas(
+            get_named_beta_schedule(self.noise_schedule, self.diffusion_steps, self.poly_power)
+        )
+        if not np.prod(1 - betas):
+            raise InputError(
+                f"noise_schedule {self.noise_schedule} in {self.diffusion_steps} diffusion_steps "
+                "leaves nothing of the image (a beta reaches 1); give more diffusion_steps"
+            )
+        kept = respaced_timesteps(betas, self.timestep_respacing)
+        return np.cumprod(1 - betas)[sorted(kept)]
 
     def check(self) -> Iterator[str]:
         yield from super().check()
         for name in ("use_kl", "predict_xstart"):
             if self.predict_v and getattr(self, name):
                 yield f"--predict_v True contradicts --{name} True; give one of them"
-        try:
-            betas = checked_betas(
-                get_named_beta_schedule(self.noise_schedule, self.diffusion_steps, self.poly_power)
+        if self.use_kl and self.loss_weight != "uniform":
+            yield (
+                f"--loss_weight {self.loss_weight} weighs the squared error, which --use_kl True "
+                "does not train on; give one of them"
             )
-            if np.prod(1 - betas):
-                respaced_timesteps(betas, self.timestep_respacing)
-            else:
-                yield (
-                    f"noise_schedule {self.noise_schedule} in {self.diffusion_steps} "
-                    "diffusion_steps leaves nothing of the image (a beta reaches 1); give more "
-                    "diffusion_steps"
-                )
+        try:
+            _ = self.alphas_cumprod
         except InputError as error:
             yield str(error)
 
