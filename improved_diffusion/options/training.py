@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .. import dist_util
 from ..errors import InputError
-from ..resample import TIMESTEP_SAMPLERS
+from ..resample import LOGSNR_MEAN, LOGSNR_STD, TIMESTEP_SAMPLERS, density_named
 from ..system.precision import DTYPES, check_precision
 from .flags import Options, flag
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
@@ -108,8 +108,13 @@ class TrainingOptions(RunningOptions, DataOptions):
     """Flags of a training."""
 
     schedule_sampler: str = flag(
-        "uniform", "which timesteps to train on", choices=TIMESTEP_SAMPLERS
+        "uniform",
+        "which timesteps to train on; lognormal and laplace are densities of log-SNRs and change "
+        "the objective",
+        choices=TIMESTEP_SAMPLERS,
     )
+    logsnr_mean: float = flag(LOGSNR_MEAN, "mean of a density of log-SNRs")
+    logsnr_std: float = flag(LOGSNR_STD, "standard deviation of a density of log-SNRs", above=0)
     lr: float = flag(1e-4, "learning rate", at_least=0, on_resume="may change")
     weight_decay: float = flag(0.0, "weight decay of AdamW", at_least=0, on_resume="may change")
     lr_anneal_steps: int = flag(
@@ -216,6 +221,16 @@ def parse_ema_rates(text: str) -> list[float]:
 @dataclass(frozen=True, kw_only=True)
 class ModelTraining(TrainingOptions, ModelOptions):
     """Flags that the training scripts share."""
+
+    def check(self) -> Iterator[str]:
+        problems = list(super().check())
+        yield from problems
+        density = density_named(self.schedule_sampler)
+        if density and not problems:  # without a schedule there is nothing to hold it against
+            try:
+                density.masses(self.alphas_cumprod, self.logsnr_mean, self.logsnr_std)
+            except InputError as error:
+                yield str(error)
 
 
 @dataclass(frozen=True, kw_only=True)

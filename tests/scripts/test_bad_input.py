@@ -24,6 +24,7 @@ PLOT = "plot_schedules.py"
 DIFFUSERS, COMPARE = "export_diffusers.py", "compare_runs.py"
 POLYNOMIAL = {"noise_schedule": "polynomial"}
 CLASSES = {"class_cond": True}
+DENSITY = {"schedule_sampler": "lognormal"}
 BARE = {"model_path": "{bare}"}
 RESUME = {"resume_checkpoint": "{model}"}
 
@@ -54,6 +55,11 @@ BAD_INPUT = [
     (TRAIN, {"keep_checkpoints": -1}, "keep_checkpoints"),
     (TRAIN, {"max_skipped": 0}, "max_skipped"),
     (TRAIN, {"schedule_sampler": "best"}, "unknown schedule_sampler 'best'; choose from"),
+    (TRAIN, DENSITY | {"logsnr_mean": 99}, "has no mass on the schedule, whose log-SNRs go from"),
+    (TRAIN, DENSITY | {"logsnr_std": 0}, "logsnr_std must be above 0"),
+    (TRAIN, {"loss_weight": "snr"}, "unknown loss_weight 'snr'; choose from uniform, min_snr"),
+    (TRAIN, {"loss_weight": "min_snr", "use_kl": True}, "which --use_kl True does not train on"),
+    (TRAIN, {"min_snr_gamma": 0}, "min_snr_gamma must be above 0"),
     (TRAIN, {"on_bad_image": "ignore"}, "unknown on_bad_image 'ignore'; choose from error, skip"),
     # precision
     (TRAIN, {"precision": "fp8"}, "unknown precision 'fp8'; choose from"),
