@@ -110,7 +110,10 @@ class TrainLoop:
         self.model_params = list(model.parameters())
         self.weights = MasterWeights(model, self.precision.dtype)
         self.opt = self.weights.adamw(
-            lr=lr, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda")
+            lr=lr,
+            betas=(options.adam_beta1, options.adam_beta2),
+            weight_decay=weight_decay,
+            fused=device.type in ("cpu", "cuda"),
         )
         dist_util.sync_params(self.model_params)
         self.emas = [self.weights.copies() for _ in self.ema_rate]
@@ -247,6 +250,7 @@ class TrainLoop:
             return
         self.state.skipped[1] = 0
         logger.logkv_mean("grad_norm", grad_norm / scale)
+        self._clip(grad_norm / scale)
         self._anneal_lr()
         self.opt.step()
         for rate, ema in zip(self.ema_rate, self.emas, strict=True):
@@ -272,11 +276,16 @@ class TrainLoop:
             f"checkpoint: {good or 'none was saved yet'}; try a lower --lr"
         )
 
+    def _clip(self, grad_norm: float) -> None:
+        """Shorten the gradient to ``grad_clip`` (Pascanu et al. 2013, arXiv 1211.5063, alg. 1)."""
+        if 0 < self.options.grad_clip < grad_norm:
+            th._foreach_mul_(self.weights.grads, self.options.grad_clip / grad_norm)
+
     def _anneal_lr(self) -> None:
-        if not self.options.lr_anneal_steps:
+        if not (self.options.lr_anneal_steps or self.options.warmup_steps):
             return
         for group in self.opt.param_groups:
-            group["lr"] = self.lr * (1 - self.updates / self.options.lr_anneal_steps)
+            group["lr"] = self.lr * self.options.lr_factor(self.updates)
 
     # -- the log -------------------------------------------------------------------------------
 

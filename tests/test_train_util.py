@@ -1,5 +1,6 @@
 import csv
 import itertools
+import math
 import os
 import signal
 
@@ -150,6 +151,70 @@ def test_the_learning_rate_falls_to_0(silent_log):
     loop.run_loop()
     assert used == pytest.approx([0.4, 0.3, 0.2, 0.1])
     assert loop.updates == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ({"warmup_steps": 4}, [0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4]),
+        ({"warmup_steps": 1}, [0.4] * 8),
+        ({"lr_schedule": "constant"}, [0.4] * 8),
+        (
+            {"lr_anneal_steps": 8, "lr_schedule": "cosine"},
+            [0.2 * (1 + math.cos(math.pi * n / 8)) for n in range(8)],
+        ),
+        (
+            {"lr_anneal_steps": 8, "lr_hold_steps": 4},
+            [0.4, 0.4, 0.4, 0.4, 0.4, 0.3, 0.2, 0.1],
+        ),
+        (
+            {"lr_anneal_steps": 8, "warmup_steps": 2},
+            [0.5 * 0.4, *(0.4 * (8 - n) / 8 for n in range(1, 8))],
+        ),
+        (
+            {"lr_anneal_steps": 8, "warmup_steps": 2, "lr_hold_steps": 6, "lr_schedule": "cosine"},
+            [0.2, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.2],
+        ),
+    ],
+)
+def test_the_learning_rate_rises_and_falls(flags, wanted, silent_log):
+    loop = toy_loop(lr=0.4, max_steps=8, **flags)
+    used = []
+    step = loop.opt.step
+    loop.opt.step = lambda: (used.append(loop.opt.param_groups[0]["lr"]), step())
+    loop.run_loop()
+    assert used == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_long_gradient_is_shortened_and_logged_as_it_was(precision, silent_log):
+    grads = {}
+    for clip in (0.0, 0.01, 1e6):
+        loop = toy_loop(grad_clip=clip, precision=precision)
+        loop.run_step(*next(loop.data))
+        grads[clip] = th.cat(loop.weights.grads).clone()
+        norm = logger.dumpkvs()["grad_norm"]
+        assert norm == pytest.approx(grads[0.0].norm().item(), rel=1e-5)
+        assert norm > 0.05
+    assert th.equal(grads[1e6], grads[0.0])
+    assert grads[0.01].norm().item() == pytest.approx(0.01, rel=1e-5)
+    th.testing.assert_close(grads[0.01], grads[0.0] * (0.01 / grads[0.0].norm()))
+
+
+def test_the_betas_are_adamws(silent_log):
+    """Two updates by hand, with AdamW's formulas."""
+    beta1, beta2, lr = 0.5, 0.75, 0.01
+    loop = toy_loop(adam_beta1=beta1, adam_beta2=beta2, lr=lr)
+    weight = loop.model.scale.item()
+    mean = square = 0.0
+    for n in (1, 2):
+        loop.run_step(*next(loop.data))
+        grad = loop.weights.views(loop.weights.grads)[0].item()
+        mean = beta1 * mean + (1 - beta1) * grad
+        square = beta2 * square + (1 - beta2) * grad**2
+        step = mean / (1 - beta1**n) / (math.sqrt(square / (1 - beta2**n)) + 1e-8)
+        weight -= lr * step
+        assert loop.model.scale.item() == pytest.approx(weight, abs=1e-6)
 
 
 def test_weight_decay_shrinks_weights(silent_log):
@@ -554,6 +619,16 @@ def test_a_run_that_is_at_its_end_changes_nothing(run_in, tmp_path):
         ({"ema_rate": "1.5"}, r"ema_rate must lie in \[0, 1\)"),
         ({"precision": "fp8"}, "unknown precision"),
         ({"batch_size": 0, "lr": -1.0}, "lr.*; batch_size"),
+        ({"grad_clip": -1.0}, "grad_clip must be at least 0"),
+        ({"adam_beta1": 1.0}, "adam_beta1 must be at least 0 and below 1"),
+        ({"adam_beta2": -0.1}, "adam_beta2 must be at least 0 and below 1"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"lr_schedule": "step"}, "unknown lr_schedule 'step'; choose from constant, linear"),
+        ({"lr_schedule": "cosine"}, "--lr_schedule cosine needs --lr_anneal_steps"),
+        ({"lr_schedule": "constant", "lr_anneal_steps": 9}, "contradicts --lr_anneal_steps 9"),
+        ({"lr_anneal_steps": 9, "lr_hold_steps": 9}, "lr_hold_steps must be below .*, 9, got 9"),
+        ({"lr_hold_steps": 3}, "lr_hold_steps must be below lr_anneal_steps, 0, got 3"),
+        ({"lr_anneal_steps": 9, "warmup_steps": 10}, "warmup_steps must be at most .*, 9, got 10"),
     ],
 )
 def test_settings_that_cannot_work(changes, said, silent_log):

@@ -1,6 +1,7 @@
 """Flags of how a script runs, and those of a training."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .. import dist_util
@@ -9,6 +10,13 @@ from ..resample import LOGSNR_MEAN, LOGSNR_STD, TIMESTEP_SAMPLERS, density_named
 from ..system.precision import DTYPES, check_precision
 from .flags import Options, flag
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
+
+# How the learning rate falls: its share after the share u of the fall, u in [0, 1].
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda u: 1.0,
+    "linear": lambda u: 1 - u,
+    "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,  # Loshchilov & Hutter 2017, 1608.03983
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +125,39 @@ class TrainingOptions(RunningOptions, DataOptions):
     logsnr_std: float = flag(LOGSNR_STD, "standard deviation of a density of log-SNRs", above=0)
     lr: float = flag(1e-4, "learning rate", at_least=0, on_resume="may change")
     weight_decay: float = flag(0.0, "weight decay of AdamW", at_least=0, on_resume="may change")
+    adam_beta1: float = flag(
+        0.9, "decay of AdamW's mean gradient", at_least=0, below=1, on_resume="may change"
+    )
+    adam_beta2: float = flag(
+        0.999, "decay of AdamW's mean square", at_least=0, below=1, on_resume="may change"
+    )
+    grad_clip: float = flag(
+        0.0,
+        "norm to shorten a longer gradient to before the update; 0 for none",
+        at_least=0,
+        on_resume="may change",
+    )
+    warmup_steps: int = flag(
+        0,
+        "updates over which the learning rate rises evenly at first; 0 for none",
+        at_least=0,
+        on_resume="may change",
+    )
+    lr_schedule: str = flag(
+        "linear",
+        "how the learning rate falls over lr_anneal_steps",
+        choices=LR_SCHEDULES,
+        on_resume="may change",
+    )
+    lr_hold_steps: int = flag(
+        0,
+        "updates of lr_anneal_steps before the learning rate begins to fall",
+        at_least=0,
+        on_resume="may change",
+    )
     lr_anneal_steps: int = flag(
         0,
-        "updates over which the learning rate falls to 0, and the end; 0 for never",
+        "updates after which the learning rate has fallen to 0, and the end; 0 for never",
         at_least=0,
         on_resume="may change",
     )
@@ -193,7 +231,33 @@ class TrainingOptions(RunningOptions, DataOptions):
         """After how many updates the training ends; None for never."""
         return min(filter(None, (self.max_steps, self.lr_anneal_steps)), default=None)
 
+    def lr_factor(self, updates: int) -> float:
+        """What to multiply ``lr`` by in the update that comes after so many.
+
+        The rise of the warm-up, (updates + 1) / warmup_steps at most 1, times the fall.
+        """
+        rise = min(1.0, (updates + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if not self.lr_anneal_steps:
+            return rise
+        over = max(0, updates - self.lr_hold_steps) / (self.lr_anneal_steps - self.lr_hold_steps)
+        return rise * LR_SCHEDULES[self.lr_schedule](over)
+
+    def _check_learning_rate(self) -> Iterator[str]:
+        end = self.lr_anneal_steps
+        if end and self.lr_schedule == "constant":
+            yield (
+                f"--lr_schedule constant contradicts --lr_anneal_steps {end}, over which the rate "
+                "falls; give one of them (--max_steps ends a run, too)"
+            )
+        if not end and self.lr_schedule == "cosine":
+            yield "--lr_schedule cosine needs --lr_anneal_steps, the updates over which it falls"
+        if self.lr_hold_steps and not self.lr_hold_steps < end:
+            yield f"lr_hold_steps must be below lr_anneal_steps, {end}, got {self.lr_hold_steps}"
+        if end and self.warmup_steps > end:
+            yield f"warmup_steps must be at most lr_anneal_steps, {end}, got {self.warmup_steps}"
+
     def check(self) -> Iterator[str]:
+        yield from self._check_learning_rate()
         if self.use_fp16 and self.precision == "bf16":
             yield "--use_fp16 True contradicts --precision bf16; give one of them"
         try:
