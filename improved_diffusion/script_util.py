@@ -72,6 +72,7 @@ def build_model(options: ModelOptions) -> UNetModel:
         num_heads_upsample=options.num_heads_upsample,
         use_scale_shift_norm=options.use_scale_shift_norm,
         image_size=options.size,
+        label_dropout=options.label_dropout,
     )
 
 

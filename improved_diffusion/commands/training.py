@@ -131,6 +131,7 @@ def make_preview(
         batch_size=options.microbatch if options.microbatch > 0 else options.batch_size,
         seed=options.seed,
         model_kwargs=model_kwargs,
+        guidance=options.chosen_guidance,
     )
 
 

@@ -155,6 +155,13 @@ class ModelOptions(DiffusionOptions):
         "classes of a class-conditional model, or auto for as many as the images have",
         parse=count_or_auto,
     )
+    label_dropout: float = flag(
+        0.0,
+        "probability of leaving out an image's label while training, so that samples can be guided",
+        at_least=0,
+        below=1,
+        in_weights=False,
+    )
     in_channels: int = flag(3, "channels of the images: 1 (grey), 3 (colour) or 4 (with alpha)")
     use_checkpoint: bool = flag(
         False,
@@ -218,6 +225,8 @@ class ModelOptions(DiffusionOptions):
             yield f"in_channels must be 1 (grey), 3 (colour) or 4 (with alpha), got {channels}"
         if self.class_cond and self.num_classes != AUTO and int(self.num_classes) < 1:
             yield f"num_classes must be at least 1, got {self.num_classes}"
+        if self.label_dropout and not self.class_cond:
+            yield "--label_dropout is for a model with classes; give --class_cond True, too"
         if self.num_channels % NORM_GROUPS:
             yield (
                 f"num_channels must be a multiple of {NORM_GROUPS}, the groups of the group norm, "

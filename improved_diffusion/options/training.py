@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .. import dist_util
+from ..diffusion.guidance import Guidance
 from ..errors import InputError
 from ..resample import LOGSNR_MEAN, LOGSNR_STD, TIMESTEP_SAMPLERS, density_named
 from ..system.precision import DTYPES, check_precision
@@ -112,7 +113,47 @@ class DataOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(RunningOptions, DataOptions):
+class GuidanceOptions(Options):
+    """Flags of how samples are guided; those drawn while training, too."""
+
+    guidance: float = flag(
+        1.0,
+        "how far to lead samples to their class, away from samples of none (or those of "
+        "--guide_model): 1 is not at all, 0 is samples of none",
+        at_least=0,
+        on_resume="may change",
+    )
+    guidance_low: float = flag(
+        0.0,
+        "noise above which to guide, as sigma beside an image in [-1, 1]",
+        at_least=0,
+        on_resume="may change",
+    )
+    guidance_high: float = flag(
+        0.0,
+        "noise up to which to guide, as sigma; 0 for no limit",
+        at_least=0,
+        on_resume="may change",
+    )
+
+    @property
+    def chosen_guidance(self) -> Guidance:
+        """What the flags ask for."""
+        return Guidance(self.guidance, self.guidance_low, self.guidance_high or math.inf)
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        if self.guidance == 1 and (self.guidance_low or self.guidance_high):
+            yield "--guidance_low and --guidance_high are for --guidance other than 1; give that"
+        if 0 < self.guidance_high <= self.guidance_low:
+            yield (
+                f"guidance_high must be above guidance_low, {self.guidance_low:g}, "
+                f"got {self.guidance_high:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions):
     """Flags of a training."""
 
     schedule_sampler: str = flag(
@@ -289,6 +330,8 @@ class ModelTraining(TrainingOptions, ModelOptions):
     def check(self) -> Iterator[str]:
         problems = list(super().check())
         yield from problems
+        if self.guidance != 1 and not self.label_dropout:
+            yield "--guidance needs a model that learns without labels, too: give --label_dropout"
         density = density_named(self.schedule_sampler)
         if density and not problems:  # without a schedule there is nothing to hold it against
             try:

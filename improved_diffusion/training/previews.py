@@ -11,6 +11,7 @@ import torch as th
 
 from .. import logger
 from ..data.image_grid import save_grid, to_uint8
+from ..diffusion.guidance import Guidance
 from ..gaussian_diffusion import Model
 from ..respace import SpacedDiffusion
 from ..sampling.image_noise import ImageNoise
@@ -19,6 +20,7 @@ from .checkpoints import SETTLED, best_ema_rate
 
 FOLDER = "samples"
 SAMPLER = SAMPLERS["dpmpp"]  # a fast one
+NO_GUIDANCE = Guidance()
 
 Weights = Mapping[str, th.Tensor]
 
@@ -33,6 +35,7 @@ class Preview:
     :param batch_size: how many of them to sample at a time.
     :param seed: of their noise.
     :param model_kwargs: conditions of the N images.
+    :param guidance: how to guide them; not at all by default.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Preview:
         batch_size: int,
         seed: int = 0,
         model_kwargs: Mapping[str, th.Tensor] | None = None,
+        guidance: Guidance = NO_GUIDANCE,
     ):
         steps = min(SAMPLER.usual_steps, diffusion.num_timesteps)
         self.diffusion = diffusion.respaced(SAMPLER.respacing.format(steps))
@@ -50,6 +54,7 @@ class Preview:
         self.shape = shape
         self.seed = seed
         self.model_kwargs = dict(model_kwargs or {})
+        self.guidance = guidance
 
     def draw(
         self,
@@ -89,7 +94,8 @@ class Preview:
                 starts = range(0, self.shape[0], self.batch_size)
                 parts = [range(self.shape[0])[start : start + self.batch_size] for start in starts]
                 device = next(model.parameters()).device
-                return th.cat([self._sample_part(call, part, device) for part in parts])
+                guided = self.guidance.around(call, self.diffusion)
+                return th.cat([self._sample_part(guided, part, device) for part in parts])
         finally:
             model.train(was_training)
 
