@@ -52,7 +52,7 @@ def main() -> None:
     sizes = (model.in_channels, smallest, LARGEST * options.image_size)
     pictures = [read(*found, sizes) for found in find_pictures(options.input, options.clean)]
     sigmas = [choose_sigma(options.sigma, diffusion, picture.noisy) for picture in pictures]
-    load_trained(model, options.model_path)
+    load_trained(model, options.model_path, options.ema_correction)
     with open_run("image_denoise", options.log_dir) as folder:
         describe(options, trained, model)
         scores = []

@@ -26,7 +26,7 @@ def main() -> None:
     diffusion = spaced_diffusion(options)
     prepare(options)
     guide = load_guide(options, trained)
-    model = load_trained(build_model(options), options.model_path)
+    model = load_trained(build_model(options), options.model_path, options.ema_correction)
     with open_run("image_sample", options.log_dir) as folder:
         describe(options, trained, model)
         sample(options, trained, folder, model, diffusion, condition, guide)

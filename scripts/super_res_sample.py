@@ -32,7 +32,7 @@ def main() -> None:
     small, classes = load_base_samples(options, trained)
     diffusion = spaced_diffusion(options)
     guide = load_guide(options, trained)
-    model = load_trained(build_model(options), options.model_path)
+    model = load_trained(build_model(options), options.model_path, options.ema_correction)
     with open_run("super_res_sample", options.log_dir) as folder:
         describe(options, trained, model)
         logger.log(f"Enlarging {options.num_samples} images to {options.large_size} pixels")

@@ -12,13 +12,19 @@ from improved_diffusion import logger, script_util
 from improved_diffusion.errors import DivergedError, InputError
 from improved_diffusion.image_datasets import load_data
 from improved_diffusion.options.training import parse_ema_rates
-from improved_diffusion.resample import LossSecondMomentResampler, UniformSampler
+from improved_diffusion.resample import (
+    LaplaceSampler,
+    LogNormalSampler,
+    LossSecondMomentResampler,
+    UniformSampler,
+)
 from improved_diffusion.train_util import (
     TrainLoop,
     find_ema_checkpoint,
     get_blob_logdir,
     log_loss_dict,
 )
+from improved_diffusion.training import checkpoints
 from improved_diffusion.training.state import seed_everything
 from improved_diffusion.training.stopping import StopSignals
 
@@ -322,7 +328,8 @@ def test_files_of_a_checkpoint(silent_log):
     loop.run_loop()
     saved = sorted(path.name for path in silent_log.glob("*.pt"))
     kinds = ("ema_0.99_", "ema_0.9_", "model", "opt", "state")
-    assert saved == sorted(f"{kind}{step:06d}.pt" for kind in kinds for step in (2, 4, 5))
+    wanted = [f"{kind}{step:06d}.pt" for kind in kinds for step in (2, 4, 5)]
+    assert saved == sorted([*wanted, "model000000.pt"])  # the last: what the EMAs began with
     assert (silent_log / "results.xlsx").exists()
     written = {"model": loop.model_params, "ema_0.9_": loop.ema_params[0]}
     for kind, params in written.items():
@@ -344,7 +351,9 @@ def test_the_tensors_of_a_file_share_no_memory(silent_log):
 
 def test_older_checkpoints_go_if_asked(silent_log):
     toy_loop(max_steps=6, save_interval=2, keep_checkpoints=1).run_loop()
-    assert [path.name for path in silent_log.glob("model*.pt")] == ["model000006.pt"]
+    left = sorted(path.name for path in silent_log.glob("*.pt"))
+    kept = ["ema_0.9_000006.pt", "model000000.pt", "model000006.pt", "opt000006.pt"]
+    assert left == [*kept, "state000006.pt"]
 
 
 def test_checkpoints_go_where_the_environment_says(silent_log, tmp_path, monkeypatch):
@@ -371,9 +380,116 @@ def test_find_ema_checkpoint(silent_log):
     assert find_ema_checkpoint("", 2, 0.99) is None
 
 
+# --- EMAs and the initial weights
+
+
+def average_by_hand(history, rate):
+    """The weighted mean of the weights after each update, the later the heavier."""
+    weights = [rate ** (len(history) - 1 - i) for i in range(len(history))]
+    return sum(w * h for w, h in zip(weights, history, strict=True)) / sum(weights)
+
+
+def corrected(folder, step, rate="0.9"):
+    path, share = checkpoints.initial_weights_in(str(folder / f"ema_{rate}_{step:06d}.pt"))
+    average = th.load(folder / f"ema_{rate}_{step:06d}.pt", weights_only=True)
+    initial = th.load(path, weights_only=True)
+    return checkpoints.without_initial(average["scale"], initial["scale"], share).item()
+
+
+def test_an_ema_without_its_initial_weights_is_the_mean_of_all_after_them(run_in, tmp_path):
+    """Through updates that are skipped, and a run that goes on, there and in another folder."""
+    history = []
+
+    def loop_of(data, **settings):
+        loop = toy_loop(data=data, model=ToyModel(), **settings)
+        step = loop.opt.step
+
+        def recorded():
+            step()
+            history.append(loop.model.scale.item())
+
+        loop.opt.step = recorded
+        return loop
+
+    run_in("run", lambda _: loop_of(toy_data(bad={2}), max_steps=4))
+    initial = th.load(tmp_path / "run" / "model000000.pt", weights_only=True)
+    assert initial["scale"] == 0.5
+    assert corrected(tmp_path / "run", 4) == pytest.approx(average_by_hand(history, 0.9), abs=1e-6)
+    for folder, before, now in (("run", 4, 7), ("other", 7, 9)):
+        path = str(tmp_path / "run" / f"model{before:06d}.pt")
+        settings = {"resume_checkpoint": path, "max_steps": now}
+        run_in(folder, lambda _, settings=settings: loop_of(toy_data(), **settings))
+        wanted = average_by_hand(history, 0.9)
+        assert corrected(tmp_path / folder, now) == pytest.approx(wanted, abs=1e-6)
+    assert len(history) == 8
+    kept = (tmp_path / name / "model000000.pt" for name in ("run", "other"))
+    assert len({path.read_bytes() for path in kept}) == 1
+
+
+def test_an_ema_that_began_later_holds_other_weights(run_in, tmp_path):
+    run_in("run", lambda _: toy_loop(max_steps=2))
+    path = str(tmp_path / "run" / "model000002.pt")
+    settings = {"resume_checkpoint": path, "ema_rate": "0.9,0.5"}
+    run_in("run", lambda _: toy_loop(max_steps=4, **settings))
+    young = str(tmp_path / "run" / "ema_0.5_000004.pt")
+    assert checkpoints.initial_weights_in(young) is None
+    old = str(tmp_path / "run" / "ema_0.9_000004.pt")
+    assert checkpoints.initial_weights_in(old)[1] == pytest.approx(0.9**4)
+
+
+@pytest.mark.parametrize("settings", [{"ema_correction": False}, {"ema_rate": "0"}])
+def test_initial_weights_are_kept_for_a_use_only(settings, silent_log):
+    toy_loop(max_steps=2, **settings).run_loop()
+    assert not (silent_log / "model000000.pt").exists()
+
+
+def test_a_run_without_an_update_keeps_nothing(silent_log):
+    loop = toy_loop(data=iter(()))
+    with pytest.raises(StopIteration):
+        loop.run_loop()
+    assert not list(silent_log.glob("*.pt"))
+
+
+def test_initial_weights_are_no_checkpoint(silent_log):
+    (silent_log / "state000000.pt").write_bytes(b"of a torn one")
+    toy_loop(max_steps=1).run_loop()
+    assert checkpoints.complete_steps(str(silent_log)) == [1]
+    assert not (silent_log / "state000000.pt").exists()
+
+
+def test_samples_on_the_way_are_of_corrected_averages(silent_log):
+    drawn = []
+
+    class Recorder:
+        def draw(self, folder, step, model, emas, cast, corrected):
+            drawn.append((step, emas[0.9]["scale"].item(), set(corrected)))
+
+    history = []
+    loop = toy_loop(max_steps=3, sample_interval=1, preview=Recorder())
+    step = loop.opt.step
+    loop.opt.step = lambda: (step(), history.append(loop.model.scale.item()))
+    loop.run_loop()
+    for n, (step, value, rates) in enumerate(drawn, start=1):
+        assert (step, rates) == (n, {0.9})
+        assert value == pytest.approx(average_by_hand(history[:n], 0.9), abs=1e-6)
+
+
 # --- going on
 
 RESUMED = {
+    "everything": {
+        "sampler": LogNormalSampler,
+        "class_cond": True,
+        "model": {"label_dropout": 0.5, "predict_v": True, "loss_weight": "min_snr"},
+        "warmup_steps": 5,
+        "lr_anneal_steps": 20,
+        "lr_hold_steps": 6,
+        "lr_schedule": "cosine",
+        "grad_clip": 0.5,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
+    },
+    "laplace-bf16": {"sampler": LaplaceSampler, "precision": "bf16"},
     "uniform-fp32": {},
     "uniform-bf16": {"precision": "bf16", "microbatch": 1},
     "moments-fp32-classes": {"sampler": LossSecondMomentResampler, "class_cond": True},
@@ -386,11 +502,11 @@ RESUMED = {
 }
 
 
-def unet_loop(images, tiny, sampler=UniformSampler, class_cond=False, **changes):
+def unet_loop(images, tiny, sampler=UniformSampler, class_cond=False, model=None, **changes):
     """A loop over a real UNet and real files: ten images, so an epoch is two batches of four."""
     seed_everything(0)
     flags = script_util.model_and_diffusion_defaults() | tiny
-    flags |= {"class_cond": class_cond, "dropout": 0.1, "num_classes": 2}
+    flags |= {"class_cond": class_cond, "dropout": 0.1, "num_classes": 2} | (model or {})
     model, diffusion = script_util.create_model_and_diffusion(**flags)
     history = {"history_per_term": 1} if sampler is LossSecondMomentResampler else {}
     settings = {

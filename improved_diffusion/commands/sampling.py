@@ -120,4 +120,4 @@ def load_guide(options: SamplingOptions, trained: Trained) -> th.nn.Module | Non
     if not options.guide_model:
         return None
     theirs, path = options_of_guide(options, trained)
-    return load_trained(build_model(theirs), path)
+    return load_trained(build_model(theirs), path, options.ema_correction)

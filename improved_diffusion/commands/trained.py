@@ -10,6 +10,7 @@ import torch as th
 
 from .. import dist_util, logger
 from ..errors import InputError
+from ..models.architecture import check_fit
 from ..options.command_line import parse_values
 from ..options.flags import Flag, Options, as_word
 from ..options.model import (
@@ -202,12 +203,21 @@ def _of_the_process(name: str, rules: Flag) -> bool:
     return known and not rules.in_weights
 
 
-def load_trained(model: th.nn.Module, model_path: str) -> th.nn.Module:
+@th.no_grad()
+def load_trained(model: th.nn.Module, model_path: str, ema_correction: bool = True) -> th.nn.Module:
     """Load a checkpoint into ``model`` and make it ready to evaluate.
 
+    :param ema_correction: take the initial weights out of an EMA, if they were kept beside it.
     :raises InputError: if its file is missing, unsafe or does not fit.
     """
     checkpoints.load_into(model, model_path)
+    found = checkpoints.initial_weights_in(model_path) if ema_correction else None
+    if found:
+        path, share = found
+        initial = checkpoints.load_model_file(path)
+        check_fit(model, initial, path)
+        for name, p in model.named_parameters():
+            p.copy_(checkpoints.without_initial(p, initial[name], share))
     return model.to(dist_util.dev()).eval()
 
 
@@ -215,6 +225,9 @@ def about_model(options: TrainedOptions, trained: Trained, model: th.nn.Module) 
     """Lines that say which model is used, its size, and whether its flags are known."""
     parameters = sum(p.numel() for p in model.parameters())
     lines = [f"Model: {options.model_path}", f"Parameters: {parameters / 1e6:.2f} M"]
+    if options.ema_correction and (found := checkpoints.initial_weights_in(options.model_path)):
+        path, share = found
+        lines.append(f"EMA: its share of the initial weights, {share:.2%}, is taken out ({path})")
     if not trained.has_config:
         hidden = (name for name, rules in options.flags().items() if not rules.in_weights)
         flags = " ".join(f"--{name} {getattr(options, name)}" for name in hidden)
@@ -232,6 +245,8 @@ def describe(options: UseOptions, trained: Trained, model: th.nn.Module) -> None
         logger.log(line)
     logger.log(f"Precision: {options.precision}")
     share = checkpoints.initial_share(options.model_path)
+    if options.ema_correction and checkpoints.initial_weights_in(options.model_path):
+        share = 0.0
     if share > checkpoints.SETTLED:
         logger.warn(
             f"This EMA still holds {share:.0%} of its initial weights, so expect noise; "

@@ -45,6 +45,18 @@ class ThreadOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmaOptions(Options):
+    """The flag of every script that computes with an average of weights."""
+
+    ema_correction: bool = flag(
+        True,
+        "take the initial weights out of an EMA that is used, if model000000.pt has kept them; the "
+        "files ema_*.pt hold them in any case",
+        on_resume="may change",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComputeOptions(ThreadOptions):
     """Flags of what computes, and in which numbers."""
 
@@ -153,7 +165,7 @@ class GuidanceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions):
+class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
     """Flags of a training."""
 
     schedule_sampler: str = flag(

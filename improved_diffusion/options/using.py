@@ -8,11 +8,11 @@ from ..sampling.denoising import METHODS
 from ..sampling.samplers import SAMPLERS, Sampler
 from .flags import flag, with_default
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
-from .training import GuidanceOptions, RunningOptions, ThreadOptions
+from .training import EmaOptions, GuidanceOptions, RunningOptions, ThreadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedOptions(ThreadOptions):
+class TrainedOptions(ThreadOptions, EmaOptions):
     """The flag that names a trained model."""
 
     model_path: str = flag(

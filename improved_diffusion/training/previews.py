@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -63,20 +63,23 @@ class Preview:
         model: th.nn.Module,
         emas: Mapping[float, Weights],
         autocast: AbstractContextManager,
+        corrected: Container[float] = (),
     ) -> None:
         """Write ``samples/NNNNNN.png`` of an EMA, and while all are young of the model itself.
 
         :param emas: weights by rate; of several rates the highest settled one is drawn.
         :param autocast: the context to call the model in.
+        :param corrected: the rates whose weights are without the initial ones.
         """
         rate = best_ema_rate(emas, step)
-        share = rate**step
+        share = 0.0 if rate in corrected else rate**step
         with autocast:
             self._draw_one(os.path.join(folder, FOLDER, f"{step:06d}.png"), model, emas[rate])
             if share > SETTLED:
                 path = os.path.join(folder, FOLDER, f"{step:06d}_model.png")
                 self._draw_one(path, model, {})
         young = f", which holds {share:.0%} of its initial weights" if share > SETTLED else ""
+        young = ", its initial weights taken out" if rate in corrected else young
         logger.log(f"Drew {FOLDER}/{step:06d}.png from the EMA of rate {rate:g}{young}")
 
     def _draw_one(self, path: str, model: th.nn.Module, weights: Weights) -> None:

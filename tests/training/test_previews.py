@@ -48,6 +48,15 @@ def test_a_young_ema_is_drawn_beside_the_model(trained, tmp_path):
     assert not np.array_equal(*pictures.values())
 
 
+def test_an_ema_without_its_initial_weights_is_settled(trained, tmp_path):
+    model, diffusion, other = trained
+    preview = Preview(diffusion, (4, 3, 16, 16), batch_size=4)
+    with logger.scoped_configure(dir=tmp_path, format_strs=["log"]):
+        preview.draw(str(tmp_path), 5, model, {0.9: other}, Precision("fp32").autocast(), {0.9})
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["000005.png"]
+    assert "its initial weights taken out" in (tmp_path / "log.txt").read_text()
+
+
 def test_the_best_of_several_emas_is_drawn(trained, tmp_path):
     model, _, other = trained
     own = {name: p.detach() for name, p in model.named_parameters()}
