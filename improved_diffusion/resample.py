@@ -1,8 +1,11 @@
-"""Which timesteps to train on: uniformly, or those where the loss is large.
+"""Which timesteps to train on: uniformly, where the loss is large, or by a density of log-SNRs.
+
+The first two do not change the objective. A density does, on purpose.
 
 A new sampler is one class here, with a name to register it under.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -15,26 +18,45 @@ from .diffusion.registry import Registry
 from .errors import InputError
 from .gaussian_diffusion import GaussianDiffusion
 
-TIMESTEP_SAMPLERS: Registry[Callable[[GaussianDiffusion], "ScheduleSampler"]] = Registry(
-    "schedule_sampler"
-)
+TIMESTEP_SAMPLERS: Registry[Callable[..., "ScheduleSampler"]] = Registry("schedule_sampler")
+# Karras et al. 2022 (arXiv 2206.00364, table 1): ln sigma of mean -1.2 and deviation 1.2.
+LOGSNR_MEAN, LOGSNR_STD = 2.4, 2.4
+LEAST_MASS = 1e-3  # of a density, to lie on the schedule
 
 
-def create_named_schedule_sampler(name: str, diffusion: GaussianDiffusion) -> "ScheduleSampler":
+def create_named_schedule_sampler(
+    name: str,
+    diffusion: GaussianDiffusion,
+    logsnr_mean: float = LOGSNR_MEAN,
+    logsnr_std: float = LOGSNR_STD,
+) -> "ScheduleSampler":
     """Make the timestep sampler of that name for ``diffusion``.
 
     :param name: one of :data:`TIMESTEP_SAMPLERS`.
+    :param logsnr_mean: mean of a density, and ``logsnr_std`` its deviation; for densities only.
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
+    :raises InputError: for a density with no mass on the schedule.
     """
+    if density := density_named(name):
+        return density(diffusion, logsnr_mean, logsnr_std)
     return TIMESTEP_SAMPLERS[name](diffusion)
 
 
+def density_named(name: str) -> type["LogSnrSampler"] | None:
+    """The density of that name; None where it is a sampler of another kind."""
+    kind = TIMESTEP_SAMPLERS[name]
+    return kind if isinstance(kind, type) and issubclass(kind, LogSnrSampler) else None
+
+
 class ScheduleSampler(ABC):
-    """A distribution over timesteps, which importance weights turn into an unbiased loss."""
+    """A distribution over timesteps, which importance weights turn into an unbiased loss.
+
+    Not so the weights of a :class:`LogSnrSampler`.
+    """
 
     @abstractmethod
     def weights(self) -> np.ndarray:
-        """Positive weights of the timesteps, float [T]; they need not sum to 1."""
+        """Weights of the timesteps, none negative, float [T]; they need not sum to 1."""
 
     def sample(self, batch_size: int, device: th.device | str) -> tuple[th.Tensor, th.Tensor]:
         """Draw timesteps from numpy's global generator.
@@ -143,3 +165,75 @@ class LossSecondMomentResampler(LossAwareSampler):
                 f"this run's is {self._loss_history.shape}; use the same diffusion_steps"
             )
         self._loss_history, self._loss_counts = history.copy(), counts.copy()
+
+
+class LogSnrSampler(ScheduleSampler):
+    """Timesteps whose log-SNRs follow a density; all losses count alike, wherever they are.
+
+    A log-SNR ln(alpha_bar / (1 - alpha_bar)) drawn from the density becomes the nearest timestep,
+    and one beyond the schedule's ends is drawn again. With sigma^2 = 1 / SNR it is -2 ln sigma.
+
+    :param mean: of the log-SNRs.
+    :param std: their standard deviation.
+    :raises InputError: if less than :data:`LEAST_MASS` of the density lies on the schedule.
+    """
+
+    def __init__(
+        self, diffusion: GaussianDiffusion, mean: float = LOGSNR_MEAN, std: float = LOGSNR_STD
+    ):
+        self._weights = self.masses(diffusion.alphas_cumprod, mean, std)
+
+    @staticmethod
+    @abstractmethod
+    def cdf(z: np.ndarray) -> np.ndarray:
+        """The share of the density below ``z`` standard deviations above its mean."""
+
+    @classmethod
+    def masses(cls, alphas_cumprod: np.ndarray, mean: float, std: float) -> np.ndarray:
+        """What lies nearest to each timestep of a schedule, float [T].
+
+        The outermost timesteps reach as far outwards as inwards.
+
+        :raises InputError: see the class.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):  # what the check below is for
+            log_snr = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)  # falls with t
+            inner = (log_snr[1:] + log_snr[:-1]) / 2
+            ends = 2 * log_snr[[0, -1]] - inner[[0, -1]] if len(inner) else [np.inf, -np.inf]
+            edges = np.concatenate([ends[:1], inner, ends[1:]])
+            masses = -np.diff(cls.cdf((edges - mean) / std))
+        if not masses.sum() >= LEAST_MASS:
+            raise InputError(
+                f"the density of log-SNRs with logsnr_mean {mean:g} and logsnr_std {std:g} has no "
+                f"mass on the schedule, whose log-SNRs go from {log_snr[-1]:.3g} to "
+                f"{log_snr[0]:.3g}; choose a mean there"
+            )
+        return masses
+
+    def weights(self) -> np.ndarray:
+        return self._weights
+
+    def sample(self, batch_size: int, device: th.device | str) -> tuple[th.Tensor, th.Tensor]:
+        t, importance = super().sample(batch_size, device)
+        return t, th.ones_like(importance)
+
+
+@TIMESTEP_SAMPLERS.register("lognormal")
+class LogNormalSampler(LogSnrSampler):
+    """Log-SNRs from a normal distribution, so that sigma is log-normal (Karras et al. 2022)."""
+
+    @staticmethod
+    def cdf(z: np.ndarray) -> np.ndarray:
+        return th.special.ndtr(th.from_numpy(z)).numpy()
+
+
+@TIMESTEP_SAMPLERS.register("laplace")
+class LaplaceSampler(LogSnrSampler):
+    """Log-SNRs from a Laplace distribution (Hang & Gu 2024, arXiv 2407.03297).
+
+    The paper's scale b is the deviation divided by the square root of 2.
+    """
+
+    @staticmethod
+    def cdf(z: np.ndarray) -> np.ndarray:
+        return 0.5 - 0.5 * np.sign(z) * np.expm1(-math.sqrt(2) * np.abs(z))

@@ -7,6 +7,7 @@ they say.
 
 import argparse
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from . import gaussian_diffusion as gd
@@ -71,6 +72,7 @@ def build_model(options: ModelOptions) -> UNetModel:
         num_heads_upsample=options.num_heads_upsample,
         use_scale_shift_norm=options.use_scale_shift_norm,
         image_size=options.size,
+        label_dropout=options.label_dropout,
     )
 
 
@@ -88,19 +90,23 @@ def build_diffusion(options: DiffusionOptions) -> SpacedDiffusion:
         var_type = gd.ModelVarType.FIXED_SMALL
     else:
         var_type = gd.ModelVarType.FIXED_LARGE
+    if options.predict_v:
+        mean_type = gd.ModelMeanType.V
+    elif options.predict_xstart:
+        mean_type = gd.ModelMeanType.START_X
+    else:
+        mean_type = gd.ModelMeanType.EPSILON
     betas = gd.get_named_beta_schedule(
         options.noise_schedule, options.diffusion_steps, options.poly_power
     )
     return SpacedDiffusion(
         use_timesteps=respaced_timesteps(betas, options.timestep_respacing),
         betas=betas,
-        model_mean_type=(
-            gd.ModelMeanType.START_X if options.predict_xstart else gd.ModelMeanType.EPSILON
-        ),
+        model_mean_type=mean_type,
         model_var_type=var_type,
         loss_type=loss_type,
         rescale_timesteps=options.rescale_timesteps,
-        loss_weight=LOSS_WEIGHTS[options.loss_weight],
+        loss_weight=partial(LOSS_WEIGHTS[options.loss_weight], gamma=options.min_snr_gamma),
     )
 
 

@@ -110,13 +110,18 @@ class TrainLoop:
         self.model_params = list(model.parameters())
         self.weights = MasterWeights(model, self.precision.dtype)
         self.opt = self.weights.adamw(
-            lr=lr, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda")
+            lr=lr,
+            betas=(options.adam_beta1, options.adam_beta2),
+            weight_decay=weight_decay,
+            fused=device.type in ("cpu", "cuda"),
         )
         dist_util.sync_params(self.model_params)
         self.emas = [self.weights.copies() for _ in self.ema_rate]
         self.ema_params = [self.weights.by_param(ema) for ema in self.emas]
 
-        self.state = TrainState(flags=flags or {})
+        averaged = {str(rate): 0 for rate in self.ema_rate}
+        self.state = TrainState(flags=flags or {}, averaged=averaged)
+        self._found_emas: set[str] = set()  # rates of those that a checkpoint had
         self.resume_step = 0  # updates of earlier processes; step are those of this one
         self.last_saved: int | None = None
         self._gathered_at = -1, -1  # the update and the last row before state.ranks
@@ -182,6 +187,8 @@ class TrainLoop:
             if dist_util.any_rank(stop.received):
                 break
             batch, cond = self._next_batch()
+            if self.step == 0:
+                self._keep_initial_weights()
             loss = self.run_step(batch, cond)
             self.step += 1
             if dist_util.world_size() > 1:
@@ -265,10 +272,12 @@ class TrainLoop:
             return
         self.state.skipped[1] = 0
         logger.logkv_mean("grad_norm", grad_norm / scale)
+        self._clip(grad_norm / scale)
         self._anneal_lr()
         self.opt.step()
         for rate, ema in zip(self.ema_rate, self.emas, strict=True):
             update_ema(ema, self.weights.tensors, rate=rate)
+        self.state.averaged = {rate: count + 1 for rate, count in self.state.averaged.items()}
 
     def _skip_update(self) -> None:
         self.state.skipped = [number + 1 for number in self.state.skipped]
@@ -290,11 +299,16 @@ class TrainLoop:
             f"checkpoint: {good or 'none was saved yet'}; try a lower --lr"
         )
 
+    def _clip(self, grad_norm: float) -> None:
+        """Shorten the gradient to ``grad_clip`` (Pascanu et al. 2013, arXiv 1211.5063, alg. 1)."""
+        if 0 < self.options.grad_clip < grad_norm:
+            th._foreach_mul_(self.weights.grads, self.options.grad_clip / grad_norm)
+
     def _anneal_lr(self) -> None:
-        if not self.options.lr_anneal_steps:
+        if not (self.options.lr_anneal_steps or self.options.warmup_steps):
             return
         for group in self.opt.param_groups:
-            group["lr"] = self.lr * (1 - self.updates / self.options.lr_anneal_steps)
+            group["lr"] = self.lr * self.options.lr_factor(self.updates)
 
     # -- the log -------------------------------------------------------------------------------
 
@@ -339,7 +353,26 @@ class TrainLoop:
             emas = zip(self.ema_rate, self.ema_params, strict=True)
             weights = {rate: self._named(params) for rate, params in emas}
             cast = self.precision.autocast()
-            self.preview.draw(folder, self.updates, self.model, weights, cast)
+            corrected = self._without_initial(weights)
+            weights |= corrected
+            self.preview.draw(folder, self.updates, self.model, weights, cast, corrected)
+
+    def _without_initial(
+        self, averages: dict[float, dict[str, th.Tensor]]
+    ) -> dict[float, dict[str, th.Tensor]]:
+        """Those of ``averages`` out of which the initial weights can be taken, without them."""
+        path = checkpoints.kept_initial_weights(get_blob_logdir())
+        if not (path and self.options.ema_correction):
+            return {}
+        initial = checkpoints.load_model_file(path)
+        shares = {float(rate): float(rate) ** n for rate, n in self.state.averaged.items() if n}
+        return {
+            rate: {
+                name: checkpoints.without_initial(average, initial[name], shares[rate])
+                for name, average in averages[rate].items()
+            }
+            for rate in averages.keys() & shares.keys()
+        }
 
     def _export_results(self) -> None:
         folder = logger.get_dir()
@@ -365,7 +398,7 @@ class TrainLoop:
             Part(
                 f"ema_{rate}_",
                 partial(self._averaged, params),
-                partial(self._load_ema, params),
+                partial(self._load_ema, params, str(rate)),
                 "starts as a copy of the model",
             )
             for rate, params in zip(self.ema_rate, self.ema_params, strict=True)
@@ -427,6 +460,21 @@ class TrainLoop:
                 checkpoints.save_parts(folder, self.updates, parts)
         return LostRankError(f"another process of this run is gone; {said} {self.updates} updates")
 
+    def _keep_initial_weights(self) -> None:
+        """Keep what the EMAs begin with, of a new run or of one that goes on in another folder."""
+        if not (self.options.ema_correction and self.state.averaged and any(self.ema_rate)):
+            return
+        folder, begun = get_blob_logdir(), self.resume_checkpoint
+        with dist_util.agreeing():
+            if dist_util.rank() != 0:
+                return
+            if not begun:
+                checkpoints.keep_initial_weights(folder, self.model.state_dict())
+            elif (path := checkpoints.companion(begun, "model", 0)) and not checkpoints.lies_in(
+                path, folder
+            ):
+                checkpoints.keep_initial_weights(folder, checkpoints.load_model_file(path))
+
     def _remove_older_checkpoints(self) -> None:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
@@ -453,6 +501,7 @@ class TrainLoop:
     def _resume(self, path: str) -> None:
         """Load a checkpoint; say in one line what is not beside the model's file."""
         self.resume_step = self.state.updates = parse_resume_step_from_filename(path)
+        self.state.averaged = {}  # unless its state says otherwise
         self.state.last_row_step = self.resume_step - 1
         logger.log(f"Loading model from {path}")
         if missing := checkpoints.load_parts(path, self.resume_step, self._parts()):
@@ -468,11 +517,12 @@ class TrainLoop:
                 average.copy_(p)
 
     @th.no_grad()  # published averages are parameters
-    def _load_ema(self, params: Iterable[th.Tensor], path: str) -> None:
+    def _load_ema(self, params: Iterable[th.Tensor], rate: str, path: str) -> None:
         state = checkpoints.load_model_file(path)
         check_fit(self.model, state, path)
         for name, average in self._named(params).items():
             average.copy_(state[name])
+        self._found_emas.add(rate)
 
     def _load_optimizer(self, path: str) -> None:
         fresh = self.opt.state_dict()["param_groups"]
@@ -489,7 +539,9 @@ class TrainLoop:
     def _load_state(self, path: str) -> None:
         saved = checkpoints.load_state_file(path)
         mine = saved.of_this_rank(path)
-        self.state = replace(saved, updates=self.resume_step, flags=self.state.flags)
+        averaged = {rate: n for rate, n in saved.averaged.items() if rate in self._found_emas}
+        flags = self.state.flags
+        self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
         self.precision.load_state_dict(saved.precision)
         logger.get_current().load_state_dict(mine.log_line)
         self.schedule_sampler.load_state_dict(mine.sampler)

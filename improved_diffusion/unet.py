@@ -8,6 +8,7 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
+from .diffusion.guidance import NO_LABEL
 from .errors import InputError
 from .fp16_util import convert_module_to_f16, convert_module_to_f32
 from .models.embedding import EmbeddingProjections, Folded
@@ -262,6 +263,7 @@ class UNetModel(nn.Module):
     :param num_heads_upsample: attention heads on the way up; -1 means ``num_heads``.
     :param use_scale_shift_norm: see :class:`ResBlock`.
     :param image_size: height that the images will have, for messages; it limits nothing.
+    :param label_dropout: probability of leaving out an image's label while training.
     :raises InputError: if 32 or the heads do not divide the channels.
     """
 
@@ -285,9 +287,11 @@ class UNetModel(nn.Module):
         num_heads_upsample: int = -1,
         use_scale_shift_norm: bool = False,
         image_size: int | None = None,
+        label_dropout: float = 0.0,
     ):
         super().__init__()
         self.image_size = image_size
+        self.label_dropout = label_dropout
         self.in_channels = in_channels
         self.model_channels = model_channels
         self.out_channels = out_channels
@@ -388,7 +392,8 @@ class UNetModel(nn.Module):
 
         :param x: [N, in_channels, ...], the spatial sizes divisible by the downsampling.
         :param timesteps: [N], may be fractional.
-        :param y: [N], class labels, for a class-conditional model only.
+        :param y: [N], class labels, for a class-conditional model only; where one is
+            :data:`~improved_diffusion.diffusion.guidance.NO_LABEL`, it adds no embedding.
         :return: [N, out_channels, ...].
         :raises InputError: if the size does not fit, or labels are missing or not wanted.
         """
@@ -428,10 +433,18 @@ class UNetModel(nn.Module):
         self._check_input(x, y)
         emb = timestep_embedding(timesteps, self.model_channels)
         emb = self.time_embed(emb.type(self.time_embed[0].weight.dtype))
-        emb = emb if y is None else emb + self.label_emb(y)
+        emb = emb if y is None else emb + self._embed_labels(y)
         if th.is_autocast_enabled(x.device.type):  # float32 rounds each product by itself
             return emb, EmbeddingProjections(emb, self._res_blocks)
         return emb, None
+
+    def _embed_labels(self, y: th.Tensor) -> th.Tensor:
+        """What labels add to the embedding, [N, emb_channels]: nothing where there is none."""
+        if self.training and self.label_dropout:
+            dropped = th.rand(y.shape, device=y.device) < self.label_dropout
+            y = th.where(dropped, NO_LABEL, y)
+        known = y != NO_LABEL
+        return self.label_emb(th.where(known, y, 0)) * known[:, None]
 
     def _encode(
         self, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None

@@ -20,7 +20,7 @@ def main() -> None:
     refuse_super_resolution(options.model_path)
     cpu.configure_cpu(options.num_threads)
     model, diffusion = build_model(options), build_diffusion(options)
-    load_trained(model, options.model_path)
+    load_trained(model, options.model_path, options.ema_correction)
     print(*about_model(options, trained, model), sep="\n")
     difference = diffusers.write_pipeline(
         model.cpu(), diffusion, options.image_size, options.out_dir

@@ -53,7 +53,7 @@ def main() -> None:
     sizes = (model.in_channels, smallest, LARGEST * options.image_size)
     pictures = [read(*found, sizes) for found in find_pictures(options.input, options.clean)]
     sigmas = [choose_sigma(options.sigma, diffusion, picture.noisy) for picture in pictures]
-    load_trained(model, options.model_path)
+    load_trained(model, options.model_path, options.ema_correction)
     stems = [glob.escape(picture.stem) for picture in pictures]
     results = [f"{stem}_{kind}.png" for stem in stems for kind in ("denoised", "compared")]
     with open_run("image_denoise", options, results=results) as folder:

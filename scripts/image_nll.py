@@ -40,7 +40,7 @@ def main() -> None:
     diffusion = build_diffusion(options)
     strata_bounds(diffusion.num_timesteps, options.num_timesteps or diffusion.num_timesteps)
     prepare(options)
-    model = load_trained(build_model(options), options.model_path)
+    model = load_trained(build_model(options), options.model_path, options.ema_correction)
     options, images = open_test_images(options, trained)
     with open_run("image_nll", options, results=RESULTS) as folder:
         describe(options, trained, model)

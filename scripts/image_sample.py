@@ -6,7 +6,7 @@ import torch as th
 
 from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.runs import open_run, prepare
-from improved_diffusion.commands.sampling import sample, spaced_diffusion
+from improved_diffusion.commands.sampling import load_guide, sample, spaced_diffusion
 from improved_diffusion.commands.trained import (
     Trained,
     describe,
@@ -25,10 +25,11 @@ def main() -> None:
     condition = class_condition(options, trained)
     diffusion = spaced_diffusion(options)
     prepare(options)
-    model = load_trained(build_model(options), options.model_path)
+    guide = load_guide(options, trained)
+    model = load_trained(build_model(options), options.model_path, options.ema_correction)
     with open_run("image_sample", options, results=RESULTS) as folder:
         describe(options, trained, model)
-        sample(options, trained, folder, model, diffusion, condition)
+        sample(options, trained, folder, model, diffusion, condition, guide)
 
 
 def class_condition(options: ImageSampling, trained: Trained) -> Condition:

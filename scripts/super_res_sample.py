@@ -11,7 +11,7 @@ import torch as th
 from improved_diffusion import logger
 from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.runs import open_run, prepare
-from improved_diffusion.commands.sampling import sample, spaced_diffusion
+from improved_diffusion.commands.sampling import load_guide, sample, spaced_diffusion
 from improved_diffusion.commands.trained import (
     Trained,
     describe,
@@ -31,11 +31,13 @@ def main() -> None:
     prepare(options)
     small, classes = load_base_samples(options, trained)
     diffusion = spaced_diffusion(options)
-    model = load_trained(build_model(options), options.model_path)
+    guide = load_guide(options, trained)
+    model = load_trained(build_model(options), options.model_path, options.ema_correction)
     with open_run("super_res_sample", options, results=RESULTS) as folder:
         describe(options, trained, model)
         logger.log(f"Enlarging {options.num_samples} images to {options.large_size} pixels")
-        sample(options, trained, folder, model, diffusion, small_condition(small, classes))
+        condition = small_condition(small, classes)
+        sample(options, trained, folder, model, diffusion, condition, guide)
 
 
 def load_base_samples(

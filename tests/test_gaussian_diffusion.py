@@ -134,6 +134,7 @@ def test_mse_is_zero_for_the_right_answer(mean_type):
         ModelMeanType.EPSILON: noise,
         ModelMeanType.START_X: x_start,
         ModelMeanType.PREVIOUS_X: diffusion.q_posterior_mean_variance(x_start, x_t, t)[0],
+        ModelMeanType.V: diffusion.v_of(x_start, noise, t),
     }
     model = lambda x, t: answers[mean_type]  # noqa: E731
     assert diffusion.training_losses(model, x_start, t, noise=noise)["mse"].max() < 1e-10

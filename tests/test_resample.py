@@ -6,11 +6,14 @@ from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion.errors import InputError
 from improved_diffusion.resample import (
     TIMESTEP_SAMPLERS,
+    LaplaceSampler,
+    LogNormalSampler,
     LossAwareSampler,
     LossSecondMomentResampler,
     UniformSampler,
     create_named_schedule_sampler,
 )
+from improved_diffusion.respace import SpacedDiffusion
 
 STEPS = 6
 
@@ -36,12 +39,12 @@ def warmed_up(diffusion, history=2):
 
 def test_names(diffusion):
     kinds = [type(create_named_schedule_sampler(name, diffusion)) for name in TIMESTEP_SAMPLERS]
-    assert kinds == [UniformSampler, LossSecondMomentResampler]
+    assert kinds == [UniformSampler, LossSecondMomentResampler, LogNormalSampler, LaplaceSampler]
 
 
 @pytest.mark.parametrize("kind", [NotImplementedError, InputError])
 def test_an_unknown_name_is_said_beside_those_there_are(diffusion, kind):
-    with pytest.raises(kind, match="'loss'; choose from uniform, loss-second-moment"):
+    with pytest.raises(kind, match="'loss'; choose from uniform, loss-second-moment, lognormal"):
         create_named_schedule_sampler("loss", diffusion)
 
 
@@ -132,3 +135,83 @@ def test_uniform_has_nothing_to_save(diffusion):
     assert sampler.state_dict() == {}
     sampler.load_state_dict({})
     assert not isinstance(sampler, LossAwareSampler)
+
+
+# --- densities of log-SNRs
+
+DRAWS = {
+    "lognormal": lambda rng, mean, std, count: rng.normal(mean, std, count),
+    "laplace": lambda rng, mean, std, count: rng.laplace(mean, std / np.sqrt(2), count),
+}
+
+
+def process(steps=50, schedule="cosine", kept=None):
+    return SpacedDiffusion(
+        range(steps) if kept is None else kept,
+        betas=gd.get_named_beta_schedule(schedule, steps),
+        model_mean_type=gd.ModelMeanType.EPSILON,
+        model_var_type=gd.ModelVarType.FIXED_LARGE,
+        loss_type=gd.LossType.MSE,
+    )
+
+
+def log_snr_of(diffusion):
+    return np.log(diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("kept", [None, (0, 1, 9, 30, 48)])
+@pytest.mark.parametrize(("mean", "std"), [(2.4, 2.4), (7.0, 1.0), (-4.0, 0.5)])
+def test_a_density_is_that_of_the_nearest_timesteps(name, kept, mean, std):
+    diffusion = process(kept=kept)
+    levels = log_snr_of(diffusion)
+    half_steps = np.abs(np.diff(levels))[[0, -1]] / 2
+    drawn = DRAWS[name](np.random.default_rng(0), mean, std, 200_000)
+    drawn = drawn[(drawn < levels[0] + half_steps[0]) & (drawn > levels[-1] - half_steps[1])]
+    nearest = np.abs(drawn[:, None] - levels).argmin(axis=1)
+    wanted = np.bincount(nearest, minlength=len(levels)) / len(drawn)
+    weights = create_named_schedule_sampler(name, diffusion, mean, std).weights()
+    np.testing.assert_allclose(weights / weights.sum(), wanted, atol=0.005)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_density_changes_the_objective(name):
+    """All losses count as they are: no importance weight undoes what the density prefers."""
+    diffusion = process(steps=1000)
+    np.random.seed(1)
+    t, weights = create_named_schedule_sampler(name, diffusion, 1.0, 1.5).sample(20_000, "cpu")
+    assert t.dtype == th.int64
+    assert weights.dtype == th.float32
+    assert (weights == 1).all()
+    drawn = log_snr_of(diffusion)[t.numpy()]
+    assert drawn.mean() == pytest.approx(1.0, abs=0.05)
+    assert drawn.std() == pytest.approx(1.5, abs=0.05)
+
+
+def test_a_density_is_drawn_from_numpys_global_generator_and_learns_nothing():
+    sampler, draws = LogNormalSampler(process()), []
+    for _ in range(2):
+        np.random.seed(7)
+        draws.append(sampler.sample(50, "cpu")[0])
+    assert th.equal(*draws)
+    assert sampler.state_dict() == {}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("mean", [-90.0, 25.0])
+def test_a_density_beside_the_schedule_is_refused(name, mean):
+    with pytest.raises(InputError, match="has no mass on the schedule, whose log-SNRs go from -"):
+        create_named_schedule_sampler(name, process(), mean, 1.0)
+
+
+def test_a_schedule_without_an_end_has_no_density():
+    diffusion = process()
+    diffusion.alphas_cumprod = np.array([0.9, 0.0, 0.0])
+    with pytest.raises(InputError, match="no mass"):
+        LogNormalSampler(diffusion)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_density_on_one_timestep(name):
+    t, _ = create_named_schedule_sampler(name, process(steps=1)).sample(3, "cpu")
+    assert t.tolist() == [0, 0, 0]

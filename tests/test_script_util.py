@@ -6,6 +6,7 @@ import pytest
 
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion import script_util
+from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
 
 FLAGS = json.loads((Path(__file__).parent / "reference" / "flag_defaults.json").read_text())
@@ -58,6 +59,7 @@ def test_it_also_serves_the_standard_parser():
         ),
         ({}, "model_mean_type", gd.ModelMeanType.EPSILON),
         ({"predict_xstart": True}, "model_mean_type", gd.ModelMeanType.START_X),
+        ({"predict_v": True}, "model_mean_type", gd.ModelMeanType.V),
         ({"timestep_respacing": "7"}, "num_timesteps", 7),
     ],
 )
@@ -73,6 +75,13 @@ def test_the_power_reaches_the_schedule():
 
 
 MODEL = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1}
+
+
+@pytest.mark.parametrize("other", ["use_kl", "predict_xstart"])
+def test_v_contradicts_other_predictions(other):
+    flags = script_util.model_and_diffusion_defaults() | MODEL | {"predict_v": True, other: True}
+    with pytest.raises(InputError, match=f"--predict_v True contradicts --{other} True"):
+        script_util.create_model_and_diffusion(**flags)
 
 
 def test_flags_that_came_since_go_by_name():

@@ -1,5 +1,6 @@
 import csv
 import itertools
+import math
 import os
 import signal
 
@@ -11,13 +12,19 @@ from improved_diffusion import logger, script_util
 from improved_diffusion.errors import DivergedError, InputError
 from improved_diffusion.image_datasets import load_data
 from improved_diffusion.options.training import parse_ema_rates
-from improved_diffusion.resample import LossSecondMomentResampler, UniformSampler
+from improved_diffusion.resample import (
+    LaplaceSampler,
+    LogNormalSampler,
+    LossSecondMomentResampler,
+    UniformSampler,
+)
 from improved_diffusion.train_util import (
     TrainLoop,
     find_ema_checkpoint,
     get_blob_logdir,
     log_loss_dict,
 )
+from improved_diffusion.training import checkpoints
 from improved_diffusion.training.state import seed_everything
 
 TIME_COLUMNS = {"wall_time", "steps_per_second"}
@@ -151,6 +158,70 @@ def test_the_learning_rate_falls_to_0(silent_log):
     assert loop.updates == 4
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ({"warmup_steps": 4}, [0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4]),
+        ({"warmup_steps": 1}, [0.4] * 8),
+        ({"lr_schedule": "constant"}, [0.4] * 8),
+        (
+            {"lr_anneal_steps": 8, "lr_schedule": "cosine"},
+            [0.2 * (1 + math.cos(math.pi * n / 8)) for n in range(8)],
+        ),
+        (
+            {"lr_anneal_steps": 8, "lr_hold_steps": 4},
+            [0.4, 0.4, 0.4, 0.4, 0.4, 0.3, 0.2, 0.1],
+        ),
+        (
+            {"lr_anneal_steps": 8, "warmup_steps": 2},
+            [0.5 * 0.4, *(0.4 * (8 - n) / 8 for n in range(1, 8))],
+        ),
+        (
+            {"lr_anneal_steps": 8, "warmup_steps": 2, "lr_hold_steps": 6, "lr_schedule": "cosine"},
+            [0.2, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.2],
+        ),
+    ],
+)
+def test_the_learning_rate_rises_and_falls(flags, wanted, silent_log):
+    loop = toy_loop(lr=0.4, max_steps=8, **flags)
+    used = []
+    step = loop.opt.step
+    loop.opt.step = lambda: (used.append(loop.opt.param_groups[0]["lr"]), step())
+    loop.run_loop()
+    assert used == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_long_gradient_is_shortened_and_logged_as_it_was(precision, silent_log):
+    grads = {}
+    for clip in (0.0, 0.01, 1e6):
+        loop = toy_loop(grad_clip=clip, precision=precision)
+        loop.run_step(*next(loop.data))
+        grads[clip] = th.cat(loop.weights.grads).clone()
+        norm = logger.dumpkvs()["grad_norm"]
+        assert norm == pytest.approx(grads[0.0].norm().item(), rel=1e-5)
+        assert norm > 0.05
+    assert th.equal(grads[1e6], grads[0.0])
+    assert grads[0.01].norm().item() == pytest.approx(0.01, rel=1e-5)
+    th.testing.assert_close(grads[0.01], grads[0.0] * (0.01 / grads[0.0].norm()))
+
+
+def test_the_betas_are_adamws(silent_log):
+    """Two updates by hand, with AdamW's formulas."""
+    beta1, beta2, lr = 0.5, 0.75, 0.01
+    loop = toy_loop(adam_beta1=beta1, adam_beta2=beta2, lr=lr)
+    weight = loop.model.scale.item()
+    mean = square = 0.0
+    for n in (1, 2):
+        loop.run_step(*next(loop.data))
+        grad = loop.weights.views(loop.weights.grads)[0].item()
+        mean = beta1 * mean + (1 - beta1) * grad
+        square = beta2 * square + (1 - beta2) * grad**2
+        step = mean / (1 - beta1**n) / (math.sqrt(square / (1 - beta2**n)) + 1e-8)
+        weight -= lr * step
+        assert loop.model.scale.item() == pytest.approx(weight, abs=1e-6)
+
+
 def test_weight_decay_shrinks_weights(silent_log):
     norms = []
     for decay in (0.0, 10.0):
@@ -256,7 +327,8 @@ def test_files_of_a_checkpoint(silent_log):
     loop.run_loop()
     saved = sorted(path.name for path in silent_log.glob("*.pt"))
     kinds = ("ema_0.99_", "ema_0.9_", "model", "opt", "state")
-    assert saved == sorted(f"{kind}{step:06d}.pt" for kind in kinds for step in (2, 4, 5))
+    wanted = [f"{kind}{step:06d}.pt" for kind in kinds for step in (2, 4, 5)]
+    assert saved == sorted([*wanted, "model000000.pt"])  # the last: what the EMAs began with
     assert (silent_log / "results.xlsx").exists()
     written = {"model": loop.model_params, "ema_0.9_": loop.ema_params[0]}
     for kind, params in written.items():
@@ -278,7 +350,9 @@ def test_the_tensors_of_a_file_share_no_memory(silent_log):
 
 def test_older_checkpoints_go_if_asked(silent_log):
     toy_loop(max_steps=6, save_interval=2, keep_checkpoints=1).run_loop()
-    assert [path.name for path in silent_log.glob("model*.pt")] == ["model000006.pt"]
+    left = sorted(path.name for path in silent_log.glob("*.pt"))
+    kept = ["ema_0.9_000006.pt", "model000000.pt", "model000006.pt", "opt000006.pt"]
+    assert left == [*kept, "state000006.pt"]
 
 
 def test_checkpoints_go_where_the_environment_says(silent_log, tmp_path, monkeypatch):
@@ -305,9 +379,116 @@ def test_find_ema_checkpoint(silent_log):
     assert find_ema_checkpoint("", 2, 0.99) is None
 
 
+# --- EMAs and the initial weights
+
+
+def average_by_hand(history, rate):
+    """The weighted mean of the weights after each update, the later the heavier."""
+    weights = [rate ** (len(history) - 1 - i) for i in range(len(history))]
+    return sum(w * h for w, h in zip(weights, history, strict=True)) / sum(weights)
+
+
+def corrected(folder, step, rate="0.9"):
+    path, share = checkpoints.initial_weights_in(str(folder / f"ema_{rate}_{step:06d}.pt"))
+    average = th.load(folder / f"ema_{rate}_{step:06d}.pt", weights_only=True)
+    initial = th.load(path, weights_only=True)
+    return checkpoints.without_initial(average["scale"], initial["scale"], share).item()
+
+
+def test_an_ema_without_its_initial_weights_is_the_mean_of_all_after_them(run_in, tmp_path):
+    """Through updates that are skipped, and a run that goes on, there and in another folder."""
+    history = []
+
+    def loop_of(data, **settings):
+        loop = toy_loop(data=data, model=ToyModel(), **settings)
+        step = loop.opt.step
+
+        def recorded():
+            step()
+            history.append(loop.model.scale.item())
+
+        loop.opt.step = recorded
+        return loop
+
+    run_in("run", lambda _: loop_of(toy_data(bad={2}), max_steps=4))
+    initial = th.load(tmp_path / "run" / "model000000.pt", weights_only=True)
+    assert initial["scale"] == 0.5
+    assert corrected(tmp_path / "run", 4) == pytest.approx(average_by_hand(history, 0.9), abs=1e-6)
+    for folder, before, now in (("run", 4, 7), ("other", 7, 9)):
+        path = str(tmp_path / "run" / f"model{before:06d}.pt")
+        settings = {"resume_checkpoint": path, "max_steps": now}
+        run_in(folder, lambda _, settings=settings: loop_of(toy_data(), **settings))
+        wanted = average_by_hand(history, 0.9)
+        assert corrected(tmp_path / folder, now) == pytest.approx(wanted, abs=1e-6)
+    assert len(history) == 8
+    kept = (tmp_path / name / "model000000.pt" for name in ("run", "other"))
+    assert len({path.read_bytes() for path in kept}) == 1
+
+
+def test_an_ema_that_began_later_holds_other_weights(run_in, tmp_path):
+    run_in("run", lambda _: toy_loop(max_steps=2))
+    path = str(tmp_path / "run" / "model000002.pt")
+    settings = {"resume_checkpoint": path, "ema_rate": "0.9,0.5"}
+    run_in("run", lambda _: toy_loop(max_steps=4, **settings))
+    young = str(tmp_path / "run" / "ema_0.5_000004.pt")
+    assert checkpoints.initial_weights_in(young) is None
+    old = str(tmp_path / "run" / "ema_0.9_000004.pt")
+    assert checkpoints.initial_weights_in(old)[1] == pytest.approx(0.9**4)
+
+
+@pytest.mark.parametrize("settings", [{"ema_correction": False}, {"ema_rate": "0"}])
+def test_initial_weights_are_kept_for_a_use_only(settings, silent_log):
+    toy_loop(max_steps=2, **settings).run_loop()
+    assert not (silent_log / "model000000.pt").exists()
+
+
+def test_a_run_without_an_update_keeps_nothing(silent_log):
+    loop = toy_loop(data=iter(()))
+    with pytest.raises(StopIteration):
+        loop.run_loop()
+    assert not list(silent_log.glob("*.pt"))
+
+
+def test_initial_weights_are_no_checkpoint(silent_log):
+    (silent_log / "state000000.pt").write_bytes(b"of a torn one")
+    toy_loop(max_steps=1).run_loop()
+    assert checkpoints.complete_steps(str(silent_log)) == [1]
+    assert not (silent_log / "state000000.pt").exists()
+
+
+def test_samples_on_the_way_are_of_corrected_averages(silent_log):
+    drawn = []
+
+    class Recorder:
+        def draw(self, folder, step, model, emas, cast, corrected):
+            drawn.append((step, emas[0.9]["scale"].item(), set(corrected)))
+
+    history = []
+    loop = toy_loop(max_steps=3, sample_interval=1, preview=Recorder())
+    step = loop.opt.step
+    loop.opt.step = lambda: (step(), history.append(loop.model.scale.item()))
+    loop.run_loop()
+    for n, (step, value, rates) in enumerate(drawn, start=1):
+        assert (step, rates) == (n, {0.9})
+        assert value == pytest.approx(average_by_hand(history[:n], 0.9), abs=1e-6)
+
+
 # --- going on
 
 RESUMED = {
+    "everything": {
+        "sampler": LogNormalSampler,
+        "class_cond": True,
+        "model": {"label_dropout": 0.5, "predict_v": True, "loss_weight": "min_snr"},
+        "warmup_steps": 5,
+        "lr_anneal_steps": 20,
+        "lr_hold_steps": 6,
+        "lr_schedule": "cosine",
+        "grad_clip": 0.5,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
+    },
+    "laplace-bf16": {"sampler": LaplaceSampler, "precision": "bf16"},
     "uniform-fp32": {},
     "uniform-bf16": {"precision": "bf16", "microbatch": 1},
     "moments-fp32-classes": {"sampler": LossSecondMomentResampler, "class_cond": True},
@@ -320,11 +501,11 @@ RESUMED = {
 }
 
 
-def unet_loop(images, tiny, sampler=UniformSampler, class_cond=False, **changes):
+def unet_loop(images, tiny, sampler=UniformSampler, class_cond=False, model=None, **changes):
     """A loop over a real UNet and real files: ten images, so an epoch is two batches of four."""
     seed_everything(0)
     flags = script_util.model_and_diffusion_defaults() | tiny
-    flags |= {"class_cond": class_cond, "dropout": 0.1, "num_classes": 2}
+    flags |= {"class_cond": class_cond, "dropout": 0.1, "num_classes": 2} | (model or {})
     model, diffusion = script_util.create_model_and_diffusion(**flags)
     history = {"history_per_term": 1} if sampler is LossSecondMomentResampler else {}
     settings = {
@@ -553,6 +734,16 @@ def test_a_run_that_is_at_its_end_changes_nothing(run_in, tmp_path):
         ({"ema_rate": "1.5"}, r"ema_rate must lie in \[0, 1\)"),
         ({"precision": "fp8"}, "unknown precision"),
         ({"batch_size": 0, "lr": -1.0}, "lr.*; batch_size"),
+        ({"grad_clip": -1.0}, "grad_clip must be at least 0"),
+        ({"adam_beta1": 1.0}, "adam_beta1 must be at least 0 and below 1"),
+        ({"adam_beta2": -0.1}, "adam_beta2 must be at least 0 and below 1"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"lr_schedule": "step"}, "unknown lr_schedule 'step'; choose from constant, linear"),
+        ({"lr_schedule": "cosine"}, "--lr_schedule cosine needs --lr_anneal_steps"),
+        ({"lr_schedule": "constant", "lr_anneal_steps": 9}, "contradicts --lr_anneal_steps 9"),
+        ({"lr_anneal_steps": 9, "lr_hold_steps": 9}, "lr_hold_steps must be below .*, 9, got 9"),
+        ({"lr_hold_steps": 3}, "lr_hold_steps must be below lr_anneal_steps, 0, got 3"),
+        ({"lr_anneal_steps": 9, "warmup_steps": 10}, "warmup_steps must be at most .*, 9, got 10"),
     ],
 )
 def test_settings_that_cannot_work(changes, said, silent_log):

@@ -3,6 +3,7 @@
 import pytest
 import torch as th
 
+from improved_diffusion.diffusion.guidance import NO_LABEL
 from improved_diffusion.errors import InputError
 from improved_diffusion.unet import (
     AttentionBlock,
@@ -239,3 +240,66 @@ def test_super_resolution_needs_the_small_image():
         th.zeros(1, 3, 8, 8), th.zeros(1), low_res=th.zeros(1, 3, 4, 4)
     )
     assert features["middle"].shape == (1, 64, 4, 4)
+
+
+# --- labels that are left out
+
+
+def with_classes(**settings):
+    """A model of five classes whose labels make a difference."""
+    return small(num_classes=5, **settings)
+
+
+def outputs(model, y, seed=0):
+    th.manual_seed(1)
+    x, t = th.randn(len(y), 2, 8, 8), th.rand(len(y)) * 1000
+    th.manual_seed(seed)
+    return model(x, t, y)
+
+
+@pytest.mark.parametrize("precision", [None, th.bfloat16])
+@th.no_grad()
+def test_no_label_adds_nothing(precision):
+    model = with_classes().eval()
+    y = th.tensor([3, NO_LABEL, 0])
+    with th.autocast("cpu", dtype=precision, enabled=precision is not None):
+        mixed, known = outputs(model, y), outputs(model, y.clamp(min=0))
+        model.label_emb.weight.zero_()
+        nothing = outputs(model, y)
+    assert th.equal(mixed[[0, 2]], known[[0, 2]])
+    assert th.equal(mixed[1], nothing[1])
+    assert not th.equal(mixed[1], known[1])
+
+
+def test_no_label_teaches_no_class():
+    model = with_classes()
+    outputs(model, th.tensor([3, NO_LABEL])).square().mean().backward()
+    rows = model.label_emb.weight.grad.abs().sum(dim=1)
+    assert (rows != 0).tolist() == [False, False, False, True, False]
+
+
+def test_a_label_below_all_others_is_still_refused():
+    with pytest.raises(IndexError):
+        outputs(with_classes(), th.tensor([-2]))
+
+
+@th.no_grad()
+def test_labels_are_dropped_while_training_only():
+    model = with_classes(label_dropout=0.25)
+    y = th.full((400,), 3)
+    th.manual_seed(0)
+    for training in (True, False):
+        model.train(training)
+        added = model._embed_labels(y)
+        dropped = (added == 0).all(dim=1).float().mean().item()
+        assert dropped == (pytest.approx(0.25, abs=0.07) if training else 0)
+    assert list(model.state_dict()) == list(with_classes().state_dict())
+
+
+def test_without_the_probability_no_random_number_is_drawn():
+    th.manual_seed(5)
+    wanted = th.rand(3)
+    model = with_classes().train()
+    th.manual_seed(5)
+    model._embed_labels(th.tensor([1, 2]))
+    assert th.equal(th.rand(3), wanted)

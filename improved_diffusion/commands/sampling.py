@@ -7,15 +7,17 @@ from typing import Any
 import torch as th
 
 from .. import dist_util, logger
+from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion
 from ..options.model import DiffusionOptions
 from ..options.using import SamplingOptions
 from ..respace import SpacedDiffusion
 from ..sampling.samples import Condition, Order, Samples, make_samples, save_samples
-from ..script_util import build_diffusion
+from ..script_util import build_diffusion, build_model
 from ..system.compiling import Compiled
 from ..system.precision import Precision
-from .trained import Trained
+from .runs import CONFIG_NAME
+from .trained import Trained, load_trained, options_of_guide
 
 
 @contextlib.contextmanager
@@ -46,10 +48,12 @@ def sample(
     model: th.nn.Module,
     diffusion: GaussianDiffusion,
     condition: Condition,
+    guide: th.nn.Module | None = None,
 ) -> None:
     """Make the samples that the flags ask for, and write them; what is made survives Ctrl-C.
 
     :param condition: see :func:`improved_diffusion.sampling.samples.make_samples`.
+    :param guide: the model that ``--guide_model`` names.
     """
     order = Order(
         num_samples=options.num_samples,
@@ -65,9 +69,14 @@ def sample(
         f"Sampling {order.num_samples} images in {diffusion.num_timesteps} steps "
         f"of {order.sampler}{noise}"
     )
+    _say_guidance(options, trained)
     made = Samples()
     try:
-        with evaluating(model, options.precision, options.compile) as call:
+        with contextlib.ExitStack() as stack:
+            how = options.precision, options.compile
+            call = stack.enter_context(evaluating(model, *how))
+            worse = guide and stack.enter_context(evaluating(guide, *how))
+            call = options.chosen_guidance.around(call, diffusion, worse)
             make_samples(made, order, call, diffusion, condition)
     finally:
         if len(made) and dist_util.rank() == 0:
@@ -78,3 +87,37 @@ def sample(
                 single=options.save_png,
                 process=options.show_process,
             )
+
+
+def _say_guidance(options: SamplingOptions, trained: Trained) -> None:
+    if options.guidance == 1:
+        return
+    away = options.guide_model or "its samples without a class"
+    chosen = options.chosen_guidance
+    levels = f", for sigma in ({chosen.low:g}, {chosen.high:g}]"
+    limited = options.guidance_low or options.guidance_high
+    logger.log(f"Guidance {options.guidance:g} away from {away}{levels if limited else ''}")
+    if not (options.guide_model or options.label_dropout):
+        logger.warn(
+            f"No {CONFIG_NAME} says that the model was trained with --label_dropout; if it was "
+            "not, it does not know samples without a class, and guidance spoils them"
+        )
+
+
+def load_guide(options: SamplingOptions, trained: Trained) -> th.nn.Module | None:
+    """The model of ``--guide_model``, ready to evaluate; None where none is given.
+
+    :raises InputError: if it makes other images than the model, or by another process; or if the
+        model is to be guided by itself, and was trained with all its labels.
+    """
+    if options.guidance != 1 and not options.guide_model:
+        if trained.has_config and not options.label_dropout:
+            raise InputError(
+                "--guidance needs a model that was trained without labels, too, and this one was "
+                "not (--label_dropout 0); leave it out, or give a --guide_model"
+            )
+        return None
+    if not options.guide_model:
+        return None
+    theirs, path = options_of_guide(options, trained)
+    return load_trained(build_model(theirs), path, options.ema_correction)

@@ -11,16 +11,25 @@ import torch as th
 
 from .. import dist_util, logger
 from ..errors import InputError
+from ..models.architecture import check_fit
 from ..options.command_line import parse_values
 from ..options.flags import Flag, Options, as_word
-from ..options.model import AUTO, ImageModelOptions, ModelOptions, SuperResOptions
-from ..options.using import TrainedOptions, UseOptions
+from ..options.model import (
+    AUTO,
+    DiffusionOptions,
+    ImageModelOptions,
+    ModelOptions,
+    SuperResOptions,
+)
+from ..options.using import SamplingOptions, TrainedOptions, UseOptions
 from ..system.files import is_folder, join, list_folder, read_file
 from ..training import checkpoints
 from .runs import CONFIG_NAME, say_what_computes
 
 AnyUse = TypeVar("AnyUse", bound=TrainedOptions)
 MOST_NAMES = 12  # of classes in one line of a message
+# Flags in which a model and its guide agree, with those of the process.
+OF_THE_IMAGES = ("image_size", "large_size", "small_size", "in_channels", "class_cond")
 
 
 @dataclass(frozen=True)
@@ -168,12 +177,63 @@ def adopted(
     }
 
 
-def load_trained(model: th.nn.Module, model_path: str) -> th.nn.Module:
+def options_of_guide(options: SamplingOptions, trained: Trained) -> tuple[ModelOptions, str]:
+    """The flags of the model that ``--guide_model`` names, and the path of its file.
+
+    Without a ``config.json`` beside it, its flags are those of the model to guide.
+
+    :raises InputError: if it makes other images than that model, or by another process.
+    """
+    path = options.guide_model
+    if is_folder(path):
+        path = checkpoints.choose_ema(path)
+    part = SuperResOptions if isinstance(options, SuperResOptions) else ImageModelOptions
+    own = options.of(part)
+    config = read_config(path)
+    if config is None:
+        return own, path
+    flags, data = _read_flags(part, *config)
+    theirs = part(**part.defaults() | adopted(part, {}, set(), flags, path))
+    differing = [
+        f"{name} is {as_word(getattr(theirs, name))} there and {as_word(getattr(own, name))} here"
+        for name, rules in part.flags().items()
+        if (name in OF_THE_IMAGES or _of_the_process(name, rules))
+        and getattr(theirs, name) != getattr(own, name)
+    ]
+    if own.class_cond and theirs.num_classes != own.num_classes:
+        differing.append(f"num_classes is {theirs.num_classes} there and {own.num_classes} here")
+    names = list(data.get("classes") or ())
+    if own.class_cond and trained.names and names and names != trained.names:
+        differing.append(f"its classes are {named(names)}, and here {named(trained.names)}")
+    if differing:
+        raise InputError(
+            f"{path} cannot guide this model: {'; '.join(differing)}; give a model of the same "
+            "images and the same process"
+        )
+    return theirs, path
+
+
+def _of_the_process(name: str, rules: Flag) -> bool:
+    """Whether a flag says which noise a timestep has, or what an output stands for."""
+    known = name in DiffusionOptions.flags() and rules.in_use == "as trained"
+    return known and not rules.in_weights
+
+
+@th.no_grad()
+def load_trained(model: th.nn.Module, model_path: str, ema_correction: bool = True) -> th.nn.Module:
     """Load a checkpoint into ``model`` and make it ready to evaluate.
 
+    :param ema_correction: take the initial weights out of an EMA, if they were kept beside it.
     :raises InputError: if its file is missing, unsafe or does not fit.
     """
     checkpoints.load_into(model, model_path)
+    found = checkpoints.initial_weights_in(model_path) if ema_correction else None
+    if found:
+        path, share = found
+        initial = checkpoints.load_model_file(path)
+        check_fit(model, initial, path)
+        for name, p in model.named_parameters():
+            p.copy_(checkpoints.without_initial(p, initial[name], share))
     return model.to(dist_util.dev()).eval()
 
 
@@ -181,6 +241,9 @@ def about_model(options: TrainedOptions, trained: Trained, model: th.nn.Module) 
     """Lines that say which model is used, its size, and whether its flags are known."""
     parameters = sum(p.numel() for p in model.parameters())
     lines = [f"Model: {options.model_path}", f"Parameters: {parameters / 1e6:.2f} M"]
+    if options.ema_correction and (found := checkpoints.initial_weights_in(options.model_path)):
+        path, share = found
+        lines.append(f"EMA: its share of the initial weights, {share:.2%}, is taken out ({path})")
     if not trained.has_config:
         hidden = (name for name, rules in options.flags().items() if not rules.in_weights)
         flags = " ".join(f"--{name} {getattr(options, name)}" for name in hidden)
@@ -198,6 +261,8 @@ def describe(options: UseOptions, trained: Trained, model: th.nn.Module) -> None
         logger.log(line)
     logger.log(f"Precision: {options.precision}")
     share = checkpoints.initial_share(options.model_path)
+    if options.ema_correction and checkpoints.initial_weights_in(options.model_path):
+        share = 0.0
     if share > checkpoints.SETTLED:
         logger.warn(
             f"This EMA still holds {share:.0%} of its initial weights, so expect noise; "

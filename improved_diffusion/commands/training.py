@@ -88,7 +88,9 @@ def train(
             _check_against_checkpoint(going, images)
         _say_what_is_ahead(going, model, summary)
         settings = going.of(TrainingOptions).as_dict()
-        sampler = create_named_schedule_sampler(settings.pop("schedule_sampler"), diffusion)
+        density = options.logsnr_mean, options.logsnr_std
+        name = settings.pop("schedule_sampler")
+        sampler = create_named_schedule_sampler(name, diffusion, *density)
         loop = TrainLoop(
             model=model.to(dist_util.dev()),
             diffusion=diffusion,
@@ -135,6 +137,7 @@ def make_preview(
         batch_size=options.microbatch if options.microbatch > 0 else options.batch_size,
         seed=options.seed,
         model_kwargs=model_kwargs,
+        guidance=options.chosen_guidance,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a model's output stands for: the noise, the image, or the image of one step before.
+"""What a model's output stands for: the noise, the image, a mix of both, or the step before.
 
 A new kind is one member of :class:`ModelMeanType` and one entry of :data:`PREDICTIONS`.
 """
@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, ones_like
 
 from .process import ForwardProcess
 
@@ -18,6 +18,7 @@ class ModelMeanType(enum.Enum):
     PREVIOUS_X = enum.auto()  # the mean of x_{t-1}
     START_X = enum.auto()  # x_start
     EPSILON = enum.auto()  # the noise in x_t
+    V = enum.auto()  # the noise less the image, each weighed as x_t weighs the other
 
 
 def _posterior_mean(
@@ -37,11 +38,14 @@ class Prediction:
     :param x_start: makes the image that an output predicts, of the process, the output, x_t and t.
     :param mean: makes the mean of p(x_{t-1} | x_t), of the process, the output, the predicted
         image, which may have been clipped since, x_t and t.
+    :param error: the squared error of an output whose image is off by 1, of the signal-to-noise
+        ratio [N]; None where that does not decide it.
     """
 
     target: Callable[[ForwardProcess, Tensor, Tensor, Tensor, Tensor], Tensor]
     x_start: Callable[[ForwardProcess, Tensor, Tensor, Tensor], Tensor]
     mean: Callable[[ForwardProcess, Tensor, Tensor, Tensor, Tensor], Tensor] = _posterior_mean
+    error: Callable[[Tensor], Tensor] | None = None
 
 
 PREDICTIONS = {
@@ -53,9 +57,16 @@ PREDICTIONS = {
     ModelMeanType.START_X: Prediction(
         target=lambda q, x_start, x_t, t, noise: x_start,
         x_start=lambda q, output, x_t, t: output,
+        error=ones_like,
     ),
     ModelMeanType.EPSILON: Prediction(
         target=lambda q, x_start, x_t, t, noise: noise,
         x_start=lambda q, output, x_t, t: q._predict_xstart_from_eps(x_t, t, output),
+        error=lambda snr: snr,
+    ),
+    ModelMeanType.V: Prediction(
+        target=lambda q, x_start, x_t, t, noise: q.v_of(x_start, noise, t),
+        x_start=lambda q, output, x_t, t: q._predict_xstart_from_v(x_t, t, output),
+        error=lambda snr: snr + 1,
     ),
 }

@@ -45,6 +45,10 @@ class ForwardProcess:
         )
         self.fixed_large_variance = np.append(second, betas[1:])
 
+    def _scale_timesteps(self, t: th.Tensor) -> th.Tensor:
+        """The timesteps as a model is shown them."""
+        return t
+
     def q_mean_variance(
         self, x_start: th.Tensor, t: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
@@ -82,7 +86,18 @@ class ForwardProcess:
         variance = at(self.posterior_variance, t, x_t.shape)
         return mean, variance, at(self.posterior_log_variance_clipped, t, x_t.shape)
 
-    # What one of x_start, the noise and x_{t-1} says of another. Programs written for
+    def v_of(self, x_start: th.Tensor, noise: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_start, of ``x_start``'s shape.
+
+        x_t turned by a quarter (Salimans & Ho 2022, arXiv 2202.00512, appendix D).
+        """
+        assert noise.shape == x_start.shape
+        return (
+            at(self.sqrt_alphas_cumprod, t, x_start.shape) * noise
+            - at(self.sqrt_one_minus_alphas_cumprod, t, x_start.shape) * x_start
+        )
+
+    # What one of x_start, the noise, v and x_{t-1} says of another. Programs written for
     # improved-diffusion call these by their names.
 
     def _predict_xstart_from_eps(self, x_t: th.Tensor, t: th.Tensor, eps: th.Tensor) -> th.Tensor:
@@ -90,6 +105,13 @@ class ForwardProcess:
         return (
             at(self.sqrt_recip_alphas_cumprod, t, x_t.shape) * x_t
             - at(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape) * eps
+        )
+
+    def _predict_xstart_from_v(self, x_t: th.Tensor, t: th.Tensor, v: th.Tensor) -> th.Tensor:
+        assert x_t.shape == v.shape
+        return (
+            at(self.sqrt_alphas_cumprod, t, x_t.shape) * x_t
+            - at(self.sqrt_one_minus_alphas_cumprod, t, x_t.shape) * v
         )
 
     def _predict_xstart_from_xprev(

@@ -24,7 +24,11 @@ UNFINISHED = ".unfinished"  # how the name of a folder in the making ends
 TOLERANCE = 1e-4  # the largest difference of two outputs that counts as rounding
 MODEL_TIMESTEPS = 1000  # what rescaled timesteps run up to
 
-PREDICTIONS = {ModelMeanType.EPSILON: "epsilon", ModelMeanType.START_X: "sample"}
+PREDICTIONS = {
+    ModelMeanType.EPSILON: "epsilon",
+    ModelMeanType.START_X: "sample",
+    ModelMeanType.V: "v_prediction",
+}
 VARIANCES = {
     ModelVarType.FIXED_LARGE: "fixed_large",
     ModelVarType.FIXED_SMALL: "fixed_small",

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ..diffusion.loss_weights import LOSS_WEIGHTS
+from ..diffusion.loss_weights import LOSS_WEIGHTS, MIN_SNR_GAMMA
 from ..diffusion.noise_schedules import (
     MOST_STEPS,
     NOISE_SCHEDULES,
@@ -63,6 +63,11 @@ class DiffusionOptions(Options):
     )
     use_kl: bool = flag(False, "train on the variational bound", in_use="free")
     predict_xstart: bool = flag(False, "predict the image rather than the noise", in_weights=False)
+    predict_v: bool = flag(
+        False,
+        "predict v, the noise less the image, each weighed as the noisy image weighs the other",
+        in_weights=False,
+    )
     rescale_timesteps: bool = flag(
         True, "show the model timesteps scaled to 0..1000", in_weights=False
     )
@@ -75,21 +80,42 @@ class DiffusionOptions(Options):
         choices=LOSS_WEIGHTS,
         in_use="free",
     )
+    min_snr_gamma: float = flag(
+        MIN_SNR_GAMMA,
+        "signal-to-noise ratio up to which min_snr weighs an error of the image by that ratio",
+        above=0,
+        in_use="free",
+    )
+
+    @property
+    def alphas_cumprod(self) -> np.ndarray:
+        """alpha_bar of the timesteps to use, float64 [T].
+
+        :raises InputError: if the schedule or the respacing cannot be had, or leaves no image.
+        """
+        betas = checked_betas(
+            get_named_beta_schedule(self.noise_schedule, self.diffusion_steps, self.poly_power)
+        )
+        if not np.prod(1 - betas):
+            raise InputError(
+                f"noise_schedule {self.noise_schedule} in {self.diffusion_steps} diffusion_steps "
+                "leaves nothing of the image (a beta reaches 1); give more diffusion_steps"
+            )
+        kept = respaced_timesteps(betas, self.timestep_respacing)
+        return np.cumprod(1 - betas)[sorted(kept)]
 
     def check(self) -> Iterator[str]:
         yield from super().check()
-        try:
-            betas = checked_betas(
-                get_named_beta_schedule(self.noise_schedule, self.diffusion_steps, self.poly_power)
+        for name in ("use_kl", "predict_xstart"):
+            if self.predict_v and getattr(self, name):
+                yield f"--predict_v True contradicts --{name} True; give one of them"
+        if self.use_kl and self.loss_weight != "uniform":
+            yield (
+                f"--loss_weight {self.loss_weight} weighs the squared error, which --use_kl True "
+                "does not train on; give one of them"
             )
-            if np.prod(1 - betas):
-                respaced_timesteps(betas, self.timestep_respacing)
-            else:
-                yield (
-                    f"noise_schedule {self.noise_schedule} in {self.diffusion_steps} "
-                    "diffusion_steps leaves nothing of the image (a beta reaches 1); give more "
-                    "diffusion_steps"
-                )
+        try:
+            _ = self.alphas_cumprod
         except InputError as error:
             yield str(error)
 
@@ -128,6 +154,13 @@ class ModelOptions(DiffusionOptions):
         NUM_CLASSES,
         "classes of a class-conditional model, or auto for as many as the images have",
         parse=count_or_auto,
+    )
+    label_dropout: float = flag(
+        0.0,
+        "probability of leaving out an image's label while training, so that samples can be guided",
+        at_least=0,
+        below=1,
+        in_weights=False,
     )
     in_channels: int = flag(3, "channels of the images: 1 (grey), 3 (colour) or 4 (with alpha)")
     use_checkpoint: bool = flag(
@@ -192,6 +225,8 @@ class ModelOptions(DiffusionOptions):
             yield f"in_channels must be 1 (grey), 3 (colour) or 4 (with alpha), got {channels}"
         if self.class_cond and self.num_classes != AUTO and int(self.num_classes) < 1:
             yield f"num_classes must be at least 1, got {self.num_classes}"
+        if self.label_dropout and not self.class_cond:
+            yield "--label_dropout is for a model with classes; give --class_cond True, too"
         if self.num_channels % NORM_GROUPS:
             yield (
                 f"num_channels must be a multiple of {NORM_GROUPS}, the groups of the group norm, "

@@ -1,14 +1,23 @@
 """Flags of how a script runs, and those of a training."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .. import dist_util
+from ..diffusion.guidance import Guidance
 from ..errors import InputError
-from ..resample import TIMESTEP_SAMPLERS
+from ..resample import LOGSNR_MEAN, LOGSNR_STD, TIMESTEP_SAMPLERS, density_named
 from ..system.precision import DTYPES, check_precision
 from .flags import Options, flag
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
+
+# How the learning rate falls: its share after the share u of the fall, u in [0, 1].
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda u: 1.0,
+    "linear": lambda u: 1 - u,
+    "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,  # Loshchilov & Hutter 2017, 1608.03983
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,18 @@ class ThreadOptions(Options):
         0,
         "threads to compute with; 0 for OMP_NUM_THREADS, or else one a processor",
         at_least=0,
+        on_resume="may change",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaOptions(Options):
+    """The flag of every script that computes with an average of weights."""
+
+    ema_correction: bool = flag(
+        True,
+        "take the initial weights out of an EMA that is used, if model000000.pt has kept them; the "
+        "files ema_*.pt hold them in any case",
         on_resume="may change",
     )
 
@@ -104,17 +125,92 @@ class DataOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(RunningOptions, DataOptions):
+class GuidanceOptions(Options):
+    """Flags of how samples are guided; those drawn while training, too."""
+
+    guidance: float = flag(
+        1.0,
+        "how far to lead samples to their class, away from samples of none (or those of "
+        "--guide_model): 1 is not at all, 0 is samples of none",
+        at_least=0,
+        on_resume="may change",
+    )
+    guidance_low: float = flag(
+        0.0,
+        "noise above which to guide, as sigma beside an image in [-1, 1]",
+        at_least=0,
+        on_resume="may change",
+    )
+    guidance_high: float = flag(
+        0.0,
+        "noise up to which to guide, as sigma; 0 for no limit",
+        at_least=0,
+        on_resume="may change",
+    )
+
+    @property
+    def chosen_guidance(self) -> Guidance:
+        """What the flags ask for."""
+        return Guidance(self.guidance, self.guidance_low, self.guidance_high or math.inf)
+
+    def check(self) -> Iterator[str]:
+        yield from super().check()
+        if self.guidance == 1 and (self.guidance_low or self.guidance_high):
+            yield "--guidance_low and --guidance_high are for --guidance other than 1; give that"
+        if 0 < self.guidance_high <= self.guidance_low:
+            yield (
+                f"guidance_high must be above guidance_low, {self.guidance_low:g}, "
+                f"got {self.guidance_high:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
     """Flags of a training."""
 
     schedule_sampler: str = flag(
-        "uniform", "which timesteps to train on", choices=TIMESTEP_SAMPLERS
+        "uniform",
+        "which timesteps to train on; lognormal and laplace are densities of log-SNRs and change "
+        "the objective",
+        choices=TIMESTEP_SAMPLERS,
     )
+    logsnr_mean: float = flag(LOGSNR_MEAN, "mean of a density of log-SNRs")
+    logsnr_std: float = flag(LOGSNR_STD, "standard deviation of a density of log-SNRs", above=0)
     lr: float = flag(1e-4, "learning rate", at_least=0, on_resume="may change")
     weight_decay: float = flag(0.0, "weight decay of AdamW", at_least=0, on_resume="may change")
+    adam_beta1: float = flag(
+        0.9, "decay of AdamW's mean gradient", at_least=0, below=1, on_resume="may change"
+    )
+    adam_beta2: float = flag(
+        0.999, "decay of AdamW's mean square", at_least=0, below=1, on_resume="may change"
+    )
+    grad_clip: float = flag(
+        0.0,
+        "norm to shorten a longer gradient to before the update; 0 for none",
+        at_least=0,
+        on_resume="may change",
+    )
+    warmup_steps: int = flag(
+        0,
+        "updates over which the learning rate rises evenly at first; 0 for none",
+        at_least=0,
+        on_resume="may change",
+    )
+    lr_schedule: str = flag(
+        "linear",
+        "how the learning rate falls over lr_anneal_steps",
+        choices=LR_SCHEDULES,
+        on_resume="may change",
+    )
+    lr_hold_steps: int = flag(
+        0,
+        "updates of lr_anneal_steps before the learning rate begins to fall",
+        at_least=0,
+        on_resume="may change",
+    )
     lr_anneal_steps: int = flag(
         0,
-        "updates over which the learning rate falls to 0, and the end; 0 for never",
+        "updates after which the learning rate has fallen to 0, and the end; 0 for never",
         at_least=0,
         on_resume="may change",
     )
@@ -188,7 +284,33 @@ class TrainingOptions(RunningOptions, DataOptions):
         """After how many updates the training ends; None for never."""
         return min(filter(None, (self.max_steps, self.lr_anneal_steps)), default=None)
 
+    def lr_factor(self, updates: int) -> float:
+        """What to multiply ``lr`` by in the update that comes after so many.
+
+        The rise of the warm-up, (updates + 1) / warmup_steps at most 1, times the fall.
+        """
+        rise = min(1.0, (updates + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if not self.lr_anneal_steps:
+            return rise
+        over = max(0, updates - self.lr_hold_steps) / (self.lr_anneal_steps - self.lr_hold_steps)
+        return rise * LR_SCHEDULES[self.lr_schedule](over)
+
+    def _check_learning_rate(self) -> Iterator[str]:
+        end = self.lr_anneal_steps
+        if end and self.lr_schedule == "constant":
+            yield (
+                f"--lr_schedule constant contradicts --lr_anneal_steps {end}, over which the rate "
+                "falls; give one of them (--max_steps ends a run, too)"
+            )
+        if not end and self.lr_schedule == "cosine":
+            yield "--lr_schedule cosine needs --lr_anneal_steps, the updates over which it falls"
+        if self.lr_hold_steps and not self.lr_hold_steps < end:
+            yield f"lr_hold_steps must be below lr_anneal_steps, {end}, got {self.lr_hold_steps}"
+        if end and self.warmup_steps > end:
+            yield f"warmup_steps must be at most lr_anneal_steps, {end}, got {self.warmup_steps}"
+
     def check(self) -> Iterator[str]:
+        yield from self._check_learning_rate()
         if self.use_fp16 and self.precision == "bf16":
             yield "--use_fp16 True contradicts --precision bf16; give one of them"
         try:
@@ -216,6 +338,18 @@ def parse_ema_rates(text: str) -> list[float]:
 @dataclass(frozen=True, kw_only=True)
 class ModelTraining(TrainingOptions, ModelOptions):
     """Flags that the training scripts share."""
+
+    def check(self) -> Iterator[str]:
+        problems = list(super().check())
+        yield from problems
+        if self.guidance != 1 and not self.label_dropout:
+            yield "--guidance needs a model that learns without labels, too: give --label_dropout"
+        density = density_named(self.schedule_sampler)
+        if density and not problems:  # without a schedule there is nothing to hold it against
+            try:
+                density.masses(self.alphas_cumprod, self.logsnr_mean, self.logsnr_std)
+            except InputError as error:
+                yield str(error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from ..sampling.denoising import METHODS
 from ..sampling.samplers import SAMPLERS, Sampler
 from .flags import flag, with_default
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
-from .training import RunningOptions, ThreadOptions
+from .training import EmaOptions, GuidanceOptions, RunningOptions, ThreadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedOptions(ThreadOptions):
+class TrainedOptions(ThreadOptions, EmaOptions):
     """The flag that names a trained model."""
 
     model_path: str = flag(
@@ -33,8 +33,14 @@ class UseOptions(TrainedOptions, RunningOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(UseOptions, ModelOptions):
+class SamplingOptions(UseOptions, GuidanceOptions, ModelOptions):
     """Flags that the sampling scripts share."""
+
+    guide_model: str = flag(
+        "",
+        "a smaller or less trained model, to lead samples away from: a file or a run's folder; "
+        "empty for the model itself without labels",
+    )
 
     num_samples: int = flag(10000, "how many images", at_least=1)
     batch_size: int = flag(16, "images at a time", at_least=1)
@@ -83,6 +89,13 @@ class SamplingOptions(UseOptions, ModelOptions):
             yield "--sampling_steps and --timestep_respacing both given; give one of them"
         if self.use_ddim and self.sampler not in ("", "ddim"):
             yield f"--use_ddim True contradicts --sampler {self.sampler}; give one of them"
+        if self.guide_model and self.guidance == 1:
+            yield "--guide_model does nothing with --guidance 1; give a --guidance such as 2"
+        if self.guidance != 1 and not (self.guide_model or self.class_cond):
+            yield (
+                "--guidance leads samples to their class, and the model has no classes; give a "
+                "--guide_model to lead away from, or leave it out"
+            )
         yield from self._check_eta()
         yield from super().check()
 

@@ -35,6 +35,7 @@ from .state import TrainState
 PART = re.compile(r"(state|model|opt|ema_[0-9.e-]+_)(?P<step>\d{6}|[1-9]\d{6,})\.pt")
 EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
 BROKEN = ".broken"  # ends the names of a broken checkpoint's files
+INITIAL = "model000000.pt"  # the weights that a run began with, kept to take them out of its EMAs
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
 
 
@@ -94,6 +95,43 @@ def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
                 is_weights = prefix == "model" or prefix.startswith("ema")
                 th.save(_apart(parts[prefix]) if is_weights else parts[prefix], file)
     return model_path(folder, step)
+
+
+def keep_initial_weights(folder: str, weights: dict[str, th.Tensor]) -> None:
+    """Write what a run begins with; with no state beside it, it is no checkpoint."""
+    _remove_stale_state(folder, 0)
+    with atomic_files() as start, start(join(folder, INITIAL)) as file:
+        th.save(_apart(weights), file)
+
+
+def kept_initial_weights(folder: str) -> str | None:
+    """Path of the initial weights in ``folder``, if they are there."""
+    return join(folder, INITIAL) if INITIAL in list_folder(folder) else None
+
+
+def initial_weights_in(path: str) -> tuple[str, float] | None:
+    """The file of the initial weights in the EMA of that path, and their share in it.
+
+    :return: None for any other file, where they were not kept, or where the EMA began with others.
+    """
+    match = re.search(rf"(?:^|[/\\]){EMA_NAME}$", path)
+    initial = companion(path, "model", 0)
+    if not (match and initial):
+        return None
+    rate, count = match.group(1), int(match.group(2))
+    if state := companion(path, "state", count):
+        count = load_state_file(state).averaged.get(rate, 0)
+    return (initial, float(rate) ** count) if count else None
+
+
+def without_initial(average: th.Tensor, initial: th.Tensor, share: float) -> th.Tensor:
+    """An EMA as if it had begun with nothing: (ema - share initial) / (1 - share).
+
+    Adam corrects its moments the same way (Kingma & Ba 2014, arXiv 1412.6980, section 3).
+
+    :param share: the EMA's rate to the power of its updates, below 1.
+    """
+    return ((average.double() - share * initial.double()) / (1 - share)).to(average.dtype)
 
 
 def _apart(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
@@ -218,12 +256,13 @@ def initial_share(path: str) -> float:
 def remove_older_checkpoints(folder: str, keep: int) -> None:
     """Delete all but the newest ``keep`` complete checkpoints, and what is left of older torn ones.
 
-    0 keeps all.
+    0 keeps all. The initial weights stay in any case.
     """
     steps = complete_steps(folder)
     kept = {f"{step:06d}" for step in steps[-keep:]}
     parts = filter(None, map(PART.fullmatch, list_folder(folder))) if keep and steps else ()
     old = [p.string for p in parts if int(p["step"]) < steps[-1] and p["step"] not in kept]
+    old = [name for name in old if name != INITIAL]
     # States go first: what is left, should this be interrupted, does not count any more.
     for name in sorted(old, key=lambda name: not name.startswith("state")):
         remove_file(join(folder, name))

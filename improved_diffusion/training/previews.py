@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch as th
 
 from .. import logger
 from ..data.image_grid import save_grid, to_uint8
+from ..diffusion.guidance import Guidance
 from ..gaussian_diffusion import Model
 from ..respace import SpacedDiffusion
 from ..sampling.image_noise import ImageNoise
@@ -19,6 +20,7 @@ from .checkpoints import SETTLED, best_ema_rate
 
 FOLDER = "samples"
 SAMPLER = SAMPLERS["dpmpp"]  # a fast one
+NO_GUIDANCE = Guidance()
 
 Weights = Mapping[str, th.Tensor]
 
@@ -33,6 +35,7 @@ class Preview:
     :param batch_size: how many of them to sample at a time.
     :param seed: of their noise.
     :param model_kwargs: conditions of the N images.
+    :param guidance: how to guide them; not at all by default.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Preview:
         batch_size: int,
         seed: int = 0,
         model_kwargs: Mapping[str, th.Tensor] | None = None,
+        guidance: Guidance = NO_GUIDANCE,
     ):
         steps = min(SAMPLER.usual_steps, diffusion.num_timesteps)
         self.diffusion = diffusion.respaced(SAMPLER.respacing.format(steps))
@@ -50,6 +54,7 @@ class Preview:
         self.shape = shape
         self.seed = seed
         self.model_kwargs = dict(model_kwargs or {})
+        self.guidance = guidance
 
     def draw(
         self,
@@ -58,20 +63,23 @@ class Preview:
         model: th.nn.Module,
         emas: Mapping[float, Weights],
         autocast: AbstractContextManager,
+        corrected: Container[float] = (),
     ) -> None:
         """Write ``samples/NNNNNN.png`` of an EMA, and while all are young of the model itself.
 
         :param emas: weights by rate; of several rates the highest settled one is drawn.
         :param autocast: the context to call the model in.
+        :param corrected: the rates whose weights are without the initial ones.
         """
         rate = best_ema_rate(emas, step)
-        share = rate**step
+        share = 0.0 if rate in corrected else rate**step
         with autocast:
             self._draw_one(os.path.join(folder, FOLDER, f"{step:06d}.png"), model, emas[rate])
             if share > SETTLED:
                 path = os.path.join(folder, FOLDER, f"{step:06d}_model.png")
                 self._draw_one(path, model, {})
         young = f", which holds {share:.0%} of its initial weights" if share > SETTLED else ""
+        young = ", its initial weights taken out" if rate in corrected else young
         logger.log(f"Drew {FOLDER}/{step:06d}.png from the EMA of rate {rate:g}{young}")
 
     def _draw_one(self, path: str, model: th.nn.Module, weights: Weights) -> None:
@@ -89,7 +97,8 @@ class Preview:
                 starts = range(0, self.shape[0], self.batch_size)
                 parts = [range(self.shape[0])[start : start + self.batch_size] for start in starts]
                 device = next(model.parameters()).device
-                return th.cat([self._sample_part(call, part, device) for part in parts])
+                guided = self.guidance.around(call, self.diffusion)
+                return th.cat([self._sample_part(guided, part, device) for part in parts])
         finally:
             model.train(was_training)
 

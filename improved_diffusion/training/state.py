@@ -47,6 +47,7 @@ class TrainState:
     :param last_row_step: the step of the log's last row, from 0; -1 before the first.
     :param skipped: updates that were not finite and were skipped: all, and those in a row.
     :param seconds: of training: all, and those before the log's last row.
+    :param averaged: updates in each EMA by its rate, of those that began with the first weights.
     :param precision: state of the number format, such as fp16's loss scale.
     :param flags: plain values, for whoever resumes.
     :param columns: of the log so far.
@@ -57,6 +58,7 @@ class TrainState:
     last_row_step: int = -1
     skipped: list[int] = field(default_factory=lambda: [0, 0])
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    averaged: dict[str, int] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)

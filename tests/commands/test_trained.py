@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from in_process import in_process
 
-from improved_diffusion import logger
+from improved_diffusion import logger, script_util
 from improved_diffusion.commands import trained
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.model import ImageModelOptions
@@ -176,3 +176,39 @@ def test_small_images_of_classes_that_were_never_trained(
     assert in_process("super_res_sample.py", known) == 0
     pictures = sorted(os.listdir(tmp_path / "out" / "images"))
     assert pictures == ["cat_000001.png", "dog_000000.png"]
+
+
+def test_an_ema_is_used_without_its_initial_weights(tiny, images, to_words, tmp_path, capsys):
+    settings = {"data_dir": images, "batch_size": 2, "max_steps": 3, "num_threads": 1}
+    settings |= {"log_dir": tmp_path / "run", "ema_rate": 0.99, "lr": 0.01}
+    assert in_process("image_train.py", to_words(tiny | settings)) == 0
+    path = tmp_path / "run" / "ema_0.99_000003.pt"
+    average, initial = (
+        th.load(tmp_path / "run" / name, weights_only=True) for name in (path, "model000000.pt")
+    )
+    flags = script_util.model_and_diffusion_defaults() | tiny
+    model, _ = script_util.create_model_and_diffusion(**flags)
+    share = 0.99**3
+    for correction in (True, False):
+        trained.load_trained(model, str(path), correction)
+        for name, p in model.named_parameters():
+            wanted = (average[name] - share * initial[name]) / (1 - share)
+            th.testing.assert_close(
+                p.data, wanted if correction else average[name], atol=1e-5, rtol=0
+            )
+
+    using = {"num_samples": 1, "num_threads": 1, "model_path": tmp_path / "run"}
+    said, made = [], []
+    for correction in (True, False):
+        out = tmp_path / f"out {correction}"
+        capsys.readouterr()
+        words = to_words(using | {"ema_correction": correction, "log_dir": out})
+        assert in_process("image_sample.py", words) == 0
+        said.append(capsys.readouterr().out)
+        (samples,) = out.glob("*.npz")
+        made.append(np.load(samples)["arr_0"])
+    assert "EMA: its share of the initial weights, 97.03%, is taken out" in said[0]
+    assert "expect noise" not in said[0]
+    assert "taken out" not in said[1]
+    assert "still holds 97% of its initial weights, so expect noise" in said[1]
+    assert not np.array_equal(*made)

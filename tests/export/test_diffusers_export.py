@@ -43,6 +43,7 @@ ARCHITECTURES = {
     "grey images": {"in_channels": 1},
     "learned variances": {"learn_sigma": True, "noise_schedule": "cosine"},
     "image predicted": {"predict_xstart": True, "sigma_small": True},
+    "v predicted": {"predict_v": True, "noise_schedule": "cosine"},
     "scaled timesteps": {"diffusion_steps": 4000, "noise_schedule": "cosine"},
     "few timesteps": {"diffusion_steps": 30, "noise_schedule": "polynomial"},
     "timesteps as they are": {"diffusion_steps": 250, "rescale_timesteps": False},
@@ -67,6 +68,14 @@ def make(**flags):
     for p in model.parameters():
         p.data = th.randn(p.shape, generator=generator) * 0.05 + (0.5 if p.ndim == 1 else 0)
     return model.eval().requires_grad_(False), diffusion
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [({}, "epsilon"), ({"predict_xstart": True}, "sample"), ({"predict_v": True}, "v_prediction")],
+)
+def test_the_scheduler_is_told_what_the_model_predicts(flags, kind):
+    assert export.scheduler_config(make(**flags)[1])["prediction_type"] == kind
 
 
 # --- what diffusers cannot express
@@ -171,6 +180,7 @@ def test_outputs_are_equal(exported):
     [
         {"learn_sigma": True, "noise_schedule": "cosine"},
         {"predict_xstart": True, "sigma_small": True, "noise_schedule": "polynomial"},
+        {"predict_v": True, "noise_schedule": "cosine"},
         {"diffusion_steps": 50},
     ],
 )

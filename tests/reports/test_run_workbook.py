@@ -257,7 +257,7 @@ def test_picture(tmp_path):
         (None, "there is no log"),
         (b"", "no lines yet"),
         (b"step,loss\n", "no lines yet"),
-        (b"step,loss\n1,0.", "no lines yet"),
+        (b"step,loss\n1", "no lines yet"),
         (b"a,b\nx,y\n", "not a training log"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0,\0\n,,\n", "p.csv"),
     ],

@@ -37,7 +37,8 @@ def ideal_model(diffusion, predict="eps"):
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         gain = alpha * STD**2 / (alpha_bar * STD**2 + sigma**2)
         x_start = MEAN + gain * (x - alpha * MEAN)
-        out = x_start if predict == "x_start" else (x - alpha * x_start) / sigma
+        eps = (x - alpha * x_start) / sigma
+        out = {"x_start": x_start, "v": alpha * eps - sigma * x_start}.get(predict, eps)
         return th.cat([out, 0 * out], dim=1) if predict == "eps and variance" else out
 
     return model
@@ -82,6 +83,7 @@ def test_error_falls_at_second_order_and_stays_below_ddim():
     ("predict", "mean_type", "var_type"),
     [
         ("x_start", gd.ModelMeanType.START_X, gd.ModelVarType.FIXED_SMALL),
+        ("v", gd.ModelMeanType.V, gd.ModelVarType.FIXED_SMALL),
         ("eps and variance", gd.ModelMeanType.EPSILON, gd.ModelVarType.LEARNED_RANGE),
     ],
 )

@@ -24,6 +24,8 @@ PLOT = "plot_schedules.py"
 DIFFUSERS, COMPARE = "export_diffusers.py", "compare_runs.py"
 POLYNOMIAL = {"noise_schedule": "polynomial"}
 CLASSES = {"class_cond": True}
+GUIDED = {"guidance": 2, "guide_model": "{run}"}
+DENSITY = {"schedule_sampler": "lognormal"}
 BARE = {"model_path": "{bare}"}
 RESUME = {"resume_checkpoint": "{model}"}
 
@@ -51,9 +53,19 @@ BAD_INPUT = [
     (TRAIN, {"max_steps": -1}, "max_steps"),
     (TRAIN, {"lr_anneal_steps": -1}, "lr_anneal_steps"),
     (TRAIN, {"weight_decay": -1}, "weight_decay"),
+    (TRAIN, {"grad_clip": -1}, "grad_clip must be at least 0"),
+    (TRAIN, {"adam_beta2": 1}, "adam_beta2 must be at least 0 and below 1"),
+    (TRAIN, {"lr_schedule": "cosine"}, "--lr_schedule cosine needs --lr_anneal_steps"),
+    (TRAIN, {"lr_schedule": "constant", "lr_anneal_steps": 9}, "contradicts --lr_anneal_steps 9"),
+    (TRAIN, {"warmup_steps": 9, "lr_anneal_steps": 3}, "warmup_steps must be at most"),
     (TRAIN, {"keep_checkpoints": -1}, "keep_checkpoints"),
     (TRAIN, {"max_skipped": 0}, "max_skipped"),
     (TRAIN, {"schedule_sampler": "best"}, "unknown schedule_sampler 'best'; choose from"),
+    (TRAIN, DENSITY | {"logsnr_mean": 99}, "has no mass on the schedule, whose log-SNRs go from"),
+    (TRAIN, DENSITY | {"logsnr_std": 0}, "logsnr_std must be above 0"),
+    (TRAIN, {"loss_weight": "snr"}, "unknown loss_weight 'snr'; choose from uniform, min_snr"),
+    (TRAIN, {"loss_weight": "min_snr", "use_kl": True}, "which --use_kl True does not train on"),
+    (TRAIN, {"min_snr_gamma": 0}, "min_snr_gamma must be above 0"),
     (TRAIN, {"on_bad_image": "ignore"}, "unknown on_bad_image 'ignore'; choose from error, skip"),
     # precision
     (TRAIN, {"precision": "fp8"}, "unknown precision 'fp8'; choose from"),
@@ -68,6 +80,9 @@ BAD_INPUT = [
     (TRAIN, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
     (TRAIN, {"diffusion_steps": 10**9}, "diffusion_steps must be at least 1 and at most 1e\\+06"),
     (TRAIN, {"diffusion_steps": 10, "noise_schedule": "linear"}, r"beta\[\d\] of 10 is"),
+    (TRAIN, {"predict_v": True, "use_kl": True}, "--predict_v True contradicts --use_kl True"),
+    (TRAIN, {"predict_v": True, "predict_xstart": True}, "contradicts --predict_xstart True"),
+    (SAMPLE, {"predict_v": True}, "--predict_v is True, trained with False"),
     (TRAIN, {"timestep_respacing": "9"}, "cannot keep 9 of 4 timesteps"),
     (TRAIN, {"timestep_respacing": "ddim3"}, "exactly 3 of 4"),
     (TRAIN, {"timestep_respacing": "many"}, "timestep_respacing takes counts .* got 'many'"),
@@ -94,6 +109,9 @@ BAD_INPUT = [
     (TRAIN, {"channel_mult": "0"}, "channel_mult must be whole numbers"),
     (TRAIN, {"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
     (TRAIN, {"num_heads": 3, "in_channels": 9}, "in_channels .*; num_heads "),
+    (TRAIN, {"label_dropout": 0.1}, "--label_dropout is for a model with classes"),
+    (TRAIN, {"label_dropout": 1.0} | CLASSES, "label_dropout must be at least 0 and below 1"),
+    (TRAIN, {"guidance": 2} | CLASSES, "needs a model that learns without labels"),
     (TRAIN, {"num_classes": 0} | CLASSES, "num_classes must be at least 1, got 0"),
     (TRAIN, {"num_classes": 1} | CLASSES, "has 2 classes, the model 1; give --num_classes 2"),
     (SR_TRAIN, {"small_size": 0}, "small_size must be at least 1"),
@@ -167,6 +185,17 @@ BAD_INPUT = [
     (NLL, {"num_timesteps": -1}, "num_timesteps must be at least 0"),
     (SAMPLE, {"classes": "cat"}, "trained without classes"),
     (SAMPLE, {"num_classes": "auto"}, "--num_classes auto is for training"),
+    (SAMPLE, {"guidance": 2}, "--guidance leads samples to their class, and .* no classes"),
+    (SAMPLE, {"guidance": -1}, "guidance must be at least 0"),
+    (SAMPLE, {"guidance": "inf"}, "guidance must be at least 0, got inf"),
+    (SAMPLE, {"guidance_low": 1}, "are for --guidance other than 1"),
+    (SAMPLE, {"guide_model": "{run}"}, "--guide_model does nothing with --guidance 1"),
+    (SAMPLE, GUIDED | {"guidance_low": 2, "guidance_high": 1}, "guidance_high must be above"),
+    (SAMPLE, GUIDED | {"guide_model": "{missing}"}, "cannot read .*missing"),
+    (SAMPLE, GUIDED | {"guide_model": "{sr_run}"}, "image_size is 64 there and 16 here"),
+    (SAMPLE, GUIDED | {"guide_model": "{opt}"}, "is an optimizer's file"),
+    (SAMPLE, {"model_path": "{known}", "guidance": 2}, "trained without labels, too, and this"),
+    (SR_SAMPLE, {"guidance": 2}, "--guidance leads samples to their class"),
     (SAMPLE, {"sampler": "euler"}, "unknown sampler 'euler'; choose from ddpm, ddim, dpmpp"),
     (SAMPLE, {"sampler": "dpmpp", "use_ddim": True}, "--use_ddim True contradicts"),
     (SAMPLE, {"sampler": "ddpm", "eta": 0.5}, "--eta is for --sampler ddim and dpmpp"),
@@ -278,10 +307,11 @@ def world(base, images, make_images, tiny, tmp_path_factory, to_words):
     """Good and bad files by name."""
     root = tmp_path_factory.mktemp("world")
     found = {"images": images, "missing": root / "missing"}
-    for name in ("run", "locked", "sr_run", "ragged"):
+    for name in ("run", "known", "locked", "sr_run", "ragged"):
         found[name] = root / name
-    for script, name in ((TRAIN, "run"), (SR_TRAIN, "sr_run")):
+    for script, name in ((TRAIN, "run"), (TRAIN, "known"), (SR_TRAIN, "sr_run")):
         flags = base[script] | {"log_dir": found[name], "data_dir": images}
+        flags |= CLASSES if name == "known" else {}
         assert in_process(script, to_words(flags)) == 0
 
     found |= make_folders(root, make_images)

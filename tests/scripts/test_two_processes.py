@@ -156,6 +156,14 @@ def test_a_run_on_two_processes_resumes_exactly(images, tmp_path):
     assert samplers[0]["loss_history"].unique().numel() > 10
 
 
+def test_a_guided_run_on_two_processes_resumes_exactly(images, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for log_dir, steps in ((whole, 8), (parts, 5), (parts, 8)):
+        settings = killing.VARIANTS["guided"] | {"max_steps": steps}
+        assert run_both(images, log_dir, **settings)[0] == [0, 0]
+    assert killing.differences(whole, parts, 8) == []
+
+
 # --- one of the two fails
 
 

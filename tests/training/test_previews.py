@@ -8,6 +8,7 @@ from in_process import in_process
 from PIL import Image
 
 from improved_diffusion import logger
+from improved_diffusion.diffusion.guidance import Guidance
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from improved_diffusion.system.precision import Precision
 from improved_diffusion.training import state
@@ -47,6 +48,15 @@ def test_a_young_ema_is_drawn_beside_the_model(trained, tmp_path):
     assert not np.array_equal(*pictures.values())
 
 
+def test_an_ema_without_its_initial_weights_is_settled(trained, tmp_path):
+    model, diffusion, other = trained
+    preview = Preview(diffusion, (4, 3, 16, 16), batch_size=4)
+    with logger.scoped_configure(dir=tmp_path, format_strs=["log"]):
+        preview.draw(str(tmp_path), 5, model, {0.9: other}, Precision("fp32").autocast(), {0.9})
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["000005.png"]
+    assert "its initial weights taken out" in (tmp_path / "log.txt").read_text()
+
+
 def test_the_best_of_several_emas_is_drawn(trained, tmp_path):
     model, _, other = trained
     own = {name: p.detach() for name, p in model.named_parameters()}
@@ -61,6 +71,25 @@ def test_the_noise_is_fixed_and_the_batch_size_does_not_matter(trained, tmp_path
     other = draw(trained, tmp_path / "b", 100, batch_size=4)["000100.png"]
     assert np.abs(one.astype(int) - other).max() <= 1
     assert not np.array_equal(one, draw(trained, tmp_path / "c", 100, seed=1)["000100.png"])
+
+
+def test_samples_are_guided(tiny, tmp_path):
+    """As much as is said, and nowhere but in the interval of noise levels."""
+    flags = model_and_diffusion_defaults() | tiny | {"class_cond": True, "num_classes": 3}
+    th.manual_seed(0)
+    model, diffusion = create_model_and_diffusion(**flags)
+    with th.no_grad():
+        for p in model.parameters():
+            p.copy_(th.randn_like(p) * 0.1)
+    own = {0.9: {name: p.detach() for name, p in model.named_parameters()}}
+    labels = {"model_kwargs": {"y": th.arange(4) % 3}}
+    made = [
+        draw((model, diffusion, None), tmp_path / str(i), 100, own, **labels, guidance=guidance)
+        for i, guidance in enumerate((Guidance(), Guidance(4.0), Guidance(4.0, low=1e9)))
+    ]
+    plain, guided, beyond = (pictures["000100.png"] for pictures in made)
+    assert not np.array_equal(plain, guided)
+    assert np.array_equal(plain, beyond)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

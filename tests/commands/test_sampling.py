@@ -1,0 +1,133 @@
+"""Guided samples by the script: what is said, what is refused, and that they differ."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch as th
+from in_process import in_process
+
+from improved_diffusion.diffusion.guidance import NO_LABEL
+from improved_diffusion.sampling.image_noise import ImageNoise
+from improved_diffusion.sampling.samplers import draw
+from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
+
+CLASSES = {"class_cond": True, "num_classes": 2}
+
+
+def save_run(folder, tiny, seed=0, **flags):
+    """A run's folder with an EMA that says something, and its model and diffusion."""
+    flags = model_and_diffusion_defaults() | tiny | flags
+    th.manual_seed(seed)
+    model, diffusion = create_model_and_diffusion(**flags)
+    with th.no_grad():
+        for p in model.parameters():
+            p.copy_(th.randn_like(p) * 0.1)
+    folder.mkdir()
+    for name in ("model000900.pt", "ema_0.5_000900.pt", "state000900.pt"):
+        th.save(model.state_dict(), folder / name)
+    (folder / "config.json").write_text(json.dumps({"flags": flags}))
+    return model.eval(), diffusion
+
+
+@pytest.fixture
+def sample(tmp_path, to_words, capsys):
+    """Sample from a run's folder by the script; its status, images, and what it said."""
+
+    def run(**flags):
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        words = to_words({"num_samples": 2, "num_threads": 1, "log_dir": out} | flags)
+        capsys.readouterr()
+        status = in_process("image_sample.py", words)
+        made = [np.load(path)["arr_0"] for path in out.glob("*.npz")]
+        return status, made[0] if made else None, "".join(capsys.readouterr())
+
+    return run
+
+
+def test_samples_are_guided_by_the_model_without_labels(tiny, tmp_path, sample):
+    model, diffusion = save_run(tmp_path / "run", tiny, **CLASSES, label_dropout=0.1)
+    common = {"model_path": tmp_path / "run", "classes": "1", "sampler": "ddim"}
+    _, plain, _ = sample(**common)
+    status, guided, said = sample(**common, guidance=3)
+    assert status == 0
+    assert "Guidance 3 away from its samples without a class\n" in said
+    assert not np.array_equal(plain, guided)
+
+    def pair(x, t, y):
+        better, worse = model(x, t, y), model(x, t, th.full_like(y, NO_LABEL))
+        return worse + 3 * (better - worse)
+
+    settings = {"randn_like": ImageNoise(0, range(2)).randn_like, "device": "cpu"}
+    settings["model_kwargs"] = {"y": th.tensor([1, 1])}
+    wanted = draw("ddim", diffusion, pair, (2, 3, 16, 16), **settings)
+    pixels = ((wanted + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    assert np.abs(guided.astype(int) - pixels).max() <= 1
+
+    status, beyond, said = sample(**common, guidance=3, guidance_low=10**6)
+    assert "for sigma in (1e+06, inf]" in said
+    assert np.array_equal(beyond, plain)
+
+
+def test_an_unknown_training_is_warned_of(tiny, tmp_path, sample):
+    save_run(tmp_path / "run", tiny, **CLASSES)
+    (tmp_path / "run" / "config.json").unlink()
+    flags = tiny | CLASSES | {"model_path": tmp_path / "run", "guidance": 3}
+    status, made, said = sample(**flags)
+    assert status == 0
+    assert made is not None
+    assert "No config.json says that the model was trained with --label_dropout" in said
+
+
+def test_a_model_without_classes_is_guided_by_a_smaller_one(tiny, tmp_path, sample):
+    save_run(tmp_path / "run", tiny)
+    save_run(tmp_path / "guide", tiny | {"channel_mult": "1", "learn_sigma": True})
+    common = {"model_path": tmp_path / "run"}
+    guided_by = {"guidance": 2, "guide_model": tmp_path / "guide"}
+    status, guided, said = sample(**common, **guided_by)
+    assert status == 0, said
+    assert f"Guidance 2 away from {tmp_path / 'guide'}" in said
+    assert not np.array_equal(sample(**common)[1], guided)
+    by_itself, plain = sample(**common, guidance=2, guide_model=tmp_path / "run"), sample(**common)
+    assert np.array_equal(by_itself[1], plain[1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "differing"),
+    [
+        ({"image_size": 32}, "image_size is 32 there and 16 here"),
+        ({"in_channels": 1}, "in_channels is 1 there and 3 here"),
+        ({"diffusion_steps": 8}, "diffusion_steps is 8 there and 4 here"),
+        ({"predict_v": True}, "predict_v is True there and False here"),
+        ({"rescale_timesteps": False}, "rescale_timesteps is False there and True here"),
+        (CLASSES, "class_cond is True there and False here"),
+    ],
+)
+def test_a_guide_of_other_images_or_another_process(flags, differing, tiny, tmp_path, sample):
+    save_run(tmp_path / "run", tiny)
+    save_run(tmp_path / "guide", tiny | flags)
+    guided_by = {"guidance": 2, "guide_model": tmp_path / "guide"}
+    status, made, said = sample(model_path=tmp_path / "run", **guided_by)
+    assert status == 2
+    assert made is None
+    assert f"cannot guide this model: {differing}; give a model of the same images" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"num_classes": 3}, "num_classes is 3 there and 2 here"),
+        ({}, "its classes are frog, cat, and here cat, dog"),
+    ],
+)
+def test_a_guide_of_other_classes(changes, differing, tiny, tmp_path, sample):
+    for name, flags, classes in (("run", {}, ["cat", "dog"]), ("guide", changes, ["frog", "cat"])):
+        save_run(tmp_path / name, tiny | CLASSES | flags)
+        path = tmp_path / name / "config.json"
+        data = {} if changes else {"data": {"classes": classes}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | data))
+    guided_by = {"guidance": 2, "guide_model": tmp_path / "guide"}
+    status, _, said = sample(model_path=tmp_path / "run", **guided_by)
+    assert (status, differing in said) == (2, True), said
