@@ -184,6 +184,36 @@ def end_both(pair: list) -> list[int | None]:
     return codes
 
 
+def finish_two(images: Path, log_dir: Path, **flags) -> None:
+    """Run, or continue, two processes to their end."""
+    assert end_both(start_two(images, log_dir, **flags)) == [0, 0], error_of(log_dir)
+
+
+def run_two_with_kills(images: Path, log_dir: Path, rng: random.Random, **flags) -> int:
+    """Run two processes to the end, killed at random events; the number of kills.
+
+    Of one that is killed by itself, the other is left to save what it has, or is killed, too.
+    """
+    kills = 0
+    while True:
+        kill_at = [(None, rng.randrange(3, 60)) if rng.random() < 0.7 else None for _ in (0, 1)]
+        pair = start_two(images, log_dir, kill_at=kill_at, **flags)
+        multiprocessing.connection.wait([process.sentinel for process in pair], timeout=60)
+        if rng.random() < 0.3:  # all, wherever they are
+            for process in pair:
+                process.kill()
+        for process in pair:
+            process.join(60)
+        codes = [process.exitcode for process in pair]
+        if codes == [0, 0]:
+            return kills
+        dead = codes.count(-signal.SIGKILL)
+        said = f"{codes} {error_of(log_dir)}"
+        assert dead, said
+        assert set(codes) <= {-signal.SIGKILL, 0, 1}, said
+        kills += dead
+
+
 def error_of(log_dir: Path) -> str:
     """What the runs in that folder have written to stderr."""
     return Path(f"{log_dir}.err").read_text()
