@@ -44,7 +44,8 @@ results: $(VENV)/.package
 	$(PY) results/reproduce.py
 
 soak: $(VENV)/.test
-	$(PY) tests/soak.py
+	$(PY) tests/soak.py 30
+	$(PY) tests/soak.py 30 2
 
 # All tests, lint, and types on the three systems.
 test: $(VENV)/.test

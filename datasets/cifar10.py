@@ -60,11 +60,17 @@ def main() -> None:
         return
     for name, count in counts.items():
         if not is_whole(args.out_dir / name, count):
-            check_replaceable(args.out_dir / name, args.overwrite)
+            # How many images an archive of one's own has is not known yet.
+            check_replaceable(args.out_dir / name, args.overwrite or bool(args.archive))
     if args.archive:
         check_archive(args.archive, args.any_checksum)
-    for split in read_archive(args.archive or fetch_archive(args.out_dir)):
-        write_split(split.first(args.limit), args.out_dir, args.overwrite)
+    archive = args.archive or fetch_archive(args.out_dir)
+    splits = [split.first(args.limit) for split in read_archive(archive)]
+    for split in splits:
+        if not is_whole(args.out_dir / split.name, len(split.labels)):
+            check_replaceable(args.out_dir / split.name, args.overwrite)
+    for split in splits:
+        write_split(split, args.out_dir, args.overwrite)
 
 
 def create_parser() -> Parser:

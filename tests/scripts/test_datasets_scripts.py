@@ -115,7 +115,11 @@ def test_limit_and_repetition(cifar10, start, tmp_path, archive):
     assert (status, "nothing to do" in printed) == (0, True)
     (tmp_path / "gone").rename(archive)
     assert (tmp_path / "cifar_train").stat().st_ino == before
-    assert start(cifar10, *flags)[0] == 0
+    status, _, said = start(cifar10, *flags)
+    assert (status, "has 3 images of an earlier call" in said) == (2, True)
+    assert len(names(tmp_path / "cifar_train")) == 3
+    status, printed, _ = start(cifar10, *flags, "--overwrite", "True")
+    assert (status, f"Replacing {tmp_path / 'cifar_train'}" in printed) == (0, True)
     assert len(names(tmp_path / "cifar_train")) == 20
     (tmp_path / "cifar_train" / "plane_00000.png").unlink()  # no longer whole: made anew
     status, printed, _ = start(cifar10, *flags)
@@ -308,7 +312,8 @@ def test_download_then_splits_then_nothing_to_download(cifar10, site, start, tmp
     out = tmp_path / "out"
     assert start(cifar10, "--out_dir", out)[0] == 0
     assert len(names(out / "cifar_train")) == 20
-    assert start(cifar10, "--out_dir", out, "--limit", 1)[0] == 0
+    assert start(cifar10, "--out_dir", out, "--limit", 1)[0] == 2
+    assert start(cifar10, "--out_dir", out, "--limit", 1, "--overwrite", "True")[0] == 0
     assert site.requests == [("/whole", None)]
 
 
