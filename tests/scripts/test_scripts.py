@@ -124,7 +124,8 @@ def test_a_training_leaves_its_files(trained):
     kinds = ("model", "ema_0.5_", "ema_0.9_", "opt", "state")
     checkpoints = {f"{kind}{step:06d}.pt" for kind in kinds for step in (2, 3)}
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    assert names == checkpoints | {"config.json", "log.txt", "progress.csv", "results.xlsx"}
+    others = {"config.json", "log.txt", "model000000.pt", "progress.csv", "results.xlsx"}
+    assert names == checkpoints | others
     config = json.loads((folder / "config.json").read_text())
     assert config["flags"]["num_channels"] == 32
     assert config["data"]["images"] == 10
