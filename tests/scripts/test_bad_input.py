@@ -143,8 +143,8 @@ BAD_INPUT = [
     # checkpoints to go on from
     (TRAIN, {"resume_checkpoint": "{missing}"}, "no checkpoint file at .*missing"),
     (TRAIN, {"resume_checkpoint": "{bomb}"}, "no checkpoint that can be loaded safely"),
-    (TRAIN, {"resume_checkpoint": "{file}"}, "no checkpoint that can be loaded safely"),
-    (TRAIN, {"resume_checkpoint": "{torn}"}, "no checkpoint that can be loaded safely"),
+    (TRAIN, {"resume_checkpoint": "{file}"}, "no whole checkpoint"),
+    (TRAIN, {"resume_checkpoint": "{torn}"}, "no whole checkpoint"),
     (TRAIN, {"resume_checkpoint": "{opt}"}, "is an optimizer's file; give the model"),
     (TRAIN, {"resume_checkpoint": "{state}"}, "is a run's state; give the model"),
     (TRAIN, {"resume_checkpoint": "{list}"}, "holds no model weights"),
@@ -157,7 +157,7 @@ BAD_INPUT = [
     (TRAIN, RESUME | {"noise_schedule": "linear", "diffusion_steps": 50}, "--noise_schedule was"),
     (TRAIN, RESUME | {"data_dir": "{fewer}"}, "had 10 images .* and has 4"),
     (TRAIN, RESUME | {"data_dir": "{fewer}", "num_classes": "auto"}, "had 10 images .* and has 4"),
-    (TRAIN, {"resume_checkpoint": "{bad_state}"}, "no checkpoint that can be loaded safely"),
+    (TRAIN, {"resume_checkpoint": "{bad_state}"}, "is broken .state000001.pt: it is cut short"),
     # models to use
     (SAMPLE, {"model_path": ""}, "no --model_path given"),
     (NLL, {"model_path": ""}, "no --model_path given"),
@@ -165,7 +165,7 @@ BAD_INPUT = [
     (SAMPLE, {"model_path": "{missing}"}, "cannot read .*missing"),
     (SAMPLE, {"model_path": "{empty}"}, "has no checkpoint with an ema"),
     (SAMPLE, {"model_path": "{bomb}"}, "no checkpoint that can be loaded safely"),
-    (NLL, {"model_path": "{file}"}, "no checkpoint that can be loaded safely"),
+    (NLL, {"model_path": "{file}"}, "no whole checkpoint"),
     (SAMPLE, {"model_path": "{opt}"}, "is an optimizer's file; give the model"),
     (NLL, {"model_path": "{state}"}, "is a run's state; give the model"),
     (SAMPLE, {"model_path": "{foreign_weights}"}, "does not fit the model: .* entries differ"),
