@@ -23,6 +23,12 @@ def test_damage_before_the_last_line_is_an_error_that_says_where(tmp_path):
         read_csv(tmp_path / "p.csv")
 
 
+def test_an_empty_file_is_whole(tmp_path):
+    """Another process may be about to write to the same folder, so nothing is written anew."""
+    (tmp_path / "p.csv").touch()
+    assert read_csv(tmp_path / "p.csv") == ([], [], False)
+
+
 def test_columns_hold_numbers_text_and_gaps(tmp_path):
     (tmp_path / "p.csv").write_text(f"a,b\n3,0.1\n,nan\n1e300,x\n{2**60},{'9' * 400}\n")
     a, b = read_columns(tmp_path / "p.csv").values()
