@@ -214,10 +214,7 @@ class TrainLoop:
         try:
             with dist_util.agreeing():
                 return next(self.data)
-        except (
-            InputError,
-            OSError,
-        ) as error:  # an image must not cost hours of training
+        except (InputError, OSError) as error:  # an image must not cost hours of training
             if resumable:
                 resumable.load_state_dict(position)  # of a rank whose batch was whole, but unused
             if self.updates and self.last_saved != self.updates:

@@ -20,7 +20,14 @@ from ..options.flags import Options, as_word
 from ..options.training import RunningOptions, RunOptions
 from ..options.using import UseOptions
 from ..system import cpu
-from ..system.files import LOCK_NAME, atomic_write_text, is_local, join, remove_leftovers
+from ..system.files import (
+    LOCK_NAME,
+    atomic_write_text,
+    is_local,
+    join,
+    list_folder,
+    remove_leftovers,
+)
 from ..training.previews import FOLDER as SAMPLES
 from ..training.state import seed_everything
 
@@ -109,8 +116,9 @@ def open_run(
 
 def _has_results(folder: str) -> bool:
     """Whether there is more than what says that something was tried."""
-    files = (path for path in Path(folder).iterdir() if path.name not in (CONFIG_NAME, LOG_NAME))
-    return any(path.is_dir() or path.stat().st_size for path in files if path.name[0] != ".")
+    made = [name for name in list_folder(folder) if name not in (CONFIG_NAME, LOG_NAME)]
+    paths = [Path(folder, name) for name in made if not name.startswith(".")]
+    return any(path.is_dir() or path.stat().st_size for path in paths)
 
 
 @contextlib.contextmanager

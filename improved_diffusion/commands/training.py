@@ -190,7 +190,7 @@ def _check_whole(path: str) -> None:
     """:raises InputError: if a file of that checkpoint is broken; names the newest whole one."""
     folder = os.path.dirname(path) or "."
     step = checkpoints.parse_resume_step_from_filename(path)
-    if damage := checkpoints.find_damage(folder, step):
+    if damage := checkpoints.damage_of(folder, step):
         whole, _ = checkpoints.newest_whole_checkpoint(folder)
         raise InputError(
             f"the checkpoint {path} is broken ({damage}); "

@@ -50,7 +50,7 @@ def read_csv(path: str | os.PathLike) -> Table:
         records = [row for row in csv.reader(io.StringIO(written, newline="")) if row]
     except csv.Error as error:
         raise InputError(f"{path} is no CSV table ({error}); move it away") from None
-    torn = text != written or not (ends_whole or not written)
+    torn = text != written or (bool(written) and not ends_whole)
     # An editor may drop the last newline; without it a header cannot be told from half a one.
     if records and not (ends_whole or (text == written and len(records) > 1)):
         records.pop()

@@ -36,6 +36,7 @@ PART = re.compile(r"(state|model|opt|ema_[0-9.e-]+_)(?P<step>\d{6}|[1-9]\d{6,})\
 EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
 BROKEN = ".broken"  # ends the names of a broken checkpoint's files
 INITIAL = "model000000.pt"  # the weights that a run began with, kept to take them out of its EMAs
+PATIENCE = 60  # seconds that a rank waits for another one to let go of the folder
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
 
 
@@ -161,9 +162,12 @@ def as_the_only_writer(folder: str) -> Iterator[None]:
 
     Rank 0 holds the folder of a run anyway; any other waits until rank 0, or who came before,
     lets go of it.
+
+    :raises OSError: if nobody does within :data:`PATIENCE`.
     """
-    alone = dist_util.rank() == 0 or not is_local(folder)
-    with contextlib.nullcontext() if alone else FileLock(os.path.join(folder, LOCK_NAME)):
+    held = dist_util.rank() == 0 or not is_local(folder)
+    lock = FileLock(os.path.join(folder, LOCK_NAME), timeout=PATIENCE)
+    with contextlib.nullcontext() if held else lock:
         yield
 
 
@@ -193,7 +197,7 @@ def files_of(folder: str, step: int) -> list[str]:
     return sorted(names, key=lambda name: not name.startswith("state"))
 
 
-def find_damage(folder: str, step: int) -> str:
+def damage_of(folder: str, step: int) -> str:
     """Which files of a checkpoint are not as they were written, and why; "" if all are."""
     damages = {name: find_damage_in(join(folder, name)) for name in files_of(folder, step)}
     return ", ".join(f"{name}: {damage}" for name, damage in damages.items() if damage)
@@ -206,7 +210,7 @@ def newest_whole_checkpoint(folder: str) -> tuple[str | None, dict[int, str]]:
     """
     damages: dict[int, str] = {}
     for step in reversed(complete_steps(folder)):
-        damage = find_damage(folder, step)
+        damage = damage_of(folder, step)
         if not damage:
             return model_path(folder, step), damages
         damages[step] = damage

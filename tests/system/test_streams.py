@@ -40,20 +40,12 @@ def test_no_character_is_too_much_for_an_encoding(tmp_path, encoding):
     assert done.stderr.splitlines() == ["noted ±".encode(encoding, errors="backslashreplace")] * 3
 
 
-def test_a_closed_pipe_ends_nothing(tmp_path):
-    reading, writing = os.pipe()
+@pytest.mark.parametrize("make", [os.pipe, pty.openpty], ids=["pipe", "terminal"])
+def test_a_reader_that_went_away_ends_nothing(tmp_path, make):
+    reading, writing = make()
     os.close(reading)
     came_to_its_end, done = talk(tmp_path, stdout=writing, stderr=writing)
     os.close(writing)
-    assert came_to_its_end
-    assert done.returncode == 0
-
-
-def test_a_terminal_that_hung_up_ends_nothing(tmp_path):
-    outside, inside = pty.openpty()
-    os.close(outside)
-    came_to_its_end, done = talk(tmp_path, stdout=inside, stderr=inside)
-    os.close(inside)
     assert came_to_its_end
     assert done.returncode == 0
 
