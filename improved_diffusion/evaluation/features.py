@@ -1,0 +1,208 @@
+"""What a network sees in images: the registry of feature networks, features, and a file of them."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch as th
+from torch.nn import functional as F
+
+from .. import dist_util, logger
+from ..errors import InputError
+from ..logs.progress import progress_bar
+from ..system.files import atomic_write, join
+from ..system.precision import Precision
+from .efficientnet import open_lite0
+
+VERSION = 1  # of the preprocessing and of the networks here: one more where features change
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A network to judge images by, and what it wants to be fed.
+
+    :param title: its name beside every figure.
+    :param is_fid: figures of it may be called FID and KID without its name.
+    :param open: from a file of weights, "" for those that a package brings, to a module in eval
+        mode on the CPU that makes [N, dimension] of [N, 3, size, size].
+    :param dimension: of the features.
+    :param size: height and width of its input.
+    :param grey: the input is (x - grey) / 128, with x in [0, 255].
+    :param batch_size: images at a time.
+    """
+
+    title: str
+    is_fid: bool
+    open: Callable[[str], th.nn.Module]
+    dimension: int
+    size: int
+    grey: float
+    batch_size: int
+
+
+NETWORKS = {
+    "lite0": FeatureNetwork(
+        "EfficientNet-Lite0", False, open_lite0, dimension=1280, size=128, grey=127, batch_size=16
+    ),
+}
+
+
+class Images(Protocol):
+    """Images that can be read piece by piece."""
+
+    @property
+    def name(self) -> str:
+        """What a file of their features is called after."""
+
+    @property
+    def identity(self) -> str:
+        """A hash that is another one when the images change."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Images of those numbers, uint8 [n, H, W, C]."""
+
+
+class Extractor:
+    """A feature network with its weights, on this process's device.
+
+    :ivar title: the network's name, for people.
+    :ivar is_fid: figures may be called FID and KID without it.
+    :ivar dimension: of the features.
+    :ivar fingerprint: a SHA-256 over all that features depend on besides the images.
+    """
+
+    def __init__(self, name: str, weights: str, precision: str):
+        self.name = name
+        self.network = NETWORKS[name]
+        self.title = self.network.title
+        self.is_fid = self.network.is_fid
+        self.dimension = self.network.dimension
+        self.precision = Precision(precision, dist_util.dev())
+        module = self.network.open(weights)
+        self.fingerprint = self._fingerprint(module)
+        self.module = module.to(dist_util.dev()).to(memory_format=th.channels_last)
+
+    def _fingerprint(self, module: th.nn.Module) -> str:
+        about = (VERSION, self.network.size, self.network.grey, self.precision.name)
+        digest = hashlib.sha256(repr(about).encode())
+        for name, values in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
+
+    @th.no_grad()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Features of images.
+
+        :param images: uint8 [N, H, W, C]; C = 1 is grey, a fourth channel is left out.
+        :return: float32 [N, dimension].
+        :raises InputError: if features are not finite, as of weights that are not.
+        """
+        parts = [
+            self._of_batch(images[first : first + self.network.batch_size])
+            for first in range(0, len(images), self.network.batch_size)
+        ]
+        features = np.concatenate([np.empty((0, self.dimension), np.float32), *parts])
+        if not np.isfinite(features).all():
+            raise InputError(f"{self.title} gives features that are not finite; check its weights")
+        return features
+
+    def _of_batch(self, images: np.ndarray) -> np.ndarray:
+        x = resized(images, self.network.size).to(dist_util.dev())
+        x = ((x - self.network.grey) / 128).contiguous(memory_format=th.channels_last)
+        with self.precision.autocast():
+            return self.module(x).float().cpu().numpy()
+
+
+def resized(images: np.ndarray, size: int) -> th.Tensor:
+    """Colour images of another size, by an antialiased bicubic filter in float32.
+
+    It is what Pillow makes of each channel as floats, and so clean-fid (Parmar et al. 2022).
+
+    :param images: uint8 [N, H, W, C].
+    :return: float32 [N, 3, size, size] in [0, 255].
+    """
+    x = th.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)[:, :3])).float()
+    x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 255)
+    return x.expand(-1, 3, -1, -1)
+
+
+def open_extractor(name: str, weights: str = "", precision: str = "fp32") -> Extractor:
+    """A network of :data:`NETWORKS` with its weights.
+
+    :param weights: path of the weights; "" for those that a package brings.
+    :param precision: fp32 or bf16.
+    :raises InputError: for an unknown name or precision, or weights that are missing, unsafe, or
+        do not fit.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"unknown features {name!r}; choose from {', '.join(NETWORKS)}")
+    return Extractor(name, weights, precision)
+
+
+def features_of(extractor: Extractor, images: Images) -> np.ndarray:
+    """Features of all images, float32 [N, dimension], read and computed batch by batch.
+
+    :raises InputError: if an image cannot be read.
+    """
+    features = np.empty((len(images), extractor.dimension), np.float32)
+    with progress_bar(len(images), "image") as bar:
+        for first in range(0, len(images), extractor.network.batch_size):
+            numbers = range(first, min(first + extractor.network.batch_size, len(images)))
+            features[numbers.start : numbers.stop] = extractor(images.read(numbers))
+            bar.update(len(numbers))
+    return features
+
+
+def cached_features(extractor: Extractor, images: Images, folders: Sequence[str]) -> np.ndarray:
+    """:func:`features_of`, from a file in one of some folders where there is one of these images.
+
+    A file of other images, or of another network's weights, is never used: its features are
+    computed anew, and so are those of a damaged file. What was computed is kept in the first
+    folder where that is possible.
+
+    :param folders: where to look, and where to keep the file.
+    :raises InputError: if an image cannot be read.
+    """
+    name = f"{images.name}.{extractor.name}-{extractor.precision.name}.features.npz"
+    key = hashlib.sha256(f"{images.identity} {extractor.fingerprint}".encode()).hexdigest()
+    shape = (len(images), extractor.dimension)
+    for folder in folders:
+        found = _read_cache(join(folder, name), key, shape)
+        if found is not None:
+            return found
+    logger.log(f"computing features of {len(images)} images of {images.name} ...")
+    features = features_of(extractor, images)
+    for folder in folders:
+        try:
+            with atomic_write(join(folder, name)) as file:
+                np.savez(file, key=np.array(key), features=features)
+            break
+        except OSError as error:
+            logger.warn(f"cannot keep features in {folder}: {error.strerror or error}")
+    return features
+
+
+def _read_cache(path: str, key: str, shape: tuple[int, int]) -> np.ndarray | None:
+    """The features in a file; None, and a line in the log, where they are not those wanted."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if content["key"].shape or str(content["key"]) != key:
+                logger.log(f"the images or the network changed since {path} was made")
+                return None
+            features = content["features"]  # reads to the end, and so compares the checksum
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        logger.warn(f"{path} is damaged ({' '.join(str(error).split())})")
+        return None
+    if features.shape != shape or features.dtype != np.float32:
+        logger.warn(f"{path} is damaged: it holds {features.dtype} {features.shape}")
+        return None
+    return features
