@@ -59,7 +59,7 @@ class EfficientNetLite0(th.nn.Module):
 
 
 class _Block(th.nn.Module):
-    """An inverted residual block: wider by a 1 x 1 convolution, a depthwise one, and narrow again."""
+    """An inverted residual block: a 1 x 1 convolution widens, a depthwise one, 1 x 1 narrows."""
 
     def __init__(self, channels: int, out_channels: int, expansion: int, kernel: int, stride: int):
         super().__init__()

@@ -17,6 +17,7 @@ from ..logs.progress import progress_bar
 from ..system.files import atomic_write, join
 from ..system.precision import Precision
 from .efficientnet import open_lite0
+from .inception import open_inception
 
 VERSION = 1  # of the preprocessing and of the networks here: one more where features change
 
@@ -47,6 +48,9 @@ class FeatureNetwork:
 NETWORKS = {
     "lite0": FeatureNetwork(
         "EfficientNet-Lite0", False, open_lite0, dimension=1280, size=128, grey=127, batch_size=16
+    ),
+    "inception": FeatureNetwork(
+        "Inception", True, open_inception, dimension=2048, size=299, grey=128, batch_size=16
     ),
 }
 
@@ -86,7 +90,7 @@ class Extractor:
         self.precision = Precision(precision, dist_util.dev())
         module = self.network.open(weights)
         self.fingerprint = self._fingerprint(module)
-        self.module = module.to(dist_util.dev()).to(memory_format=th.channels_last)
+        self.module = module.to(dist_util.dev())
 
     def _fingerprint(self, module: th.nn.Module) -> str:
         about = (VERSION, self.network.size, self.network.grey, self.precision.name)

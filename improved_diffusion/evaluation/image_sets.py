@@ -12,21 +12,15 @@ import numpy as np
 
 from ..data.image_files import MODES, class_indices, class_of, list_images, open_image, read_image
 from ..errors import InputError
-from ..system.files import is_folder, is_local, join, list_folder, open_to_read, remote
+from ..system.files import is_local, join, list_folder, open_to_read, remote
 
 MAX_BYTES = 2**32  # of an .npz's pixels, all of which are held in memory
 ARRAYS = ("arr_0", "arr_1")  # pixels and class numbers
 # What numpy raises for a file that was not written whole, or never was an .npz.
 DAMAGE = (
-    EOFError,
-    KeyError,
-    MemoryError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
+    *(AttributeError, EOFError, KeyError, MemoryError, NotImplementedError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
 )
-DAMAGE = (*DAMAGE, zipfile.BadZipFile, zlib.error)
 RUN_CONFIG = "config.json"  # lies in a run's folder
 
 

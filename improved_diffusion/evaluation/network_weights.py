@@ -1,5 +1,6 @@
 """Loading a feature network's weights, and folding its batch norms into its convolutions."""
 
+from itertools import pairwise
 from typing import TypeVar
 
 import torch as th
@@ -34,8 +35,8 @@ def load_network(network: Network, path: str) -> Network:
 
 
 def _fold(parent: th.nn.Module) -> None:
-    children = list(parent.named_children())
-    for (name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+    children = list(parent.named_children())  # which change on the way
+    for (name, conv), (norm_name, norm) in pairwise(children):
         if isinstance(conv, th.nn.Conv2d) and isinstance(norm, th.nn.BatchNorm2d):
             setattr(parent, name, th.nn.utils.fuse_conv_bn_eval(conv, norm))
             setattr(parent, norm_name, th.nn.Identity())
