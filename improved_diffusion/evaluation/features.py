@@ -1,8 +1,8 @@
 """What a network sees in images: the registry of feature networks, features, and a file of them."""
 
 import hashlib
+import math
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,12 +14,16 @@ from torch.nn import functional as F
 from .. import dist_util, logger
 from ..errors import InputError
 from ..logs.progress import progress_bar
-from ..system.files import atomic_write, join
+from ..system.archives import read_arrays
+from ..system.files import atomic_write, is_local, join
 from ..system.precision import Precision
-from .efficientnet import open_lite0
-from .inception import open_inception
+from .efficientnet import EfficientNetLite0, open_lite0
+from .inception import InceptionV3, open_inception
 
 VERSION = 1  # of the preprocessing and of the networks here: one more where features change
+
+BATCH_SIZE = 16  # images at a time
+HEADERS = 2**12  # bytes, more than the key and the headers of a file of features have
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,6 @@ class FeatureNetwork:
     :param dimension: of the features.
     :param size: height and width of its input.
     :param grey: the input is (x - grey) / 128, with x in [0, 255].
-    :param batch_size: images at a time.
     """
 
     title: str
@@ -42,15 +45,24 @@ class FeatureNetwork:
     dimension: int
     size: int
     grey: float
-    batch_size: int
 
 
 NETWORKS = {
     "lite0": FeatureNetwork(
-        "EfficientNet-Lite0", False, open_lite0, dimension=1280, size=128, grey=127, batch_size=16
+        title="EfficientNet-Lite0",
+        is_fid=False,
+        open=open_lite0,
+        dimension=EfficientNetLite0.dimension,
+        size=128,
+        grey=127,
     ),
     "inception": FeatureNetwork(
-        "Inception", True, open_inception, dimension=2048, size=299, grey=128, batch_size=16
+        title="Inception",
+        is_fid=True,
+        open=open_inception,
+        dimension=InceptionV3.dimension,
+        size=299,
+        grey=128,
     ),
 }
 
@@ -109,8 +121,8 @@ class Extractor:
         :raises InputError: if features are not finite, as of weights that are not.
         """
         parts = [
-            self._of_batch(images[first : first + self.network.batch_size])
-            for first in range(0, len(images), self.network.batch_size)
+            self._of_batch(images[first : first + BATCH_SIZE])
+            for first in range(0, len(images), BATCH_SIZE)
         ]
         features = np.concatenate([np.empty((0, self.dimension), np.float32), *parts])
         if not np.isfinite(features).all():
@@ -157,8 +169,8 @@ def features_of(extractor: Extractor, images: Images) -> np.ndarray:
     """
     features = np.empty((len(images), extractor.dimension), np.float32)
     with progress_bar(len(images), "image") as bar:
-        for first in range(0, len(images), extractor.network.batch_size):
-            numbers = range(first, min(first + extractor.network.batch_size, len(images)))
+        for first in range(0, len(images), BATCH_SIZE):
+            numbers = range(first, min(first + BATCH_SIZE, len(images)))
             features[numbers.start : numbers.stop] = extractor(images.read(numbers))
             bar.update(len(numbers))
     return features
@@ -167,46 +179,45 @@ def features_of(extractor: Extractor, images: Images) -> np.ndarray:
 def cached_features(extractor: Extractor, images: Images, folders: Sequence[str]) -> np.ndarray:
     """:func:`features_of`, from a file in one of some folders where there is one of these images.
 
-    A file of other images, or of another network's weights, is never used: its features are
-    computed anew, and so are those of a damaged file. What was computed is kept in the first
-    folder where that is possible.
+    A file of other images, or of another network's weights, is never used: the features are
+    computed anew, as they are where a file is damaged. They are kept in the first of the folders
+    that can be written to, in the place of an older file.
 
-    :param folders: where to look, and where to keep the file.
+    :param folders: where to look, and where to keep the file; URLs are left out.
+    :return: float32 [N, dimension].
     :raises InputError: if an image cannot be read.
     """
     name = f"{images.name}.{extractor.name}-{extractor.precision.name}.features.npz"
+    paths = [join(folder, name) for folder in folders if is_local(folder)]
     key = hashlib.sha256(f"{images.identity} {extractor.fingerprint}".encode()).hexdigest()
-    shape = (len(images), extractor.dimension)
-    for folder in folders:
-        found = _read_cache(join(folder, name), key, shape)
-        if found is not None:
-            return found
-    logger.log(f"computing features of {len(images)} images of {images.name} ...")
-    features = features_of(extractor, images)
-    for folder in folders:
+    for path in filter(os.path.exists, paths):
         try:
-            with atomic_write(join(folder, name)) as file:
+            return _read_cache(path, key, (len(images), extractor.dimension))
+        except InputError as error:
+            logger.warn(f"{error}; computing the features anew")
+    logger.log(f"{extractor.title}: features of {len(images)} images of {images.name}")
+    features = features_of(extractor, images)
+    for path in paths:
+        try:
+            with atomic_write(path) as file:
                 np.savez(file, key=np.array(key), features=features)
+            logger.log(f"kept in {path}")
             break
         except OSError as error:
-            logger.warn(f"cannot keep features in {folder}: {error.strerror or error}")
+            logger.warn(f"cannot keep the features in {path}: {error.strerror or error}")
     return features
 
 
-def _read_cache(path: str, key: str, shape: tuple[int, int]) -> np.ndarray | None:
-    """The features in a file; None, and a line in the log, where they are not those wanted."""
-    if not os.path.isfile(path):
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            if content["key"].shape or str(content["key"]) != key:
-                logger.log(f"the images or the network changed since {path} was made")
-                return None
-            features = content["features"]  # reads to the end, and so compares the checksum
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        logger.warn(f"{path} is damaged ({' '.join(str(error).split())})")
-        return None
-    if features.shape != shape or features.dtype != np.float32:
-        logger.warn(f"{path} is damaged: it holds {features.dtype} {features.shape}")
-        return None
+def _read_cache(path: str, key: str, shape: tuple[int, int]) -> np.ndarray:
+    """The features in a file.
+
+    :raises InputError: if the file is damaged, or of other images or another network.
+    """
+    found = read_arrays(path, ("key",), HEADERS).get("key")
+    if found is None or found.shape or str(found) != key:
+        raise InputError(f"{path} is of images or weights that have changed")
+    size = math.prod(shape) * np.dtype(np.float32).itemsize
+    features = read_arrays(path, ("features",), size + HEADERS).get("features")
+    if features is None or features.shape != shape or features.dtype != np.float32:
+        raise InputError(f"{path} is no file of features")
     return features

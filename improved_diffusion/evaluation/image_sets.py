@@ -2,25 +2,17 @@
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from ..data.image_files import MODES, class_indices, class_of, list_images, open_image, read_image
 from ..errors import InputError
-from ..system.files import is_local, join, list_folder, open_to_read, remote
+from ..system.archives import read_arrays
+from ..system.files import is_local, join, list_folder, remote
 
 MAX_BYTES = 2**32  # of an .npz's pixels, all of which are held in memory
-ARRAYS = ("arr_0", "arr_1")  # pixels and class numbers
-# What numpy raises for a file that was not written whole, or never was an .npz.
-DAMAGE = (
-    *(AttributeError, EOFError, KeyError, MemoryError, NotImplementedError, TypeError, ValueError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 RUN_CONFIG = "config.json"  # lies in a run's folder
 
 
@@ -48,8 +40,16 @@ class ImageFolder:
     @property
     def name(self) -> str:
         """The folder's name and the images' shape."""
-        path = os.path.abspath(self.folder) if is_local(self.folder) else self.folder
-        return f"{os.path.basename(path)}_{self.size}x{self.size}x{self.channels}"
+        return f"{os.path.basename(self._path)}_{self.size}x{self.size}x{self.channels}"
+
+    @property
+    def parent(self) -> str:
+        """The folder around this one."""
+        return os.path.dirname(self._path)
+
+    @property
+    def _path(self) -> str:
+        return os.path.abspath(self.folder) if is_local(self.folder) else self.folder
 
     @cached_property
     def identity(self) -> str:
@@ -166,25 +166,18 @@ def _sample_files(folder: str) -> list[str]:
 def _open_folder(folder: str, size: int | None, channels: int | None) -> ImageFolder:
     first = list_images(folder)[0]
     with open_image(f"{folder.rstrip('/')}/{first}") as image:
-        shorter = min(image.size)
-        has_alpha = image.mode in ("RGBA", "LA", "PA")
-        own_channels = 4 if has_alpha else 1 if image.mode in ("1", "L") else 3
+        shorter, bands = min(image.size), image.getbands()
+        is_grey = len(bands) == 1 and image.mode != "P"  # a palette has colours
     if size and size > shorter:
-        raise InputError(f"the pictures in {folder} have {shorter} pixels, fewer than {size}")
+        raise InputError(
+            f"the pictures in {folder} are {shorter} pixels wide or high, fewer than {size}"
+        )
+    own_channels = 4 if bands[-1] == "A" else 1 if is_grey else 3
     return ImageFolder(folder, size or shorter, channels or own_channels)
 
 
 def _open_array(path: str, size: int | None, channels: int | None) -> ImageArray:
-    try:
-        with open_to_read(path) as file, np.load(file, allow_pickle=False) as content:
-            arrays = {name: _read_array(content, name) for name in content if name in ARRAYS}
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path} ({error.strerror or error}); check the path"
-        ) from None
-    except DAMAGE as error:
-        reason = " ".join(str(error).split()) or "it is cut short"
-        raise InputError(f"{path} is no whole file of samples: {reason}") from None
+    arrays = read_arrays(path, ("arr_0", "arr_1"), MAX_BYTES)
     pixels, labels = _check_pixels(path, arrays.get("arr_0")), arrays.get("arr_1")
     _, height, _, depth = pixels.shape
     if size and height != size:
@@ -201,17 +194,6 @@ def _open_array(path: str, size: int | None, channels: int | None) -> ImageArray
             )
         labels = labels.astype(np.int64)
     return ImageArray(pixels, labels, name=os.path.basename(path).removesuffix(".npz"))
-
-
-def _read_array(content: Any, name: str) -> np.ndarray:
-    """One array of an .npz.
-
-    :raises ValueError: if it would not fit the memory.
-    """
-    size = content.zip.getinfo(f"{name}.npy").file_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{name} has {size / 2**30:.1f} GiB, more than {MAX_BYTES // 2**30}")
-    return content[name]
 
 
 def _check_pixels(path: str, pixels: np.ndarray | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's file holds the bytes that were written.
+"""Files that are zip archives: whether a checkpoint holds its bytes, and arrays out of an .npz.
 
 ``torch.save`` writes a zip archive with a CRC-32 of each record, which ``torch.load`` does not look
 at: a flipped bit becomes another weight.
@@ -10,9 +10,14 @@ import os
 import struct
 import zipfile
 import zlib
-from typing import IO
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING
 
-from .files import is_local, read_file
+from ..errors import InputError
+from .files import is_local, open_to_read, read_file
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEGACY = b"\x80"  # the first byte of files from before PyTorch 1.6, which have no checksums
 LENGTHS = struct.Struct("<HH")  # of a record's name and of its extra field
@@ -53,3 +58,32 @@ def _find_damage(file: IO[bytes], view: memoryview) -> str:
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError):
         return "it is cut short, or no archive"
     return ""
+
+
+def read_arrays(path: str, names: Sequence[str], max_bytes: int) -> "dict[str, np.ndarray]":
+    """Those of the named arrays that an .npz holds, with their checksums compared.
+
+    :param max_bytes: the most that all of them together may have, unpacked.
+    :raises InputError: if the file is missing or damaged, holds more, or needs unpickling.
+    """
+    import numpy as np
+
+    try:
+        with open_to_read(path) as file, zipfile.ZipFile(file) as archive:
+            members = {name: f"{name}.npy" for name in names}
+            there = {n: m for n, m in members.items() if m in archive.namelist()}
+            size = sum(archive.getinfo(member).file_size for member in there.values())
+            if size > max_bytes:
+                raise ValueError(f"it holds {size} bytes, more than {max_bytes}")
+            arrays = {}
+            for name, member in there.items():
+                with archive.open(member) as content:
+                    arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
+            return arrays
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror or error}); check the path"
+        ) from None
+    except Exception as error:  # many kinds, for whatever stands in a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is no whole .npz: {reason}") from error
