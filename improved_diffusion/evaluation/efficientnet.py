@@ -105,7 +105,7 @@ def open_lite0(path: str = "") -> EfficientNetLite0:
     :param path: of the weights; "" for those that the package brings.
     :raises InputError: if the package is not installed, or the file is not such weights.
     """
-    network = load_network(EfficientNetLite0(), path or _packaged_weights())
+    network = load_network(EfficientNetLite0, path or _packaged_weights())
     del network._fc
     return network
 

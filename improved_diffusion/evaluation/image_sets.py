@@ -146,7 +146,27 @@ def open_images(
         raise InputError(
             f"no samples_*.npz in {path}, the folder of a run; make some with image_sample.py"
         )
-    return _open_folder(path, size, channels)
+    return open_folder(path, size, channels)
+
+
+def open_folder(folder: str, size: int | None = None, channels: int | None = None) -> ImageFolder:
+    """The pictures below a folder, at the size that is asked for.
+
+    :param size: height and width to scale and crop them to; None for the shorter side of the
+        first, which must not be smaller.
+    :param channels: 1, 3 or 4 to convert them to; None for those of the first.
+    :raises InputError: if there are no pictures, or smaller ones.
+    """
+    first = list_images(folder)[0]
+    with open_image(f"{folder.rstrip('/')}/{first}") as image:
+        shorter, bands = min(image.size), image.getbands()
+        is_grey = len(bands) == 1 and image.mode != "P"  # a palette has colours
+    if size and size > shorter:
+        raise InputError(
+            f"the pictures in {folder} are {shorter} pixels wide or high, fewer than {size}"
+        )
+    own_channels = 4 if bands[-1] == "A" else 1 if is_grey else 3
+    return ImageFolder(folder, size or shorter, channels or own_channels)
 
 
 def _sample_files(folder: str) -> list[str]:
@@ -161,19 +181,6 @@ def _sample_files(folder: str) -> list[str]:
 
     below = (join(folder, name.rstrip("/")) for name in list_folder(folder))
     return within(folder) or [path for inner in below for path in within(inner)]
-
-
-def _open_folder(folder: str, size: int | None, channels: int | None) -> ImageFolder:
-    first = list_images(folder)[0]
-    with open_image(f"{folder.rstrip('/')}/{first}") as image:
-        shorter, bands = min(image.size), image.getbands()
-        is_grey = len(bands) == 1 and image.mode != "P"  # a palette has colours
-    if size and size > shorter:
-        raise InputError(
-            f"the pictures in {folder} are {shorter} pixels wide or high, fewer than {size}"
-        )
-    own_channels = 4 if bands[-1] == "A" else 1 if is_grey else 3
-    return ImageFolder(folder, size or shorter, channels or own_channels)
 
 
 def _open_array(path: str, size: int | None, channels: int | None) -> ImageArray:

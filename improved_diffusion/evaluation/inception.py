@@ -224,6 +224,6 @@ def open_inception(path: str = "") -> InceptionV3:
             "the feature network inception needs FID's weights: give --weights, the path of "
             "pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
         )
-    network = load_network(InceptionV3(), path)
+    network = load_network(InceptionV3, path)
     del network.fc
     return network

@@ -1,5 +1,6 @@
 """Loading a feature network's weights, and folding its batch norms into its convolutions."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TypeVar
 
@@ -7,28 +8,34 @@ import torch as th
 
 from .. import dist_util
 from ..errors import InputError
-from ..models.architecture import load_weights
+from ..models.architecture import check_fit
 
 Network = TypeVar("Network", bound=th.nn.Module)
 COUNTER = "num_batches_tracked"  # of a batch norm: no weight, and old files lack it
 
 
-def load_network(network: Network, path: str) -> Network:
-    """Fill ``network`` from a file, and make it ready to evaluate: in eval mode, without gradients.
+def load_network(make: Callable[[], Network], path: str) -> Network:
+    """Make a network with a file's weights: in eval mode, without gradients, on the CPU.
 
     The file's names and shapes have to be the network's, all of them. Each batch norm is then
-    folded into the convolution before it, which changes rounding only: both must stand beside
-    each other in the same module, in this order.
+    folded into the convolution that stands before it in the same module, which changes rounding
+    only. No random numbers are drawn.
 
     :param path: of a ``state_dict``, read as weights only.
     :raises InputError: if the file is missing, damaged, unsafe, or does not fit the network.
     """
     weights = dist_util.load_state_dict(path, map_location="cpu")
-    if not isinstance(weights, dict) or not all(map(th.is_tensor, weights.values())):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and th.is_tensor(value) for name, value in weights.items()
+    ):
         raise InputError(f"{path} holds no weights of a network; give a file with a state_dict")
-    counters = {k: v for k, v in network.state_dict().items() if k.endswith(COUNTER)}
-    load_weights(network, {**counters, **weights}, path)
-    network.eval().requires_grad_(False)
+    with th.device("meta"):  # or it would be initialised, with random numbers
+        network = make()
+    counters = {name: th.zeros(()) for name in network.state_dict() if name.endswith(COUNTER)}
+    weights = {**counters, **weights}
+    check_fit(network, weights, path)
+    network.load_state_dict(weights, assign=True)
+    network.float().eval().requires_grad_(False)
     for module in list(network.modules()):
         _fold(module)
     return network

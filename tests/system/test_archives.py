@@ -1,14 +1,15 @@
-"""Checkpoints whose bytes are not those that were written."""
+"""Files whose bytes are not those that were written."""
 
 import io
 import zipfile
 
+import numpy as np
 import pytest
 import torch as th
 
 from improved_diffusion import dist_util
 from improved_diffusion.errors import InputError
-from improved_diffusion.system.archives import find_damage, find_damage_in
+from improved_diffusion.system.archives import find_damage, find_damage_in, read_arrays
 
 WEIGHTS = {"a": th.arange(64.0), "b": {"c": [1, 2.5, "x"]}}
 
@@ -71,3 +72,70 @@ def test_a_record_that_would_fill_the_memory_is_refused():
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(2**22))
     assert "is compressed" in find_damage(file.getvalue())
+
+
+# -- arrays out of an .npz -----------------------------------------------------------------------
+
+ARRAYS = {"arr_0": np.arange(600, dtype=np.int64).reshape(20, 30), "arr_1": np.ones(3)}
+
+
+@pytest.fixture
+def npz(tmp_path):
+    path = tmp_path / "some.npz"
+    np.savez(path, **ARRAYS)
+    return path
+
+
+def test_the_named_arrays_are_read(npz):
+    read = read_arrays(str(npz), ("arr_0", "other"), 2**20)
+    assert list(read) == ["arr_0"]
+    np.testing.assert_array_equal(read["arr_0"], ARRAYS["arr_0"])
+
+
+def test_every_flipped_bit_of_an_array_is_noticed(npz):
+    whole = npz.read_bytes()
+    start = whole.index(ARRAYS["arr_0"].tobytes())
+    for place in range(start, start + ARRAYS["arr_0"].nbytes, 97):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        npz.write_bytes(data)
+        with pytest.raises(InputError, match=r"some\.npz is no whole \.npz: .*CRC"):
+            read_arrays(str(npz), ("arr_0",), 2**20)
+
+
+@pytest.mark.parametrize("length", [0, 1, 300, 3000, -1])
+def test_an_npz_that_is_cut_short_is_refused(npz, length):
+    npz.write_bytes(npz.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"^[^\n]*some\.npz is no whole \.npz: [^\n]+$"):
+        read_arrays(str(npz), ("arr_0",), 2**20)
+
+
+def test_more_than_allowed_is_not_unpacked(npz):
+    np.savez_compressed(npz, arr_0=np.zeros(10**6, np.uint8))
+    assert npz.stat().st_size < 10**4
+    with pytest.raises(InputError, match="holds 1000128 bytes, more than 1000000"):
+        read_arrays(str(npz), ("arr_0",), 10**6)
+
+
+def test_an_array_that_claims_more_than_the_memory_has_is_refused(npz):
+    header = io.BytesIO()
+    claimed = {"descr": "|u1", "fortran_order": False, "shape": (2**50,)}
+    np.lib.format.write_array_header_1_0(header, claimed)
+    with zipfile.ZipFile(npz, "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue())
+    with pytest.raises(InputError, match="no whole"):
+        read_arrays(str(npz), ("arr_0",), 2**20)
+
+
+def test_nothing_is_unpickled(npz):
+    np.savez(npz, arr_0=np.array([print], dtype=object))
+    with pytest.raises(InputError, match="allow_pickle"):
+        read_arrays(str(npz), ("arr_0",), 2**20)
+
+
+def test_other_files_and_none_are_refused(tmp_path):
+    np.save(tmp_path / "one.npy", np.ones(3))
+    with pytest.raises(InputError, match=r"one\.npy is no whole \.npz: File is not a zip file"):
+        read_arrays(str(tmp_path / "one.npy"), ("arr_0",), 2**20)
+    with pytest.raises(InputError, match=r"cannot read .*none\.npz \(No such file"):
+        read_arrays(str(tmp_path / "none.npz"), ("arr_0",), 2**20)
