@@ -27,7 +27,7 @@ from .system.precision import Precision
 from .training import checkpoints
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
-from .training.previews import Preview, newest_picture
+from .training.previews import Average, Examiner, Preview, newest_picture
 from .training.state import RankState, TrainState, random_state, restore_random_state
 from .training.stopping import StopSignals
 
@@ -62,6 +62,7 @@ class TrainLoop:
     :param schedule_sampler: which timesteps to train on; uniform by default.
     :param lr_anneal_steps: lower the learning rate linearly to 0 over so many updates, and stop.
     :param preview: draws samples every ``sample_interval`` updates.
+    :param examiner: judges samples every so many updates.
     :param flags: plain values to keep in the checkpoint, for whoever resumes it.
     :param ours: further flags of :class:`.options.training.TrainingOptions`.
     :raises InputError: for numbers out of range, or a checkpoint that does not fit.
@@ -86,6 +87,7 @@ class TrainLoop:
         weight_decay: float = 0.0,
         lr_anneal_steps: int = 0,
         preview: Preview | None = None,
+        examiner: Examiner | None = None,
         flags: dict[str, Any] | None = None,
         **ours: Any,
     ):
@@ -98,6 +100,7 @@ class TrainLoop:
         self.data = data
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.preview = preview
+        self.examiner = examiner
         self.lr = lr
         self.batch_size = batch_size
         self.microbatch = microbatch if microbatch > 0 else batch_size
@@ -196,8 +199,7 @@ class TrainLoop:
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}", False)
             self._write_row_if_due()
-            if options.sample_interval and self.updates % options.sample_interval == 0:
-                self._draw_samples()
+            self._draw_samples_if_due()
             if self.updates % options.save_interval == 0:
                 self.save()
                 if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
@@ -342,17 +344,31 @@ class TrainLoop:
         """Seconds of training, those of earlier processes included."""
         return self.state.seconds[0] + time.monotonic() - self._started
 
-    def _draw_samples(self) -> None:
-        folder = logger.get_dir()
-        if self.preview is None or dist_util.rank() != 0 or not folder:
+    def _draw_samples_if_due(self) -> None:
+        """Draw samples to look at, and samples to judge, from an average of the weights."""
+        folder, preview, examiner = logger.get_dir(), self.preview, self.examiner
+        drawing = preview and folder and self._is_due(self.options.sample_interval)
+        judging = examiner and self._is_due(examiner.interval)
+        if dist_util.rank() != 0 or not (drawing or judging):
             return
-        with _survived("samples"):
-            emas = zip(self.ema_rate, self.ema_params, strict=True)
-            weights = {rate: self._named(params) for rate, params in emas}
-            cast = self.precision.autocast()
-            corrected = self._without_initial(weights)
-            weights |= corrected
-            self.preview.draw(folder, self.updates, self.model, weights, cast, corrected)
+        with _survived("samples"), self.precision.autocast():
+            average = self._average_to_draw_from()
+            if preview and folder and drawing:
+                preview.draw(folder, self.updates, self.model, average)
+            if examiner and judging:
+                logger.logkv("kid", examiner.examine(self.model, average).value)
+
+    def _is_due(self, interval: int) -> bool:
+        return bool(interval) and self.updates % interval == 0
+
+    def _average_to_draw_from(self) -> Average:
+        """Of several EMAs the highest settled one, without its initial weights where kept."""
+        emas = zip(self.ema_rate, self.ema_params, strict=True)
+        averages = {rate: self._named(params) for rate, params in emas}
+        rate = checkpoints.best_ema_rate(averages, self.updates)
+        corrected = self._without_initial(averages).get(rate)
+        share = 0.0 if corrected else rate**self.updates
+        return Average(rate, corrected or averages[rate], share, corrected is not None)
 
     def _without_initial(
         self, averages: dict[float, dict[str, th.Tensor]]

@@ -24,8 +24,8 @@ FLOORS = [
     "models fp16_util unet",
     "data image_datasets",
     "sampling",
-    "options script_util",
     "evaluation export reports",
+    "options script_util",
     "training train_util",
     "commands",
 ]

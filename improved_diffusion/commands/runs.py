@@ -18,7 +18,7 @@ from .. import __version__, dist_util, logger
 from ..errors import InputError
 from ..options.flags import Options, as_word
 from ..options.training import RunningOptions, RunOptions
-from ..options.using import UseOptions
+from ..options.using import ResultOptions
 from ..system import cpu
 from ..system.files import (
     LOCK_NAME,
@@ -102,7 +102,7 @@ def open_run(
         with dist_util.agreeing():
             if dist_util.rank() == 0:
                 _take(folder, checkpoints, stack)
-                overwrite = isinstance(options, UseOptions) and options.overwrite
+                overwrite = isinstance(options, ResultOptions) and options.overwrite
                 stack.enter_context(new_results(folder, results, overwrite))
             comm = dist_util.RankAverager() if dist_util.world_size() > 1 else None
             logger.configure(folder, format_strs=_formats(table), comm=comm)

@@ -8,17 +8,21 @@ import torch as th
 
 from .. import dist_util, logger
 from ..errors import InputError, LostRankError
+from ..evaluation.features import Extractor, open_extractor
+from ..evaluation.image_sets import ImageFolder, open_folder
+from ..evaluation.judge import check_count, kept_features
+from ..evaluation.quality import Reference
 from ..image_datasets import BatchStream, load_data
 from ..logs.columns import COLUMNS
 from ..logs.tables import check_columns
 from ..options.model import AUTO, NUM_CLASSES
-from ..options.training import ModelTraining, TrainingOptions
+from ..options.training import EvalOptions, ModelTraining, TrainingOptions
 from ..resample import create_named_schedule_sampler
 from ..respace import SpacedDiffusion
 from ..system.files import is_local
 from ..train_util import Batch, TrainLoop, get_blob_logdir
 from ..training import checkpoints
-from ..training.previews import Preview
+from ..training.previews import Examiner, Preview
 from . import runs
 
 AnyTraining = TypeVar("AnyTraining", bound=ModelTraining)
@@ -75,9 +79,10 @@ def train(
     :param preview_kwargs: conditions of the :data:`PREVIEW_IMAGES` samples drawn on the way.
     """
     summary = images.summary()
-    preview = make_preview(options, images, diffusion, preview_kwargs or {})
+    preview = make_sampler(options, images, diffusion, PREVIEW_IMAGES, preview_kwargs or {})
     with dist_util.agreeing():
         _check_resumable(options)
+        judging = _open_judge(options) if dist_util.rank() == 0 else None
     with runs.open_run(script, options, table=True, checkpoints=True) as folder:
         found = ""
         with dist_util.agreeing():
@@ -97,6 +102,7 @@ def train(
             data=data,
             schedule_sampler=sampler,
             preview=preview,
+            examiner=judging and _make_examiner(options, images, diffusion, folder, *judging),
             flags=going.as_dict(),
             **settings,
         )
@@ -121,24 +127,49 @@ def _say_how_to_go_on(loop: TrainLoop, folder: str) -> None:
     logger.log(f"Go on with: {runs.command_to_continue(folder, checkpoint)}")
 
 
-def make_preview(
+def make_sampler(
     options: ModelTraining,
     images: BatchStream,
     diffusion: SpacedDiffusion,
+    count: int,
     model_kwargs: Mapping[str, th.Tensor],
 ) -> Preview:
-    """What draws the samples of ``--sample_interval``: all classes in turn, if there are any."""
+    """What draws so many samples on the way: all classes in turn, if there are any."""
     if options.class_cond and "y" not in model_kwargs:
         classes = len(images.summary()["classes"] or range(options.class_count or 0))
-        model_kwargs = {**model_kwargs, "y": th.arange(PREVIEW_IMAGES) % classes}
+        model_kwargs = {**model_kwargs, "y": th.arange(count) % classes}
     return Preview(
         diffusion,
-        (PREVIEW_IMAGES, options.in_channels, options.size, options.size),
+        (count, options.in_channels, options.size, options.size),
         batch_size=options.microbatch if options.microbatch > 0 else options.batch_size,
         seed=options.seed,
         model_kwargs=model_kwargs,
         guidance=options.chosen_guidance,
     )
+
+
+def _open_judge(options: ModelTraining) -> tuple[EvalOptions, Extractor, ImageFolder] | None:
+    """What ``--eval_interval`` needs, checked; None where nothing is to be judged."""
+    if not isinstance(options, EvalOptions) or not options.eval_interval:
+        return None
+    folder = runs.find_data_dir(options.eval_dir, "cifar_test")
+    real = open_folder(folder, options.size, options.in_channels)
+    check_count("eval_dir", real)
+    return options, open_extractor("lite0"), real
+
+
+def _make_examiner(
+    options: ModelTraining,
+    images: BatchStream,
+    diffusion: SpacedDiffusion,
+    folder: str,
+    judging: EvalOptions,
+    extractor: Extractor,
+    real: ImageFolder,
+) -> Examiner:
+    sampler = make_sampler(options, images, diffusion, judging.eval_samples, {})
+    seen = Reference(kept_features(extractor, real, folder))
+    return Examiner(judging.eval_interval, sampler, extractor, seen)
 
 
 def _check_resumable(options: TrainingOptions) -> None:

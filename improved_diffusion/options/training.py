@@ -353,7 +353,28 @@ class ModelTraining(TrainingOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTraining(ModelTraining, ImageModelOptions):
+class EvalOptions(Options):
+    """Flags of how samples are judged while training."""
+
+    eval_interval: int = flag(
+        0,
+        "updates between two times that samples are drawn and judged: kid in the log; 0 for never",
+        at_least=0,
+        on_resume="may change",
+    )
+    eval_samples: int = flag(
+        256, "how many samples to judge each time", at_least=50, on_resume="may change"
+    )
+    eval_dir: str = flag(
+        "",
+        "folder of real images to judge them by, not those of data_dir; empty for "
+        "datasets/cifar_test",
+        on_resume="may change",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTraining(ModelTraining, EvalOptions, ImageModelOptions):
     """Flags of ``image_train.py``."""
 
 

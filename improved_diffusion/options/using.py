@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..evaluation.features import NETWORKS
 from ..sampling.denoising import METHODS
 from ..sampling.samplers import SAMPLERS, Sampler
 from .flags import flag, with_default
@@ -24,12 +25,17 @@ class TrainedOptions(ThreadOptions, EmaOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UseOptions(TrainedOptions, RunningOptions):
-    """Flags of what samples or evaluates."""
+class ResultOptions(RunningOptions):
+    """Flags of what computes results once, in a folder of their own."""
 
     overwrite: bool = flag(
         False, "replace, as a whole, what an earlier call of this script left in log_dir"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UseOptions(TrainedOptions, ResultOptions):
+    """Flags of what samples or evaluates with a trained model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +149,29 @@ class BoundOptions(UseOptions, ImageModelOptions):
     num_timesteps: int = flag(
         0, "timesteps to estimate the bound of each image from; 0 for all", at_least=0
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions(ResultOptions):
+    """Flags of ``image_eval.py``."""
+
+    samples: str = flag(
+        "", "what image_sample.py made: its folder, or its .npz; or any folder of pictures"
+    )
+    reference: str = flag(
+        "",
+        "folder of real images that the model was not trained on; empty for datasets/cifar_test",
+    )
+    train: str = flag(
+        "",
+        "folder of the images that it was trained on, to see what figures real images have, and to "
+        "find copies; empty for neither",
+    )
+    labels: bool = flag(
+        True, "also judge whether samples show the class that was asked for, where they have one"
+    )
+    features: str = flag("lite0", "network that looks at the images", choices=NETWORKS)
+    weights: str = flag("", "file of that network's weights, where no package brings them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,8 +124,9 @@ def _summary(log: Log) -> dict[str, list[Any]]:
 
 def _summary_of(column: Sequence[Any], steps: Sequence[Any] | None) -> dict[str, Any]:
     numbers = finite(column)
+    strange = sum(value is not None for value in column) - len(numbers)
     if not numbers:
-        return {"not finite": len(column)}
+        return {"not finite": strange}
     best = min(numbers)
     tail = finite(column[-math.ceil(len(column) / 10) :])
     return {
@@ -134,7 +135,7 @@ def _summary_of(column: Sequence[Any], steps: Sequence[Any] | None) -> dict[str,
         "at step": steps[column.index(best)] if steps else None,
         "last": numbers[-1],
         "mean of last tenth": fmean(tail) if tail else None,
-        "not finite": len(column) - len(numbers),
+        "not finite": strange,
     }
 
 
@@ -154,12 +155,12 @@ def _fill_metrics(sheet: "Worksheet", log: Log) -> None:
 
 def _fill_charts(sheet: "Worksheet", metrics: "Worksheet", log: Log) -> None:
     x = "step" if "step" in log else None
-    rows = len(next(iter(log.values())))
     drawn = [c for c in COLUMNS if c.chart and finite(log.get(c.name, ()))]
     groups = itertools.groupby(drawn, key=lambda column: (column.chart, column.unit))
     for number, ((title, unit), columns) in enumerate(groups):
         lines = {column.name: column.legend or column.name for column in columns}
         chart = draw_lines(title, unit, metrics, log, lines, x, x or "log line")
+        rows = min(len(finite(log[name])) for name in lines)
         if len(lines) == 1 and rows >= MEAN_FROM:
             add_moving_mean(chart, period=min(rows // 50, LONGEST_MEAN))
         add_chart(sheet, chart, number)

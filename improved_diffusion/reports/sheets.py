@@ -190,6 +190,7 @@ def draw_lines(
 
     chart: Any = ScatterChart(scatterStyle="lineMarker")
     chart.varyColors = False
+    chart.display_blanks = "span"  # what is measured now and then is a line, too
     chart.title = title
     chart.title.overlay = False
     for (name, legend), colour in zip(lines.items(), itertools.cycle(SERIES_COLOURS), strict=False):

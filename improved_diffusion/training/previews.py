@@ -1,22 +1,25 @@
-"""Samples drawn while training, always from the same noise, to see the model learn."""
+"""Samples drawn while training, always from the same noise, to see and to judge what it learns."""
 
 import os
 import re
-from collections.abc import Container, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 
 from .. import logger
 from ..data.image_grid import save_grid, to_uint8
 from ..diffusion.guidance import Guidance
+from ..evaluation.features import Extractor
+from ..evaluation.quality import KernelDistance, Reference, kernel_distance
 from ..gaussian_diffusion import Model
 from ..respace import SpacedDiffusion
 from ..sampling.image_noise import ImageNoise
 from ..sampling.samplers import SAMPLERS, draw
-from .checkpoints import SETTLED, best_ema_rate
+from .checkpoints import SETTLED
 
 FOLDER = "samples"
 SAMPLER = SAMPLERS["dpmpp"]  # a fast one
@@ -56,37 +59,20 @@ class Preview:
         self.model_kwargs = dict(model_kwargs or {})
         self.guidance = guidance
 
-    def draw(
-        self,
-        folder: str,
-        step: int,
-        model: th.nn.Module,
-        emas: Mapping[float, Weights],
-        autocast: AbstractContextManager,
-        corrected: Container[float] = (),
-    ) -> None:
-        """Write ``samples/NNNNNN.png`` of an EMA, and while all are young of the model itself.
-
-        :param emas: weights by rate; of several rates the highest settled one is drawn.
-        :param autocast: the context to call the model in.
-        :param corrected: the rates whose weights are without the initial ones.
-        """
-        rate = best_ema_rate(emas, step)
-        share = 0.0 if rate in corrected else rate**step
-        with autocast:
-            self._draw_one(os.path.join(folder, FOLDER, f"{step:06d}.png"), model, emas[rate])
-            if share > SETTLED:
-                path = os.path.join(folder, FOLDER, f"{step:06d}_model.png")
-                self._draw_one(path, model, {})
-        young = f", which holds {share:.0%} of its initial weights" if share > SETTLED else ""
-        young = ", its initial weights taken out" if rate in corrected else young
-        logger.log(f"Drew {FOLDER}/{step:06d}.png from the EMA of rate {rate:g}{young}")
+    def draw(self, folder: str, step: int, model: th.nn.Module, average: "Average") -> None:
+        """Write ``samples/NNNNNN.png`` of an EMA, and while it is young of the model itself."""
+        self._draw_one(os.path.join(folder, FOLDER, f"{step:06d}.png"), model, average.weights)
+        if average.share > SETTLED:
+            self._draw_one(os.path.join(folder, FOLDER, f"{step:06d}_model.png"), model, {})
+        logger.log(f"Drew {FOLDER}/{step:06d}.png from {average}")
 
     def _draw_one(self, path: str, model: th.nn.Module, weights: Weights) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        save_grid(path, to_uint8(self._sample(model, weights).float().cpu()))
+        save_grid(path, self.images(model, weights))
 
-    def _sample(self, model: th.nn.Module, weights: Weights) -> th.Tensor:
+    def images(self, model: th.nn.Module, weights: Weights) -> np.ndarray:
+        """Samples of the model with other weights, uint8 [N, H, W, C]."""
+
         def call(x: th.Tensor, t: th.Tensor, **kwargs: Any) -> th.Tensor:
             return th.func.functional_call(model, dict(weights), (x, t), kwargs)
 
@@ -98,7 +84,8 @@ class Preview:
                 parts = [range(self.shape[0])[start : start + self.batch_size] for start in starts]
                 device = next(model.parameters()).device
                 guided = self.guidance.around(call, self.diffusion)
-                return th.cat([self._sample_part(guided, part, device) for part in parts])
+                samples = th.cat([self._sample_part(guided, part, device) for part in parts])
+                return to_uint8(samples.float().cpu()).numpy()
         finally:
             model.train(was_training)
 
@@ -115,6 +102,50 @@ class Preview:
             device=device,
             randn_like=noise.randn_like,
         )
+
+
+class Average(NamedTuple):
+    """An average of weights to draw samples from.
+
+    :ivar share: how much of the initial weights it holds.
+    :ivar corrected: whether they were taken out.
+    """
+
+    rate: float
+    weights: Weights
+    share: float
+    corrected: bool
+
+    def __str__(self) -> str:
+        young = f", which holds {self.share:.0%} of its initial weights"
+        said = ", its initial weights taken out" if self.corrected else ""
+        return f"the EMA of rate {self.rate:g}{young if self.share > SETTLED else said}"
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Judges samples that are drawn while training, by the kernel distance to real images.
+
+    :param interval: updates between two examinations.
+    :param sampler: draws the samples.
+    :param extractor: looks at them.
+    :param reference: what it saw in real images.
+    """
+
+    interval: int
+    sampler: Preview
+    extractor: Extractor
+    reference: Reference
+
+    def examine(self, model: th.nn.Module, average: Average) -> KernelDistance:
+        """The kernel distance of samples of an EMA."""
+        features = self.extractor(self.sampler.images(model, average.weights))
+        found = kernel_distance(features, self.reference)
+        logger.log(
+            f"KID ({self.extractor.title}) of {len(features)} samples of {average}: "
+            f"{found.value:.4g} ± {found.figure.error:.2g}"
+        )
+        return found
 
 
 def newest_picture(folder: str) -> str | None:

@@ -1,0 +1,278 @@
+"""The judge: figures of samples, beside those of real images and of noise in their place."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .. import logger
+from ..data.image_grid import make_grid, save_png
+from ..errors import InputError
+from ..reports.sheets import new_book, put_pairs, put_picture, put_table, put_title, save_book
+from ..system.files import atomic_write, atomic_write_text
+from .features import Extractor, cached_features, features_of
+from .image_sets import ImageArray, ImageFolder
+from .quality import (
+    RARE,
+    Closeness,
+    Figure,
+    KernelDistance,
+    Probe,
+    Reference,
+    closeness,
+    frechet_figures,
+    kernel_distance,
+    manifolds,
+)
+
+ImageSet = ImageFolder | ImageArray
+LEAST = 50  # images of a set, for figures that say anything
+HELD_OUT = 5  # one reference image of so many tests the probe, where there are no training images
+SHOWN = 12  # samples beside their nearest training images
+RESULTS = ("evaluation.*", "nearest.png")
+UNKNOWN = Figure(float("nan"), float("nan"))
+
+
+class Line(NamedTuple):
+    """One figure: its title, of the samples, of real images instead, and of noise instead."""
+
+    title: str
+    samples: Figure
+    real: Figure
+    noise: Figure
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge found.
+
+    :param lines: the figures, by their name in ``evaluation.json``.
+    :param about: how many images of which kinds, and what looked at them.
+    :param kernel: how much each image changes the kernel distance.
+    :param closest: the samples that are nearest to training images, and these; None without.
+    """
+
+    lines: Mapping[str, Line]
+    about: Mapping[str, Any]
+    kernel: KernelDistance
+    closest: np.ndarray | None
+
+    def __str__(self) -> str:
+        """The table in plain text."""
+        table = pd.DataFrame(self.table())
+        return table.to_string(index=False, float_format="{:.4g}".format, na_rep="")
+
+    def as_dict(self) -> dict[str, Any]:
+        """``kid``, ``kid_error``, ``kid_real``, ``kid_noise`` and so on; plain, for JSON."""
+        said = dict(self.about)
+        for name, line in self.lines.items():
+            values = *line.samples, line.real.value, line.noise.value
+            endings = ("", "_error", "_real", "_noise")
+            said |= {f"{name}{end}": _plain(v) for end, v in zip(endings, values, strict=True)}
+        return said
+
+    def table(self) -> dict[str, list[Any]]:
+        """The figures in columns, for people."""
+        lines = self.lines.values()
+        return {
+            "figure": [line.title for line in lines],
+            "samples": [line.samples.value for line in lines],
+            "standard error": [line.samples.error for line in lines],
+            "real images": [line.real.value for line in lines],
+            "noise": [line.noise.value for line in lines],
+        }
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def judge(
+    extractor: Extractor,
+    samples: ImageSet,
+    reference: ImageFolder,
+    train: ImageFolder | None = None,
+    *,
+    labels: bool = True,
+    spare: str,
+    seed: int = 0,
+) -> Verdict:
+    """Judge samples by real images that the model was not trained on.
+
+    :param reference: real images; ``train``, those that the model was trained on, are for the
+        figures of real images in place of samples, and for copies.
+    :param labels: also judge whether samples show their class, where they have one.
+    :param spare: folder to keep the features of real images in, where that beside them is not to
+        be written to.
+    :param seed: of the noise, and of the choice of training images.
+    :raises InputError: if the images' classes do not fit each other.
+    """
+    asked = class_numbers(samples, reference, train) if labels else None
+    rng = np.random.default_rng(seed)
+    real = Reference(kept_features(extractor, reference, spare))
+    known = None if train is None else kept_features(extractor, train, spare)
+    order = rng.permutation(len(samples))  # the figures' errors want samples in no order
+    logger.log(f"Looking at {len(samples)} samples, and as many images of noise")
+    seen = features_of(extractor, samples)
+    shape = (len(samples), samples.size, samples.size, samples.channels)
+    noise = ImageArray(rng.integers(0, 256, shape, dtype=np.uint8))
+    kernel = kernel_distance(seen, real)
+    of_samples = _figures(seen[order], real)
+    of_noise = _figures(features_of(extractor, noise), real)
+    of_real = dict.fromkeys(of_samples, UNKNOWN)
+    if known is not None:
+        some = rng.permutation(len(known))[: len(samples)]
+        of_real = _figures(known[some], real)
+    lines = {
+        name: Line(title, of_samples[name], of_real[name], of_noise[name])
+        for name, title in _titles(extractor).items()
+    }
+    if asked is not None:
+        lines["recognised"] = _recognised(seen, asked, real, reference, known, train)
+    closest = None
+    if known is not None and train is not None:
+        near = closeness(seen, known, real.features)
+        title = f"nearer to a training image than {1 - RARE:.0%} of new ones are"
+        lines["copies"] = Line(title, near.copies, Figure(RARE, 0.0), UNKNOWN)
+        closest = _pairs(samples, train, near)
+    about = {
+        "features": extractor.title,
+        "num_samples": len(samples),
+        "num_reference": len(reference),
+        "num_train": len(train) if train else 0,
+    }
+    return Verdict(lines, about, kernel, closest)
+
+
+def kept_features(extractor: Extractor, images: ImageFolder, spare: str) -> np.ndarray:
+    """Features of real images, from a file beside their folder, or in ``spare``."""
+    folders = [images.parent, spare]
+    return cached_features(extractor, images, folders)
+
+
+def _titles(extractor: Extractor) -> dict[str, str]:
+    """What figures are called: FID and KID alone only where FID's own network sees the images."""
+    of = "" if extractor.is_fid else f" ({extractor.title})"
+    frechet = "FID" if extractor.is_fid else "Fréchet distance"
+    return {
+        "kid": f"KID{of}",
+        "frechet": f"{frechet}{of}",
+        "frechet_extrapolated": f"{frechet} of infinitely many samples{of}",
+        "precision": f"precision{of}",
+        "recall": f"recall{of}",
+        "density": f"density{of}",
+        "coverage": f"coverage{of}",
+    }
+
+
+def _figures(features: np.ndarray, real: Reference) -> dict[str, Figure]:
+    frechet = frechet_figures(features, real)
+    return {
+        "kid": kernel_distance(features, real).figure,
+        "frechet": frechet.frechet,
+        "frechet_extrapolated": frechet.extrapolated,
+        **manifolds(features, real)._asdict(),
+    }
+
+
+def check_count(flag: str, images: ImageSet) -> None:
+    """:raises InputError: if there are fewer images than :data:`LEAST`."""
+    if len(images) < LEAST:
+        raise InputError(
+            f"--{flag} has {len(images)} images, too few to judge by: give at least {LEAST}, and "
+            "better 1,000 or more"
+        )
+
+
+def class_numbers(
+    samples: ImageSet, reference: ImageFolder, train: ImageFolder | None
+) -> np.ndarray | None:
+    """The class of each sample as the reference numbers it, int64 [N]; None where there is none.
+
+    :raises InputError: if the real images have no classes, or others than the samples.
+    """
+    if samples.labels is None:
+        return None
+    for flag, images in (("reference", reference), ("train", train)):
+        if images is not None and images.labels is None:
+            raise InputError(
+                f"the samples have classes and the images of --{flag} have none: name these "
+                "<class>_<number>.png, or give --labels False"
+            )
+    if train is not None and train.classes != reference.classes:
+        raise InputError("--train and --reference have different classes; give --labels False")
+    names = list(reference.classes or ())
+    if samples.classes is None:  # of an .npz: numbers as the model was trained with
+        unknown = [number for number in np.unique(samples.labels) if number >= len(names)]
+        numbers = samples.labels
+    else:
+        unknown = [name for name in samples.classes if name not in names]
+        place = [names.index(name) if name in names else -1 for name in samples.classes]
+        numbers = np.array(place)[samples.labels]
+    if unknown:
+        raise InputError(
+            f"samples are of the class {unknown[0]}, which --reference has not; give --labels False"
+        )
+    return numbers
+
+
+def _recognised(
+    seen: np.ndarray,
+    asked: np.ndarray,
+    real: Reference,
+    reference: ImageFolder,
+    known: np.ndarray | None,
+    train: ImageFolder | None,
+) -> Line:
+    """How many samples a linear probe takes for their class, and how many real images."""
+    features, labels = real.features, np.asarray(reference.labels)
+    if known is not None and train is not None:
+        probe = Probe(known, np.asarray(train.labels))
+        own = probe.recognised(features, labels)
+    else:
+        test = np.random.default_rng(0).permutation(len(labels)) % HELD_OUT == 0
+        probe = Probe(features[~test], labels[~test])
+        own = probe.recognised(features[test], labels[test])
+    chance = Figure(1 / len(reference.classes or ()), 0.0)
+    return Line("recognised as their class", probe.recognised(seen, asked), own, chance)
+
+
+def _pairs(samples: ImageSet, train: ImageFolder, near: Closeness) -> np.ndarray:
+    """The samples nearest to training images, each before its nearest ones, [rows, H, W, C]."""
+    rows = []
+    for number in np.argsort(near.distances[:, 0], kind="stable")[:SHOWN]:
+        rows += [samples.read([number]), train.read(near.indices[number])]
+    return np.concatenate(rows)
+
+
+def save_verdict(folder: str, verdict: Verdict, about: Mapping[str, Any]) -> str:
+    """Write ``evaluation.json``, ``.xlsx`` and ``.npz``, and ``nearest.png`` where there is one.
+
+    The ``.npz`` has what each sample (``samples``) and each reference image (``reference``) changes
+    in the kernel distance, so that two models can be compared image by image.
+
+    :param about: what else they say.
+    :return: path of the workbook.
+    """
+    said = verdict.as_dict() | dict(about)
+    stem = os.path.join(folder, "evaluation")
+    atomic_write_text(f"{stem}.json", json.dumps(said, indent=2) + "\n")
+    with atomic_write(f"{stem}.npz") as file:
+        of_images = verdict.kernel
+        np.savez(file, samples=of_images.of_samples, reference=of_images.of_reference)
+    book = new_book()
+    put_title(book["summary"], 1, "How good the samples are")
+    row = put_table(book["summary"], 3, verdict.table())
+    put_pairs(book["summary"], row, {**verdict.about, **about})
+    if verdict.closest is not None:
+        picture = os.path.join(folder, "nearest.png")
+        columns = len(verdict.closest) // SHOWN
+        save_png(picture, make_grid(verdict.closest, columns=columns))
+        title = "The samples that are nearest to training images, and these"
+        put_picture(book, "nearest", title, picture)
+    save_book(book, f"{stem}.xlsx")
+    return f"{stem}.xlsx"

@@ -1,0 +1,53 @@
+"""Judge samples: how far they are from real images, how varied, and what they show.
+
+The figures come with their standard errors, and beside those of real images and of noise in the
+samples' place. docs/evaluation.md says what each of them says.
+"""
+
+from improved_diffusion import dist_util, logger
+from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.runs import find_data_dir, open_run, prepare, say_what_computes
+from improved_diffusion.errors import InputError
+from improved_diffusion.evaluation.features import open_extractor
+from improved_diffusion.evaluation.image_sets import open_folder, open_images
+from improved_diffusion.evaluation.judge import RESULTS, check_count, judge, save_verdict
+from improved_diffusion.options.command_line import parse_options
+from improved_diffusion.options.using import JudgeOptions
+
+
+def main() -> None:
+    options = parse_options(JudgeOptions, __doc__)
+    if not options.samples:
+        raise InputError("no --samples given; name what image_sample.py made, or a folder")
+    options = options.but(reference=find_data_dir(options.reference, "cifar_test"))
+    samples = open_images(options.samples)
+    shape = samples.size, samples.channels
+    reference = open_folder(options.reference, *shape)
+    train = open_folder(options.train, *shape) if options.train else None
+    sets = {"samples": samples, "reference": reference, "train": train}
+    for name, images in sets.items():
+        if images is not None:
+            check_count(name, images)
+    prepare(options)
+    extractor = open_extractor(options.features, options.weights, options.precision)
+    with open_run("image_eval", options, results=RESULTS) as folder:
+        say_what_computes(options.precision)
+        logger.log(f"Judging {len(samples)} images of {options.samples} by {extractor.title}")
+        verdict = judge(
+            extractor,
+            samples,
+            reference,
+            train,
+            labels=options.labels,
+            spare=folder,
+            seed=options.seed,
+        )
+        logger.log(str(verdict))
+        if dist_util.rank() == 0:
+            names = ("samples", "reference", "train", "precision", "seed")
+            about = {name: getattr(options, name) for name in names}
+            logger.log(f"Saved the figures to {save_verdict(folder, verdict, about)}")
+
+
+if __name__ == "__main__":
+    run(main)
