@@ -44,8 +44,9 @@ def main() -> None:
         )
         logger.log(str(verdict))
         if dist_util.rank() == 0:
-            names = ("samples", "reference", "train", "precision", "seed")
+            names = ("samples", "reference", "train", "seed")
             about = {name: getattr(options, name) for name in names}
+            about["number format"] = options.precision
             logger.log(f"Saved the figures to {save_verdict(folder, verdict, about)}")
 
 

@@ -456,21 +456,39 @@ def test_initial_weights_are_no_checkpoint(silent_log):
     assert not (silent_log / "state000000.pt").exists()
 
 
+class Recorder:
+    """Keeps the averages that samples are drawn from."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def draw(self, folder, step, model, average):
+        self.drawn.append((step, average))
+
+
 def test_samples_on_the_way_are_of_corrected_averages(silent_log):
-    drawn = []
-
-    class Recorder:
-        def draw(self, folder, step, model, emas, cast, corrected):
-            drawn.append((step, emas[0.9]["scale"].item(), set(corrected)))
-
-    history = []
-    loop = toy_loop(max_steps=3, sample_interval=1, preview=Recorder())
+    recorder, history = Recorder(), []
+    loop = toy_loop(max_steps=3, sample_interval=1, preview=recorder)
     step = loop.opt.step
     loop.opt.step = lambda: (step(), history.append(loop.model.scale.item()))
     loop.run_loop()
-    for n, (step, value, rates) in enumerate(drawn, start=1):
-        assert (step, rates) == (n, {0.9})
+    assert [step for step, _ in recorder.drawn] == [1, 2, 3]
+    for n, average in recorder.drawn:
+        assert (average.corrected, average.share) == (True, 0)
+        assert "its initial weights taken out" in str(average)
+        value = average.weights["scale"].item()
         assert value == pytest.approx(average_by_hand(history[:n], 0.9), abs=1e-6)
+
+
+@pytest.mark.parametrize(("updates", "rate"), [(2, 0.5), (6, 0.5), (12, 0.75)])
+def test_samples_are_of_the_highest_settled_average(silent_log, updates, rate):
+    recorder = Recorder()
+    settings = {"ema_rate": "0.5,0.75,0.9999", "ema_correction": False}
+    toy_loop(max_steps=updates, sample_interval=updates, preview=recorder, **settings).run_loop()
+    ((_, average),) = recorder.drawn
+    assert average.rate == rate
+    assert average.share == rate**updates
+    assert ("of its initial weights" in str(average)) == (updates == 2)
 
 
 # --- going on

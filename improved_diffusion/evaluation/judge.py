@@ -1,5 +1,6 @@
 """The judge: figures of samples, beside those of real images and of noise in their place."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from ..system.files import atomic_write, atomic_write_text
 from .features import Extractor, cached_features, features_of
 from .image_sets import ImageArray, ImageFolder
 from .quality import (
+    FIGURES_OF_ALL,
     RARE,
     Closeness,
     Figure,
@@ -128,8 +130,8 @@ def judge(
         some = rng.permutation(len(known))[: len(samples)]
         of_real = _figures(known[some], real)
     lines = {
-        name: Line(title, of_samples[name], of_real[name], of_noise[name])
-        for name, title in _titles(extractor).items()
+        name: Line(_title(name, extractor), figure, of_real[name], of_noise[name])
+        for name, figure in of_samples.items()
     }
     if asked is not None:
         lines["recognised"] = _recognised(seen, asked, real, reference, known, train)
@@ -139,11 +141,13 @@ def judge(
         title = f"nearer to a training image than {1 - RARE:.0%} of new ones are"
         lines["copies"] = Line(title, near.copies, Figure(RARE, 0.0), UNKNOWN)
         closest = _pairs(samples, train, near)
+    names = "\0".join(reference.names).encode("utf-8", "surrogateescape")
     about = {
         "features": extractor.title,
         "num_samples": len(samples),
         "num_reference": len(reference),
         "num_train": len(train) if train else 0,
+        "names of reference images, sha256": hashlib.sha256(names).hexdigest(),
     }
     return Verdict(lines, about, kernel, closest)
 
@@ -154,19 +158,12 @@ def kept_features(extractor: Extractor, images: ImageFolder, spare: str) -> np.n
     return cached_features(extractor, images, folders)
 
 
-def _titles(extractor: Extractor) -> dict[str, str]:
-    """What figures are called: FID and KID alone only where FID's own network sees the images."""
-    of = "" if extractor.is_fid else f" ({extractor.title})"
-    frechet = "FID" if extractor.is_fid else "Fréchet distance"
-    return {
-        "kid": f"KID{of}",
-        "frechet": f"{frechet}{of}",
-        "frechet_extrapolated": f"{frechet} of infinitely many samples{of}",
-        "precision": f"precision{of}",
-        "recall": f"recall{of}",
-        "density": f"density{of}",
-        "coverage": f"coverage{of}",
-    }
+def _title(name: str, extractor: Extractor) -> str:
+    """What a figure is called: FID and KID alone only where FID's own network sees the images."""
+    title = FIGURES_OF_ALL[name]
+    if extractor.is_fid:
+        return title.replace("Fréchet distance", "FID")
+    return f"{title} ({extractor.title})"
 
 
 def _figures(features: np.ndarray, real: Reference) -> dict[str, Figure]:

@@ -18,6 +18,17 @@ NEIGHBOURS_PRECISION, NEIGHBOURS_DENSITY = 3, 5  # as published
 RARE = 0.01  # share of new real images that pass for copies of training images
 
 
+FIGURES_OF_ALL = {  # what can be said of any images, with its title
+    "kid": "KID",
+    "frechet": "Fréchet distance",
+    "frechet_extrapolated": "Fréchet distance of infinitely many samples",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+
+
 class Figure(NamedTuple):
     """A figure and its standard error; NaN is unknown."""
 

@@ -14,13 +14,18 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from ..evaluation.quality import FIGURES_OF_ALL, jackknife_error
 from ..logs.columns import COLUMNS
 from ..logs.tables import read_columns
+from ..system.archives import read_arrays
 from .run_workbook import read_json
 
 PANELS = {c.name: c.panel for c in COLUMNS if c.panel}  # the columns that are compared
 POINTS = 50  # a curve is smoothed over this part of its length
 PLACES = range(-29, 30, 2)  # log-SNRs at which errors are compared, in nats
+CHANGES = ("samples", "reference")  # arrays of a judgement's .npz
+SIZES = ("features", "num_samples", "num_reference")  # of a judgement
+ALIKE = (*SIZES, "names of reference images, sha256")  # in judgements that compare
 NEAR = 1.0  # nats; timesteps as near as this tell the error at a log-SNR
 WARNING = (
     "Losses of different schedules are means over different noise levels and do not compare; "
@@ -41,6 +46,18 @@ class Evaluation(NamedTuple):
     images: np.ndarray
 
 
+class Judgement(NamedTuple):
+    """What ``image_eval.py`` found.
+
+    ``of_samples`` and ``of_reference`` are what each image changes in the kernel distance.
+    """
+
+    name: str
+    figures: Mapping[str, Any]
+    of_samples: np.ndarray
+    of_reference: np.ndarray
+
+
 class Run(NamedTuple):
     """What a run's folder holds."""
 
@@ -48,6 +65,7 @@ class Run(NamedTuple):
     config: Mapping[str, Any]
     log: pd.DataFrame
     evaluations: Sequence[Evaluation]
+    judgements: Sequence[Judgement]
     pictures: Mapping[str, Path]  # grids of samples by the name of their folder
 
 
@@ -55,7 +73,7 @@ class Run(NamedTuple):
 
 
 def read_run(folder: str | os.PathLike) -> Run:
-    """Read a run: its log, and the evaluations and samples in folders within its own.
+    """Read a run: its log, and what evaluations and samples there are in folders within its own.
 
     :raises InputError: if it is no run, or something in it cannot be read.
     """
@@ -70,8 +88,14 @@ def read_run(folder: str | os.PathLike) -> Run:
     grids = sorted(folder.glob("*/samples_*.png"), key=lambda path: path.stat().st_mtime)
     pictures = {path.parent.name: path for path in grids}  # the newest of each folder
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    name = folder.resolve().name
-    return Run(name, config, log, [_read_evaluation(path) for path in found], pictures)
+    return Run(
+        folder.resolve().name,
+        config,
+        log,
+        [_read_evaluation(path) for path in found],
+        [_read_judgement(path) for path in sorted(folder.glob("*/evaluation.json"))],
+        pictures,
+    )
 
 
 def _read_evaluation(path: Path) -> Evaluation:
@@ -86,6 +110,16 @@ def _read_evaluation(path: Path) -> Evaluation:
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path.parent} holds no evaluation ({error}); make it again") from None
     return Evaluation(path.parent.name, summary, terms, totals)
+
+
+def _read_judgement(path: Path) -> Judgement:
+    changes = read_arrays(str(path.with_suffix(".npz")), CHANGES, max_bytes=2**30)
+    figures = read_json(path)
+    missing = [key for key in (*SIZES, *FIGURES_OF_ALL) if key not in figures]
+    missing += [name for name in CHANGES if name not in changes]
+    if missing:
+        raise InputError(f"{path} is no judgement of samples: no {missing[0]}; make it again")
+    return Judgement(path.parent.name, figures, *(changes[name] for name in CHANGES))
 
 
 def _read_numbers(path: Path, *names: str) -> np.ndarray:
@@ -187,6 +221,8 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
         "Bits per dimension of test images": bits_table(runs),
         f"The same images, less their bits in {runs[0].name}": difference_table(runs),
         "Error of the predicted noise at equal log-SNR": error_table(runs),
+        "How good the samples are": quality_table(runs),
+        f"The kernel distance (KID), less that of {runs[0].name}": kernel_table(runs),
     }
     return {title: table for title, table in found.items() if not table.empty}
 
@@ -231,3 +267,47 @@ def error_table(runs: Sequence[Run]) -> pd.DataFrame:
     }
     table = pd.DataFrame(errors, index=pd.Index(PLACES, name="log-SNR"))
     return table.dropna(how="all").reset_index()
+
+
+def quality_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """The figures of all judgements, with their standard errors."""
+    table = pd.DataFrame(
+        {"run": run.name, "evaluation": found.name}
+        | {key: found.figures.get(key) for key in SIZES}
+        | {
+            key: found.figures.get(key)
+            for name in (*FIGURES_OF_ALL, "recognised", "copies")
+            for key in (name, f"{name}_error")
+        }
+        for run in runs
+        for found in run.judgements
+    )
+    return table.dropna(axis=1, how="all")
+
+
+def kernel_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """The differences in kernel distance to the first run, by one network and one reference.
+
+    Samples of one number that were drawn from the same noise are alike, and what they share
+    cancels; so does what the choice of the reference images adds to both.
+    """
+    first = {found.name: found for found in runs[0].judgements}
+    rows = [
+        (run.name, runs[0].name, found.name, *difference)
+        for run in runs[1:]
+        for found in run.judgements
+        if found.name in first and (difference := kernel_difference(found, first[found.name]))
+    ]
+    return pd.DataFrame(rows, columns=["run", "less", "evaluation", "difference", "standard error"])
+
+
+def kernel_difference(one: Judgement, other: Judgement) -> tuple[float, float] | None:
+    """``one``'s kernel distance less ``other``'s, and its standard error.
+
+    :return: None unless both have as many samples, and were judged by the same images.
+    """
+    ours, theirs = ([found.figures.get(key) for key in ALIKE] for found in (one, other))
+    if ours != theirs or None in ours:
+        return None
+    gaps = (one.of_samples - other.of_samples, one.of_reference - other.of_reference)
+    return float(one.figures["kid"] - other.figures["kid"]), jackknife_error(*gaps)

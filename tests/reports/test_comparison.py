@@ -14,6 +14,13 @@ from openpyxl import load_workbook
 from improved_diffusion.data.image_grid import save_grid
 from improved_diffusion.errors import InputError
 from improved_diffusion.evaluation.bits_per_dim import BpdTable, estimate_bpd, save_table
+from improved_diffusion.evaluation.judge import Line, Verdict, save_verdict
+from improved_diffusion.evaluation.quality import (
+    FIGURES_OF_ALL,
+    Figure,
+    Reference,
+    kernel_distance,
+)
 from improved_diffusion.reports import comparison, comparison_report, plots
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.script_util import create_gaussian_diffusion
@@ -22,6 +29,25 @@ pytest.importorskip("matplotlib", reason="comparing draws with matplotlib")
 
 ROWS = 120
 QUARTERS = [f"mse_q{q}" for q in range(4)]
+
+
+def judge(folder, seed, *, count=60, scale=1.0):
+    """What image_eval.py would leave in that folder of samples with features of that scale."""
+    rng = np.random.default_rng(0)
+    reference = Reference(rng.standard_normal((90, 8)).astype(np.float32))
+    shared = rng.standard_normal((count, 8))  # of samples from the same noise
+    own = np.random.default_rng(seed).standard_normal((count, 8)) * 0.2
+    kernel = kernel_distance((scale * (shared + own)).astype(np.float32), reference)
+    unknown = Figure(math.nan, math.nan)
+    lines = {
+        name: Line(title, Figure(0.5, 0.1), unknown, unknown)
+        for name, title in FIGURES_OF_ALL.items()
+    }
+    lines["kid"] = Line("KID", kernel.figure, unknown, unknown)
+    about = {"features": "Tiny", "num_samples": count, "num_reference": 90}
+    about["names of reference images, sha256"] = "0b"
+    folder.mkdir(parents=True)
+    save_verdict(str(folder), Verdict(lines, about, kernel, None), {})
 
 
 def make_run(folder, schedule="linear", scale=1.0, evaluated=("nll",), pictured=("ddpm",)):
@@ -163,6 +189,25 @@ def rounded(value):
 
 
 @pytest.mark.slow
+def test_kernel_distances_are_compared_sample_by_sample(tmp_path):
+    folders = [make_run(tmp_path / name) for name in "abc"]
+    for seed, (folder, scale) in enumerate(zip(folders, (1.0, 1.3, 1.3), strict=True)):
+        judge(folder / "judged", seed, scale=scale, count=50 if seed == 2 else 60)
+    runs = [comparison.read_run(folder) for folder in folders]
+    ((first,), (second,)) = (run.judgements for run in runs[:2])
+    table = comparison.quality_table(runs)
+    assert list(table["run"]) == ["a", "b", "c"]
+    assert list(table["kid"]) == [run.judgements[0].figures["kid"] for run in runs]
+    assert table["kid_error"].min() > 0
+    assert "recognised" not in table
+    (row,) = comparison.kernel_table(runs).to_dict("records")  # c has another number of samples
+    assert (row["run"], row["less"], row["evaluation"]) == ("b", "a", "judged")
+    assert row["difference"] == second.figures["kid"] - first.figures["kid"]
+    apart = math.hypot(first.figures["kid_error"], second.figures["kid_error"])
+    assert 0 < row["standard error"] < 0.8 * apart
+    assert "How good the samples are" in comparison.tables(runs)
+
+
 def test_the_workbook(runs, tmp_path):
     pictures = {name: tmp_path / f"{name}.png" for name in ("curves", "samples")}
     comparison_report.save_curves(runs, pictures["curves"])
@@ -236,6 +281,17 @@ def test_the_newest_grid_of_a_folder_is_shown(tmp_path):
     save_grid(newer, np.zeros((4, 8, 8, 3), dtype=np.uint8))
     os.utime(folder / "ddpm" / "samples_4x8x8x3.png", (1, 1))
     assert comparison.read_run(folder).pictures["ddpm"] == newer
+
+
+def test_a_judgement_that_was_cut_short_is_said(tmp_path):
+    run = make_run(tmp_path / "run")
+    judge(run / "judged", 0)
+    (run / "judged" / "evaluation.json").write_text('{"features": "Tiny"}')
+    with pytest.raises(InputError, match="is no judgement of samples: no num_samples"):
+        comparison.read_run(run)
+    (run / "judged" / "evaluation.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"evaluation\.npz is no whole \.npz"):
+        comparison.read_run(run)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from improved_diffusion.diffusion.guidance import Guidance
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from improved_diffusion.system.precision import Precision
 from improved_diffusion.training import state
-from improved_diffusion.training.previews import Preview, newest_picture
+from improved_diffusion.training.previews import Average, Preview, newest_picture
 
 
 @pytest.fixture
@@ -28,49 +28,31 @@ def trained(tiny):
     return model, diffusion, other
 
 
-def draw(trained, folder, step, emas=None, precision="fp32", **settings):
+def draw(trained, folder, step=100, weights=None, share=0.0, precision="fp32", **settings):
     model, diffusion, other = trained
     settings = {"batch_size": 3, **settings}
     preview = Preview(diffusion, (4, 3, 16, 16), **settings)
-    with logger.scoped_configure(dir=folder, format_strs=[]):
-        cast = Precision(precision).autocast()
-        preview.draw(str(folder), step, model, emas or {0.9: other}, cast)
+    average = Average(0.9, weights or other, share, corrected=False)
+    with logger.scoped_configure(dir=folder, format_strs=[]), Precision(precision).autocast():
+        preview.draw(str(folder), step, model, average)
     return {path.name: np.asarray(Image.open(path)) for path in (folder / "samples").iterdir()}
 
 
 def test_a_settled_ema_is_drawn_alone(trained, tmp_path):
-    assert list(draw(trained, tmp_path, 100)) == ["000100.png"]
+    assert list(draw(trained, tmp_path)) == ["000100.png"]
 
 
 def test_a_young_ema_is_drawn_beside_the_model(trained, tmp_path):
-    pictures = draw(trained, tmp_path, 5)
+    pictures = draw(trained, tmp_path, 5, share=0.6)
     assert set(pictures) == {"000005.png", "000005_model.png"}
     assert not np.array_equal(*pictures.values())
 
 
-def test_an_ema_without_its_initial_weights_is_settled(trained, tmp_path):
-    model, diffusion, other = trained
-    preview = Preview(diffusion, (4, 3, 16, 16), batch_size=4)
-    with logger.scoped_configure(dir=tmp_path, format_strs=["log"]):
-        preview.draw(str(tmp_path), 5, model, {0.9: other}, Precision("fp32").autocast(), {0.9})
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["000005.png"]
-    assert "its initial weights taken out" in (tmp_path / "log.txt").read_text()
-
-
-def test_the_best_of_several_emas_is_drawn(trained, tmp_path):
-    model, _, other = trained
-    own = {name: p.detach() for name, p in model.named_parameters()}
-    young = draw(trained, tmp_path / "a", 100, {0.9: own, 0.9999: other})
-    assert np.array_equal(
-        young["000100.png"], draw(trained, tmp_path / "b", 100, {0.9: own})["000100.png"]
-    )
-
-
 def test_the_noise_is_fixed_and_the_batch_size_does_not_matter(trained, tmp_path):
-    one = draw(trained, tmp_path / "a", 100)["000100.png"]
-    other = draw(trained, tmp_path / "b", 100, batch_size=4)["000100.png"]
+    one = draw(trained, tmp_path / "a")["000100.png"]
+    other = draw(trained, tmp_path / "b", batch_size=4)["000100.png"]
     assert np.abs(one.astype(int) - other).max() <= 1
-    assert not np.array_equal(one, draw(trained, tmp_path / "c", 100, seed=1)["000100.png"])
+    assert not np.array_equal(one, draw(trained, tmp_path / "c", seed=1)["000100.png"])
 
 
 def test_samples_are_guided(tiny, tmp_path):
@@ -81,10 +63,10 @@ def test_samples_are_guided(tiny, tmp_path):
     with th.no_grad():
         for p in model.parameters():
             p.copy_(th.randn_like(p) * 0.1)
-    own = {0.9: {name: p.detach() for name, p in model.named_parameters()}}
+    own = {name: p.detach() for name, p in model.named_parameters()}
     labels = {"model_kwargs": {"y": th.arange(4) % 3}}
     made = [
-        draw((model, diffusion, None), tmp_path / str(i), 100, own, **labels, guidance=guidance)
+        draw((model, diffusion, own), tmp_path / str(i), **labels, guidance=guidance)
         for i, guidance in enumerate((Guidance(), Guidance(4.0), Guidance(4.0, low=1e9)))
     ]
     plain, guided, beyond = (pictures["000100.png"] for pictures in made)
@@ -100,7 +82,7 @@ def test_nothing_of_the_training_is_disturbed(precision, trained, tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     emas = {name: value.clone() for name, value in other.items()}
     numbers = state.random_state()
-    draw(trained, tmp_path, 5, precision=precision)
+    draw(trained, tmp_path, share=0.6, precision=precision)
     assert model.training
     assert all(th.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(th.equal(value, emas[name]) for name, value in other.items())

@@ -1,0 +1,59 @@
+"""Measure how the judge's figures depend on the number of samples, for docs/evaluation.md.
+
+usage: python docs/measure_judge.py TRAIN_FOLDER TEST_FOLDER [--precision bf16]
+
+Training images stand in for samples of a perfect model: parts of them of several sizes are judged
+by the test images, as image_eval.py does it. Prints a table.
+"""
+
+import argparse
+
+import numpy as np
+
+from improved_diffusion.evaluation.features import open_extractor
+from improved_diffusion.evaluation.image_sets import open_folder
+from improved_diffusion.evaluation.judge import kept_features
+from improved_diffusion.evaluation.quality import (
+    Probe,
+    Reference,
+    frechet_figures,
+    kernel_distance,
+)
+
+COUNTS = (100, 250, 500, 1000, 2000, 5000)
+REPEATS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("train")
+    parser.add_argument("test")
+    parser.add_argument("--precision", default="fp32")
+    args = parser.parse_args()
+    extractor = open_extractor("lite0", precision=args.precision)
+    train, test = open_folder(args.train), open_folder(args.test)
+    known, real = (kept_features(extractor, images, ".") for images in (train, test))
+    reference = Reference(real)
+    if train.labels is not None and test.labels is not None:
+        for count in (5000, len(known)):
+            some = np.random.default_rng(0).permutation(len(known))[:count]
+            right = Probe(known[some], train.labels[some]).recognised(real, test.labels)
+            print(f"probe of {count} images: {right.value:.4f} ± {right.error:.4f} right")
+    print("| images | KID x 1000 | spread | error | Fréchet | spread | error | extrapolated |")
+    for count in COUNTS:
+        rows = []
+        for seed in range(REPEATS):
+            some = known[np.random.default_rng(seed).permutation(len(known))[:count]]
+            kid, frechet = kernel_distance(some, reference).figure, frechet_figures(some, reference)
+            rows.append((1e3 * kid.value, 1e3 * kid.error, *frechet.frechet, *frechet.extrapolated))
+        mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
+        print(
+            f"| {count} | {mean[0]:.3f} | {spread[0]:.3f} | {mean[1]:.3f} "
+            f"| {mean[2]:.2f} | {spread[2]:.2f} | {mean[3]:.2f} "
+            f"| {mean[4]:.2f} ± {spread[4]:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

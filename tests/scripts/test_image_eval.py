@@ -1,0 +1,240 @@
+"""Judging samples as a user does, and while training."""
+
+import json
+
+import killing
+import numpy as np
+import openpyxl
+import pytest
+from in_process import in_process
+from PIL import Image
+
+from improved_diffusion.errors import InputError
+from improved_diffusion.evaluation.features import open_extractor
+
+SIZE = 8
+CLASSES = ("dark", "light", "striped")
+
+try:
+    open_extractor("lite0")
+except InputError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+def pictures(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of three kinds that are easily told apart, uint8 [N, 8, 8, 3], and their classes."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % len(CLASSES)
+    base = np.array([60, 190, 125])[labels][:, None, None, None]
+    stripes = np.where(np.arange(SIZE) % 2, 70, -70)[None, None, :, None]
+    tint = rng.integers(-25, 26, (count, 1, 1, 3))
+    grain = rng.integers(-15, 16, (count, SIZE, SIZE, 3))
+    pixels = base + np.where(labels == 2, 1, 0)[:, None, None, None] * stripes + tint + grain
+    return pixels.astype(np.uint8), labels
+
+
+def folder_of(path, seed, count=60, names=CLASSES):
+    path.mkdir()
+    for i, (pixels, label) in enumerate(zip(*pictures(seed, count), strict=True)):
+        name = f"{names[label]}_{i:03d}.png" if names else f"{i:03d}.png"
+        Image.fromarray(pixels).save(path / name)
+    return path
+
+
+def npz_of(path, seed, count=60, *, noise=0.0, labels=True):
+    pixels, classes = pictures(seed, count)
+    grain = np.random.default_rng(0).normal(0, 1, pixels.shape) * noise
+    pixels = np.clip(pixels + grain, 0, 255).astype(np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, *([pixels, classes] if labels else [pixels]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    folder_of(root / "test", seed=1)
+    folder_of(root / "train", seed=2)
+    npz_of(root / "run" / "samples_60x8x8x3.npz", seed=3)
+    return root
+
+
+def judge(data, out, to_words, **flags):
+    given = {"samples": data / "run", "reference": data / "test", "log_dir": out} | flags
+    return in_process("image_eval.py", to_words(given))
+
+
+def read(out):
+    return json.loads((out / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def verdict(data, tmp_path_factory, to_words):
+    out = tmp_path_factory.mktemp("verdict") / "out"
+    assert judge(data, out, to_words, train=data / "train") == 0
+    return out
+
+
+def test_real_images_pass_for_real_ones(verdict):
+    found = read(verdict)
+    assert found["features"] == "EfficientNet-Lite0"
+    assert (found["num_samples"], found["num_reference"], found["num_train"]) == (60, 60, 60)
+    assert abs(found["kid"]) < 3 * found["kid_error"]
+    assert found["kid_noise"] > 10 * abs(found["kid"])
+    assert found["frechet"] < found["frechet_noise"] / 2
+    assert abs(found["frechet"] - found["frechet_real"]) < 4 * found["frechet_error"]
+    for name in ("precision", "recall", "density", "coverage"):
+        assert found[name] > found[f"{name}_noise"]
+        assert found[f"{name}_error"] >= 0
+    assert found["recognised"] > 0.9
+    assert found["recognised_real"] > 0.9
+    assert found["recognised_noise"] == pytest.approx(1 / 3)
+    assert found["copies"] < 0.1
+
+
+def test_a_verdict_is_a_workbook_and_a_picture_too(verdict):
+    book = openpyxl.load_workbook(verdict / "evaluation.xlsx")
+    cells = [cell for row in book["summary"].iter_rows(values_only=True) for cell in row]
+    assert "KID (EfficientNet-Lite0)" in cells
+    assert read(verdict)["kid"] in cells
+    with Image.open(verdict / "nearest.png") as picture:
+        assert picture.width > picture.height / 3  # a sample and four training images in a row
+    with np.load(verdict / "evaluation.npz") as changes:
+        assert changes["samples"].shape == changes["reference"].shape == (60,)
+
+
+def test_features_of_real_images_are_kept_beside_them(verdict, data, tmp_path, to_words, capsys):
+    kept = {path: path.stat().st_mtime_ns for path in data.glob("*.features.npz")}
+    assert len(kept) == 2
+    assert judge(data, tmp_path / "again", to_words) == 0
+    printed = capsys.readouterr().out
+    assert "features of" not in printed
+    assert {path: path.stat().st_mtime_ns for path in data.glob("*.features.npz")} == kept
+    assert read(tmp_path / "again")["kid"] == pytest.approx(read(verdict)["kid"])
+    assert read(tmp_path / "again")["kid_real"] is None
+    assert "copies" not in read(tmp_path / "again")
+
+
+def test_noisy_samples_and_copies_are_found_out(verdict, data, tmp_path, to_words):
+    npz_of(tmp_path / "noisy.npz", seed=3, noise=40)
+    assert judge(data, tmp_path / "noisy", to_words, samples=tmp_path / "noisy.npz") == 0
+    assert read(tmp_path / "noisy")["kid"] > read(verdict)["kid"] + 3 * read(verdict)["kid_error"]
+    copies = {"samples": data / "train", "train": data / "train"}
+    assert judge(data, tmp_path / "copies", to_words, **copies) == 0
+    assert read(tmp_path / "copies")["copies"] == 1
+    assert read(tmp_path / "copies")["recognised"] > 0.9  # by the names of the files
+
+
+def test_results_are_refused_or_replaced(data, tmp_path, to_words, capsys):
+    out = tmp_path / "out"
+    assert judge(data, out, to_words) == 0
+    before = (out / "evaluation.json").read_bytes()
+    assert judge(data, out, to_words, samples=data / "train") == 2
+    assert "has results of this script already" in capsys.readouterr().err
+    assert (out / "evaluation.json").read_bytes() == before
+    assert judge(data, out, to_words, samples=data / "train", overwrite=True) == 0
+    assert (out / "evaluation.json").read_bytes() != before
+
+
+def few(data, tmp_path):
+    return {"samples": npz_of(tmp_path / "few.npz", seed=1, count=49)}
+
+
+def larger(data, tmp_path):
+    large = np.zeros((60, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "large.npz", large)
+    return {"samples": tmp_path / "large.npz"}
+
+
+def nameless(data, tmp_path):
+    return {"reference": folder_of(tmp_path / "nameless", seed=1, names=())}
+
+
+def other_classes(data, tmp_path):
+    names = ("bird", "fish", "tree")
+    return {"samples": folder_of(tmp_path / "others", seed=1, names=names)}
+
+
+def too_many_classes(data, tmp_path):
+    pixels, _ = pictures(1, 60)
+    np.savez(tmp_path / "more.npz", pixels, np.arange(60))
+    return {"samples": tmp_path / "more.npz"}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda data, tmp_path: {"samples": ""}, "no --samples given"),
+        (lambda data, tmp_path: {"samples": tmp_path / "none"}, "none does not exist"),
+        (few, "--samples has 49 images, too few"),
+        (larger, "fewer than 16"),
+        (nameless, "have none: name these <class>_<number>.png, or give --labels False"),
+        (other_classes, "of the class bird, which --reference has not"),
+        (too_many_classes, "of the class 3, which --reference has not"),
+        (lambda data, tmp_path: {"features": "vgg"}, "choose from lite0, inception"),
+        (lambda data, tmp_path: {"features": "inception"}, "--weights"),
+    ],
+)
+def test_bad_input(data, tmp_path, to_words, capsys, make, said):
+    given = make(data, tmp_path)
+    assert judge(data, tmp_path / "out", to_words, **given) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("image_eval.py: error: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_classes_can_be_left_out(data, tmp_path, to_words):
+    given = nameless(data, tmp_path) | {"labels": False}
+    assert judge(data, tmp_path / "out", to_words, **given) == 0
+    assert "recognised" not in read(tmp_path / "out")
+
+
+# --- while training
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return killing.make_images(tmp_path_factory.mktemp("training") / "images")
+
+
+def train(images, data, out, to_words, **flags):
+    given = {"data_dir": images, "log_dir": out, "resume_checkpoint": "auto"} | killing.TINY
+    judging = {"eval_interval": 4, "eval_samples": 50, "eval_dir": data / "test"}
+    return in_process("image_train.py", to_words(given | judging | flags))
+
+
+def weights(folder):
+    parts = killing.tensors(folder)
+    return {name: value for name, value in parts.items() if not name.startswith("state")}
+
+
+def test_judging_changes_no_bit_of_a_training(images, data, tmp_path, to_words):
+    assert train(images, data, tmp_path / "with", to_words) == 0
+    assert train(images, data, tmp_path / "without", to_words, eval_interval=0) == 0
+    judged, plain = weights(tmp_path / "with"), weights(tmp_path / "without")
+    assert judged.keys() == plain.keys()
+    assert all((judged[name] == plain[name]).all() for name in plain)
+    found = {row["step"]: row.pop("kid") for row in killing.rows(tmp_path / "with")}
+    # Of updates 4 and 8; the rows after them have it, of which there is one every second update.
+    assert [step for step, kid in found.items() if kid] == ["4", "8"]
+    assert "kid" not in killing.rows(tmp_path / "without")[0]
+    # What is judged is the samples: from the same noise, but other weights.
+    assert len({found["4"], found["8"]}) == 2
+    book = openpyxl.load_workbook(tmp_path / "with" / "results.xlsx")
+    titles = [chart.title.tx.rich.p[0].r[0].t for chart in book["charts"]._charts]
+    assert "KID of samples (EfficientNet-Lite0)" in titles
+
+
+def test_a_judged_training_goes_on_to_the_bit(images, data, tmp_path, to_words):
+    assert train(images, data, tmp_path / "whole", to_words) == 0
+    for end in (5, killing.STEPS):
+        assert train(images, data, tmp_path / "parts", to_words, max_steps=end) == 0
+    assert killing.differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def test_training_refuses_what_cannot_judge(images, data, tmp_path, to_words, capsys):
+    few = killing.make_images(tmp_path / "few", count=20)
+    assert train(images, data, tmp_path / "out", to_words, eval_dir=few) == 2
+    assert "--eval_dir has 20 images, too few" in capsys.readouterr().err
