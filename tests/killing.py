@@ -59,6 +59,7 @@ VARIANTS = {
         "class_cond": True,
         "num_classes": 3,
         "label_dropout": 0.3,
+        "patch_size": 2,
         "predict_v": True,
         "noise_schedule": "cosine",
         "schedule_sampler": "lognormal",
