@@ -44,6 +44,7 @@ COLUMNS = (
     ),
     *(Column(f"mse_{name[:2]}", panel=f"mse by quarter of t: {name}") for name in QUARTERS),
     *(Column(f"vb_{name[:2]}") for name in QUARTERS),
+    Column("lr"),
     Column("skipped_updates"),
     Column("lg_loss_scale"),
     Column("wall_time"),

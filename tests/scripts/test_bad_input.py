@@ -58,6 +58,8 @@ BAD_INPUT = [
     (TRAIN, {"lr_schedule": "cosine"}, "--lr_schedule cosine needs --lr_anneal_steps"),
     (TRAIN, {"lr_schedule": "constant", "lr_anneal_steps": 9}, "contradicts --lr_anneal_steps 9"),
     (TRAIN, {"warmup_steps": 9, "lr_anneal_steps": 3}, "warmup_steps must be at most"),
+    (TRAIN, {"time_budget": 1, "lr_anneal_steps": 9}, "falls: leave --lr_anneal_steps out"),
+    (TRAIN, {"time_budget": 1e-6}, "time_budget 1e-06 is too short to measure .*: 1 were made"),
     (TRAIN, {"keep_checkpoints": -1}, "keep_checkpoints"),
     (TRAIN, {"max_skipped": 0}, "max_skipped"),
     (TRAIN, {"schedule_sampler": "best"}, "unknown schedule_sampler 'best'; choose from"),
