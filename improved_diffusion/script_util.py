@@ -73,6 +73,7 @@ def build_model(options: ModelOptions) -> UNetModel:
         use_scale_shift_norm=options.use_scale_shift_norm,
         image_size=options.size,
         label_dropout=options.label_dropout,
+        patch_size=options.patch_size,
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from .system import allocator, cpu
 from .system.compiling import Compiled
 from .system.precision import Precision
 from .training import checkpoints
+from .training.budget import Pace
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
 from .training.previews import Average, Examiner, Preview, newest_picture
@@ -125,6 +126,7 @@ class TrainLoop:
         averaged = {str(rate): 0 for rate in self.ema_rate}
         self.state = TrainState(flags=flags or {}, averaged=averaged)
         self._found_emas: set[str] = set()  # rates of those that a checkpoint had
+        self._pace = Pace(options.time_budget)
         self.resume_step = 0  # updates of earlier processes; step are those of this one
         self.last_saved: int | None = None
         self._gathered_at = -1, -1  # the update and the last row before state.ranks
@@ -184,11 +186,12 @@ class TrainLoop:
             raise SystemExit(128 + signal_number)
 
     def _make_updates(self, stop: StopSignals, bar: Any) -> None:
-        options, last = self.options, self.options.last_update
+        options = self.options
         self._write_row_if_due()  # of an update after which a rank was lost
-        while last is None or self.updates < last:
+        while self.options.last_update is None or self.updates < self.options.last_update:
             if dist_util.any_rank(stop.received):
                 break
+            began = time.monotonic()
             batch, cond = self._next_batch()
             if self.step == 0:
                 self._keep_initial_weights()
@@ -199,7 +202,13 @@ class TrainLoop:
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}", False)
             self._write_row_if_due()
-            self._draw_samples_if_due()
+            if self.options.time_budget:
+                self._plan_if_measured(time.monotonic() - began)
+                bar.total = self.options.last_update
+            if options.sample_interval and self.updates % options.sample_interval == 0:
+                self._draw_samples()
+            if self.examiner and self.updates % self.examiner.interval == 0:
+                self._examine_samples()
             if self.updates % options.save_interval == 0:
                 self.save()
                 if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
@@ -209,6 +218,50 @@ class TrainLoop:
         self._remove_older_checkpoints()  # also what a killed run removed by half
         self._write_unfinished_row()
         self._export_results()
+
+    def _plan_if_measured(self, seconds: float) -> None:
+        """Fix how many updates the time budget has room for, once their speed is known.
+
+        Rank 0's clock says so for all. A checkpoint and samples show how long they take.
+
+        :param seconds: that the last update took.
+        :raises InputError: if the budget is too short for that.
+        """
+        self._pace.add(seconds)
+        known = False
+        with dist_util.agreeing():
+            if dist_util.rank() == 0:
+                known = self._pace.is_known(self._seconds())
+        if not dist_util.from_rank_0(known):
+            return
+        saving = self._seconds_of(self.save)
+        pauses = [(self.options.save_interval, saving)]
+        if every := self.options.sample_interval:
+            pauses.append((every, self._seconds_of(self._draw_samples)))
+        if self.examiner:
+            pauses.append((self.examiner.interval, self._seconds_of(self._examine_samples)))
+        fitting = 0
+        with dist_util.agreeing():
+            if dist_util.rank() == 0:
+                fitting = self._pace.fitting(self._seconds(), pauses, last=saving)
+        fitting = dist_util.from_rank_0(fitting)
+        with dist_util.agreeing():
+            self._follow(self.updates + fitting)
+
+    def _seconds_of(self, make: Callable[[], None]) -> float:
+        before = self._seconds()
+        make()
+        return self._seconds() - before
+
+    def _follow(self, updates: int) -> None:
+        """Take so many updates for the time budget.
+
+        :raises InputError: if there are fewer than the warm-up has.
+        """
+        minutes = self.options.time_budget
+        self.options = self.options.planned(updates)
+        self.state.planned[minutes] = updates
+        logger.log(f"Training: {updates} updates in the time budget of {minutes:g} minutes")
 
     def _next_batch(self) -> Batch:
         resumable: Any = self.data if hasattr(self.data, "state_dict") else None
@@ -304,7 +357,7 @@ class TrainLoop:
             th._foreach_mul_(self.weights.grads, self.options.grad_clip / grad_norm)
 
     def _anneal_lr(self) -> None:
-        if not (self.options.lr_anneal_steps or self.options.warmup_steps):
+        if not self.options.changes_lr:
             return
         for group in self.opt.param_groups:
             group["lr"] = self.lr * self.options.lr_factor(self.updates)
@@ -312,9 +365,11 @@ class TrainLoop:
     # -- the log -------------------------------------------------------------------------------
 
     def log_step(self) -> None:
-        """Put the step, the images seen and the loss scale into the log line in hand."""
+        """Put the step, the images seen, the rate and the loss scale into the line in hand."""
         logger.logkv("step", self.updates)
         logger.logkv("samples", (self.updates + 1) * self.global_batch)
+        if self.options.changes_lr:
+            logger.logkv("lr", self.opt.param_groups[0]["lr"])
         if self.precision.scales_loss:
             logger.logkv("lg_loss_scale", self.precision.lg_loss_scale)
         if self.state.skipped[0]:
@@ -344,22 +399,20 @@ class TrainLoop:
         """Seconds of training, those of earlier processes included."""
         return self.state.seconds[0] + time.monotonic() - self._started
 
-    def _draw_samples_if_due(self) -> None:
-        """Draw samples to look at, and samples to judge, from an average of the weights."""
-        folder, preview, examiner = logger.get_dir(), self.preview, self.examiner
-        drawing = preview and folder and self._is_due(self.options.sample_interval)
-        judging = examiner and self._is_due(examiner.interval)
-        if dist_util.rank() != 0 or not (drawing or judging):
+    def _draw_samples(self) -> None:
+        folder = logger.get_dir()
+        if self.preview is None or dist_util.rank() != 0 or not folder:
             return
         with _survived("samples"), self.precision.autocast():
-            average = self._average_to_draw_from()
-            if preview and folder and drawing:
-                preview.draw(folder, self.updates, self.model, average)
-            if examiner and judging:
-                logger.logkv("kid", examiner.examine(self.model, average).value)
+            self.preview.draw(folder, self.updates, self.model, self._average_to_draw_from())
 
-    def _is_due(self, interval: int) -> bool:
-        return bool(interval) and self.updates % interval == 0
+    def _examine_samples(self) -> None:
+        """Judge samples of an average; the row that comes next has what was found."""
+        if self.examiner is None or dist_util.rank() != 0:
+            return
+        with _survived("figures of samples"), self.precision.autocast():
+            kernel = self.examiner.examine(self.model, self._average_to_draw_from())
+            logger.logkv("kid", kernel.value)
 
     def _average_to_draw_from(self) -> Average:
         """Of several EMAs the highest settled one, without its initial weights where kept."""
@@ -555,6 +608,8 @@ class TrainLoop:
         averaged = {rate: n for rate, n in saved.averaged.items() if rate in self._found_emas}
         flags = self.state.flags
         self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
+        if planned := saved.planned.get(self.options.time_budget):
+            self._follow(planned)
         self.precision.load_state_dict(saved.precision)
         logger.get_current().load_state_dict(mine.log_line)
         self.schedule_sampler.load_state_dict(mine.sampler)

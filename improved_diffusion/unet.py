@@ -252,7 +252,7 @@ class UNetModel(nn.Module):
     :param out_channels: channels of the output.
     :param num_res_blocks: residual blocks per level on the way down; one more on the way up.
     :param attention_resolutions: downsampling factors at which attention takes place; with 4
-        among them, it does where the image is a quarter as wide.
+        among them, it does in the level that is a quarter as wide as the first.
     :param dropout: probability of dropout in the residual blocks.
     :param channel_mult: per level, the multiple of ``model_channels``.
     :param conv_resample: whether resampling convolves.
@@ -264,7 +264,10 @@ class UNetModel(nn.Module):
     :param use_scale_shift_norm: see :class:`ResBlock`.
     :param image_size: height that the images will have, for messages; it limits nothing.
     :param label_dropout: probability of leaving out an image's label while training.
-    :raises InputError: if 32 or the heads do not divide the channels.
+    :param patch_size: side of the squares of pixels that become channels of the first level, which
+        is that much lower than the images.
+    :raises InputError: if 32 or the heads do not divide the channels, or for patches of images of
+        other than two dimensions.
     """
 
     time_embed: Any  # see ResBlock
@@ -288,8 +291,12 @@ class UNetModel(nn.Module):
         use_scale_shift_norm: bool = False,
         image_size: int | None = None,
         label_dropout: float = 0.0,
+        patch_size: int = 1,
     ):
         super().__init__()
+        if patch_size != 1 and dims != 2:
+            raise InputError(f"patch_size {patch_size} is for images of 2 dimensions, not {dims}")
+        self.patch_size = patch_size
         self.image_size = image_size
         self.label_dropout = label_dropout
         self.in_channels = in_channels
@@ -329,7 +336,7 @@ class UNetModel(nn.Module):
             return AttentionBlock(channels, heads, use_checkpoint)
 
         channels = model_channels
-        stem = conv_nd(dims, in_channels, channels, 3, padding=1)
+        stem = conv_nd(dims, in_channels * patch_size**2, channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(stem)])
         skip_channels = [channels]
         last = len(channel_mult) - 1
@@ -368,7 +375,7 @@ class UNetModel(nn.Module):
         self.out = nn.Sequential(
             normalization(channels),
             SiLU(),
-            zero_module(conv_nd(dims, channels, out_channels, 3, padding=1)),
+            zero_module(conv_nd(dims, channels, out_channels * patch_size**2, 3, padding=1)),
         )
         self._res_blocks = [block for block in self.modules() if type(block) is ResBlock]
 
@@ -387,10 +394,23 @@ class UNetModel(nn.Module):
         """The dtype that the blocks between the embedding and the output layers compute in."""
         return next(self.input_blocks.parameters()).dtype
 
+    @property
+    def side_multiple(self) -> int:
+        """What must divide height and width of an input."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
+
+    def to_patches(self, x: th.Tensor) -> th.Tensor:
+        """Make squares of p x p pixels channels: from [N, C, pH, pW] to [N, C p^2, H, W]."""
+        return x if self.patch_size == 1 else F.pixel_unshuffle(x, self.patch_size)
+
+    def from_patches(self, h: th.Tensor) -> th.Tensor:
+        """Undo :meth:`to_patches`."""
+        return h if self.patch_size == 1 else F.pixel_shuffle(h, self.patch_size)
+
     def forward(self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
         """Apply the model to a batch.
 
-        :param x: [N, in_channels, ...], the spatial sizes divisible by the downsampling.
+        :param x: [N, in_channels, ...], height and width divisible by ``side_multiple``.
         :param timesteps: [N], may be fractional.
         :param y: [N], class labels, for a class-conditional model only; where one is
             :data:`~improved_diffusion.diffusion.guidance.NO_LABEL`, it adds no embedding.
@@ -405,7 +425,7 @@ class UNetModel(nn.Module):
         if not th.is_autocast_enabled(x.device.type):
             h = h.type(x.dtype)  # after blocks that convert_to_fp16 cast
         norm, _, conv = self.out
-        return conv(norm_silu(norm, h)).type(x.dtype)
+        return self.from_patches(conv(norm_silu(norm, h)).type(x.dtype))
 
     def get_feature_vectors(
         self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None = None
@@ -449,7 +469,7 @@ class UNetModel(nn.Module):
     def _encode(
         self, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None
     ) -> list[th.Tensor]:
-        h, skips = x.type(self.inner_dtype), []
+        h, skips = self.to_patches(x).type(self.inner_dtype), []
         for block in self.input_blocks:
             h = _call(block, h, emb, projections)
             skips.append(h)
@@ -466,11 +486,12 @@ class UNetModel(nn.Module):
             raise InputError(
                 f"y has shape {tuple(y.shape)}: give one label for each of {x.shape[0]} images"
             )
-        factor = 2 ** (len(self.channel_mult) - 1)
+        factor = self.side_multiple
         size = tuple(x.shape[2:])
         if any(side % factor for side in size[-2:]):  # a third dimension keeps its size
+            patches = f" of patches of {self.patch_size} pixels" if self.patch_size > 1 else ""
             raise InputError(
-                f"the model halves its input {len(self.channel_mult) - 1} times: "
+                f"the model halves its input{patches} {len(self.channel_mult) - 1} times: "
                 f"size {size} must be divisible by {factor}"
             )
 

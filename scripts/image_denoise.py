@@ -47,7 +47,7 @@ def main() -> None:
     prepare(options)
     label = choose_label(options, trained)
     diffusion, model = build_diffusion(options), build_model(options)
-    multiple = 2 ** (len(model.channel_mult) - 1)
+    multiple = model.side_multiple
     # All are read, and their noise looked at, before the first is cleaned.
     smallest = max(multiple, denoising.MASK)
     sizes = (model.in_channels, smallest, LARGEST * options.image_size)

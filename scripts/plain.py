@@ -68,14 +68,14 @@ class PlainUNet(nn.Module):
         unet = self.unet
         emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels))
         emb = emb if y is None else emb + unet.label_emb(y)
-        h, skips = x, []
+        h, skips = unet.to_patches(x), []
         for block in unet.input_blocks:
             h = block(h, emb)
             skips.append(h)
         h = unet.middle_block(h, emb)
         for block in unet.output_blocks:
             h = block(th.cat([h, skips.pop()], dim=1), emb)
-        return unet.out(h)
+        return unet.from_patches(unet.out(h))
 
 
 def _replace_layers(module: nn.Module) -> None:

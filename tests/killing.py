@@ -14,6 +14,7 @@ import stat
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,16 @@ VARIANTS = {
         "class_cond": True,
         "num_classes": 3,
         "label_dropout": 0.3,
+        "patch_size": 2,
         "predict_v": True,
         "noise_schedule": "cosine",
         "schedule_sampler": "lognormal",
         "loss_weight": "min_snr",
         "warmup_steps": 4,
-        "lr_anneal_steps": 20,
         "lr_schedule": "cosine",
+        "seconds_an_update": 1.0,
+        "time_budget": (STEPS + 0.5) / 60,
+        "max_steps": None,
         "grad_clip": 1.0,
         "sample_interval": 4,
         "guidance": 2,
@@ -121,6 +125,7 @@ def start(
     kill_at: tuple[str | None, int] | None = None,
     signals_in_step: tuple[int, int, int] | None = None,
     largest_file: int | None = None,
+    seconds_an_update: float | None = None,
     environment: dict[str, str] | None = None,
     **flags,
 ) -> processes.Process:
@@ -129,11 +134,13 @@ def start(
     :param kill_at: which of its events of a kind (None: of all) it does not survive.
     :param signals_in_step: a signal, how often it gets that, and in which of its updates.
     :param largest_file: bytes of the largest file that its disk has room for.
+    :param seconds_an_update: of a clock that nothing else moves.
     """
     flags = {**TINY, "data_dir": images, "log_dir": log_dir, "resume_checkpoint": "auto", **flags}
     words = ((f"--{k}", str(v)) for k, v in flags.items() if v is not None)
     argv = [str(script), *itertools.chain(*words)]
-    settings = (argv, log_dir, kill_at, signals_in_step, largest_file, environment or {})
+    faults = (kill_at, signals_in_step, largest_file, seconds_an_update)
+    settings = (argv, log_dir, *faults, environment or {})
     process = processes.Process(target=_train, args=settings)
     process.start()
     return process
@@ -231,6 +238,7 @@ def _train(
     kill_at: tuple[str | None, int] | None,
     signals_in_step: tuple[int, int, int] | None,
     largest_file: int | None,
+    seconds_an_update: float | None,
     environment: dict[str, str],
 ) -> None:
     # Models this small are computed fastest by one thread, above all where others compute beside.
@@ -245,7 +253,29 @@ def _train(
         die_at(*kill_at, log_dir)
     if signals_in_step is not None:
         _send_to_self(*signals_in_step)
+    if seconds_an_update is not None:
+        _move_clock_by_updates(seconds_an_update)
     runpy.run_path(argv[0], run_name="__main__")
+
+
+def _move_clock_by_updates(seconds: float) -> None:
+    """An update takes so many seconds, on other ranks than 0 more, and nothing else takes any.
+
+    A time budget is measured over the second update.
+    """
+    from improved_diffusion import train_util
+    from improved_diffusion.training import budget
+
+    now = 0.0
+
+    def wrapped(self, *args):
+        nonlocal now
+        now += seconds * (1 + int(os.environ.get("RANK", "0")))
+        return original(self, *args)
+
+    budget.UNMEASURED = budget.FEWEST = 1
+    train_util.time = types.SimpleNamespace(monotonic=lambda: now)
+    original, train_util.TrainLoop.run_step = train_util.TrainLoop.run_step, wrapped
 
 
 def _send_to_self(number: int, times: int, step: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from improved_diffusion import logger, script_util
+from improved_diffusion import logger, script_util, train_util
 from improved_diffusion.errors import DivergedError, InputError
 from improved_diffusion.image_datasets import load_data
 from improved_diffusion.options.training import parse_ema_rates
@@ -189,6 +189,8 @@ def test_the_learning_rate_rises_and_falls(flags, wanted, silent_log):
     loop.opt.step = lambda: (used.append(loop.opt.param_groups[0]["lr"]), step())
     loop.run_loop()
     assert used == pytest.approx(wanted)
+    logged = [float(row["lr"]) for row in rows(silent_log) if "lr" in row]
+    assert logged == ([] if len(set(wanted)) == 1 and not loop.options.warmup_steps else used)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -491,6 +493,128 @@ def test_samples_are_of_the_highest_settled_average(silent_log, updates, rate):
     assert ("of its initial weights" in str(average)) == (updates == 2)
 
 
+# --- a budget of time
+
+
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def batches(self, *seconds):
+        """Batches of which each takes so many seconds, all later ones the last number of them."""
+        for number, batch in enumerate(toy_data()):
+            self.now += seconds[min(number, len(seconds) - 1)]
+            yield batch
+
+    def slow_down(self, loop, **seconds):
+        """Have methods of a loop take so many seconds."""
+        for name, more in seconds.items():
+            setattr(loop, name, self._slower(getattr(loop, name), more))
+        return loop
+
+    def _slower(self, method, seconds):
+        def slower(*args):
+            method(*args)
+            self.now += seconds
+
+        return slower
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(train_util, "time", made)
+    return made
+
+
+SLOW_AT_FIRST = (*[10.0] * 5, 2.0)  # measured are 20 updates of 2 seconds
+
+
+def test_a_time_budget_becomes_a_number_of_updates_that_ends_the_schedule(silent_log, clock):
+    recorder = Recorder()
+    loop = toy_loop(
+        data=clock.batches(*SLOW_AT_FIRST),
+        lr=0.4,
+        time_budget=10.0,
+        warmup_steps=4,
+        sample_interval=50,
+        save_interval=100,
+        preview=recorder,
+    )
+    clock.slow_down(loop, save=3.0, _draw_samples=5.0)
+    loop.run_loop()
+    # After the measuring, 600 - 5 * 10 - 20 * 2 - 3 - 5 - 3 seconds are left, of 2.13 an update.
+    assert loop.updates == 25 + 234
+    assert 1595 < clock.now <= 1600
+    assert [step for step, _ in recorder.drawn] == [25, 50, 100, 150, 200, 250]
+    assert checkpoints.complete_steps(str(silent_log)) == [25, 100, 200, 259]
+    rates = [float(row["lr"]) for row in rows(silent_log)]
+    hold, fall = 129, 130
+    wanted = [0.1, 0.2, 0.3, *[0.4] * (hold - 3), *(0.4 * (1 - n / fall) for n in range(fall))]
+    assert rates == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ({"lr_schedule": "constant"}, None),
+        ({"lr_schedule": "cosine", "lr_hold_share": 0.0}, (0.2, 0.1)),
+        ({"lr_schedule": "linear", "lr_hold_share": 0.5}, (0.4, 0.2)),
+    ],
+)
+def test_how_the_rate_falls_in_a_time_budget(flags, wanted, silent_log, clock):
+    loop = toy_loop(data=clock.batches(1.0), lr=0.4, time_budget=100 / 60, **flags)
+    loop.run_loop()
+    assert loop.updates == 100
+    found = [float(row["lr"]) for row in rows(silent_log) if row.get("lr")]
+    assert [found[50], found[75]] == pytest.approx(wanted, rel=0.5) if wanted else found == []
+
+
+def test_a_run_that_goes_on_keeps_the_number_of_updates(run_in, tmp_path, clock):
+    def part(seconds, **settings):
+        path = str(tmp_path / "run" / f"model{settings['start']:06d}.pt")
+        resume = path if settings.pop("start") else ""
+        data = clock.batches(seconds)
+        settings = {"time_budget": 100 / 60, "resume_checkpoint": resume} | settings
+        return run_in("run", lambda _: toy_loop(data=data, **settings))
+
+    part(1.0, start=0, max_steps=10)  # ends before the number is fixed
+    loop = part(0.5, start=10, max_steps=40)  # so it measures again: 10 + 12.5 are over, 77.5 left
+    assert loop.options.lr_anneal_steps == loop.state.planned[100 / 60] == 35 + 155
+    loop = part(2.0, start=40)
+    assert loop.updates == 190
+    assert len(rows(tmp_path / "run")) == 190
+    assert [float(row["lr"]) for row in rows(tmp_path / "run")][94:97:2] == [0.01, 0.01 * 94 / 95]
+
+
+def test_another_budget_is_measured_anew(run_in, tmp_path, clock):
+    run_in("run", lambda _: toy_loop(data=clock.batches(1.0), time_budget=1.0, max_steps=40))
+    path = str(tmp_path / "run" / "model000040.pt")
+    settings = {"resume_checkpoint": path, "time_budget": 2.0}
+    loop = run_in("run", lambda _: toy_loop(data=clock.batches(1.0), **settings))
+    assert loop.updates == 120
+    assert loop.state.planned == {1.0: 60, 2.0: 120}
+
+
+def test_a_budget_that_is_too_short_ends_the_run(silent_log, clock):
+    loop = toy_loop(data=clock.batches(10.0), time_budget=1.0)
+    with pytest.raises(InputError, match="time_budget 1 is too short"):
+        loop.run_loop()
+    assert loop.updates == 6
+
+
+def test_a_budget_without_room_for_the_warm_up_ends_the_run(silent_log, clock):
+    loop = toy_loop(data=clock.batches(1.0), time_budget=1.0, warmup_steps=61)
+    with pytest.raises(InputError, match=r"warmup_steps must be at most .*, 60, got 61"):
+        loop.run_loop()
+    assert loop.updates == 25
+
+
 # --- going on
 
 RESUMED = {
@@ -762,6 +886,10 @@ def test_a_run_that_is_at_its_end_changes_nothing(run_in, tmp_path):
         ({"lr_anneal_steps": 9, "lr_hold_steps": 9}, "lr_hold_steps must be below .*, 9, got 9"),
         ({"lr_hold_steps": 3}, "lr_hold_steps must be below lr_anneal_steps, 0, got 3"),
         ({"lr_anneal_steps": 9, "warmup_steps": 10}, "warmup_steps must be at most .*, 9, got 10"),
+        ({"time_budget": -1.0}, "time_budget must be at least 0"),
+        ({"time_budget": 1.0, "lr_anneal_steps": 9}, "falls: leave --lr_anneal_steps out"),
+        ({"time_budget": 1.0, "lr_hold_steps": 9}, "falls: leave --lr_hold_steps out"),
+        ({"lr_hold_share": 1.0}, "lr_hold_share must be at least 0 and below 1"),
     ],
 )
 def test_settings_that_cannot_work(changes, said, silent_log):

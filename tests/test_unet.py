@@ -206,6 +206,7 @@ def test_float64_throughout():
         (lambda: AttentionBlock(32, num_heads=0), "0 attention heads"),
         (lambda: Upsample(4, True)(th.zeros(1, 3, 2, 2)), "4 channels.*has 3"),
         (lambda: Downsample(4, True)(th.zeros(1, 3, 2, 2)), "4 channels.*has 3"),
+        (lambda: small(dims=3, patch_size=2), "patch_size 2 is for images of 2 dimensions, not 3"),
     ],
 )
 def test_channels_that_do_not_fit(make, message):
@@ -303,3 +304,46 @@ def test_without_the_probability_no_random_number_is_drawn():
     th.manual_seed(5)
     model._embed_labels(th.tensor([1, 2]))
     assert th.equal(th.rand(3), wanted)
+
+
+# --- patches of pixels as channels
+
+
+def into_patches(x, p):
+    """[N, C, pH, pW] as [N, C p^2, H, W], pixel by pixel of a patch."""
+    parts = [x[:, :, i::p, j::p] for i in range(p) for j in range(p)]
+    return th.stack(parts, dim=2).flatten(1, 2)
+
+
+@pytest.mark.parametrize("precision", [None, th.bfloat16])
+@th.no_grad()
+def test_patches_are_channels_of_a_smaller_image(precision):
+    patched = small(patch_size=2)
+    settings = {"channel_mult": (1, 2), "num_heads": 2, "use_scale_shift_norm": True}
+    whole = UNetModel(8, 32, 8, 1, (2,), **settings)
+    whole.load_state_dict(patched.state_dict())
+    x, t = th.randn(2, 2, 16, 8), th.tensor([5.0, 800.0])
+    with th.autocast("cpu", dtype=precision, enabled=precision is not None):
+        made, wanted = patched(x, t), whole(into_patches(x, 2), t)
+    assert made.shape == x.shape
+    assert th.equal(into_patches(made, 2), wanted)
+
+
+def test_feature_vectors_of_patches():
+    features = small(patch_size=4).get_feature_vectors(th.zeros(1, 2, 16, 8), th.zeros(1))
+    assert [tuple(h.shape[2:]) for h in features["down"]] == [(4, 2), (4, 2), (2, 1), (2, 1)]
+
+
+def test_the_sides_are_multiples_of_patches_and_levels():
+    model = small(patch_size=4)
+    assert (model.side_multiple, small().side_multiple) == (8, 2)
+    model(th.zeros(1, 2, 8, 16), th.zeros(1))
+    said = r"halves its input of patches of 4 pixels 1 times: size \(8, 12\).*divisible by 8"
+    with pytest.raises(InputError, match=said):
+        model(th.zeros(1, 2, 8, 12), th.zeros(1))
+
+
+def test_super_resolution_in_patches():
+    model = SuperResModel(3, 32, 6, 1, (), channel_mult=(1,), patch_size=2)
+    x = th.zeros(1, 3, 8, 8)
+    assert model(x, th.zeros(1), low_res=x[..., :2, :2]).shape == (1, 6, 8, 8)

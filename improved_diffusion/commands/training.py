@@ -253,6 +253,11 @@ def _say_what_is_ahead(
     done = checkpoints.parse_resume_step_from_filename(options.resume_checkpoint)
     if options.last_update and options.last_update <= done:
         logger.log(f"Training: the run has {done} updates already, no fewer than it was to have")
+    elif options.time_budget:
+        logger.log(
+            f"Training: {options.time_budget:g} minutes; the first updates are measured, which say "
+            "how many there will be"
+        )
     elif options.last_update:
         seen = options.last_update * options.batch_size * dist_util.world_size()
         epochs = seen / summary["images"]

@@ -58,6 +58,8 @@ def _reasons_of_the_model(model: UNetModel) -> list[str]:
             f"channel_mult begins with {model.channel_mult[0]}, and UNet2DModel's first "
             "convolution is as wide as its first level (1)"
         )
+    if model.patch_size != 1:
+        reasons.append(f"UNet2DModel makes no channels of patches (patch_size {model.patch_size})")
     if next(model.input_blocks.parameters()).ndim != 4:
         reasons.append("UNet2DModel takes images of two dimensions only")
     if not all(m.use_conv for m in model.modules() if isinstance(m, (Downsample, Upsample))):

@@ -45,6 +45,7 @@ COLUMNS = (
     *(Column(f"mse_{name[:2]}", panel=f"mse by quarter of t: {name}") for name in QUARTERS),
     *(Column(f"vb_{name[:2]}") for name in QUARTERS),
     Column("kid", False, "KID of samples (EfficientNet-Lite0)", "KID", panel="KID of samples"),
+    Column("lr"),
     Column("skipped_updates"),
     Column("lg_loss_scale"),
     Column("wall_time"),

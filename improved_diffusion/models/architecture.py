@@ -1,5 +1,6 @@
 """Reading a UNet's flags from its ``state_dict``, to say which flag makes a checkpoint fit."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -12,24 +13,31 @@ Weights = Mapping[str, th.Tensor]
 IMAGE_CHANNELS = (1, 3, 4)  # grey, colour, colour with alpha
 
 
-def infer_flags(weights: Weights, image_size: int | None = None) -> dict[str, object]:
+def infer_flags(
+    weights: Weights, image_size: int | None = None, patch_size: int = 1
+) -> dict[str, object]:
     """The flags that shaped a ``UNetModel``'s weights, as far as the weights show them.
 
     They show at which share of the image's height attention sits, and nothing of the image's size
     or of the number of heads.
 
     :param image_size: makes heights of those shares, as the flag has them.
+    :param patch_size: what the flag is taken for where the weights suit several: 2x2 patches of
+        grey images have as many channels as pixels of four.
     :return: flags by name; empty for weights of anything but a ``UNetModel``.
     """
     try:
-        return _read_flags(weights, image_size)
+        return _read_flags(weights, image_size, patch_size)
     except (KeyError, IndexError, ValueError):  # an entry that every UNet has is not there
         return {}
 
 
-def _read_flags(weights: Weights, image_size: int | None) -> dict[str, object]:
+def _read_flags(weights: Weights, image_size: int | None, patch_size: int) -> dict[str, object]:
     channels, in_channels = weights["input_blocks.0.0.weight"].shape[:2]
-    images, outputs = _image_channels(in_channels), weights["out.2.weight"].shape[0]
+    patch_size = _patch_size(in_channels, patch_size)
+    in_channels //= patch_size**2
+    outputs = weights["out.2.weight"].shape[0] // patch_size**2
+    images = _image_channels(in_channels)
     levels = _levels(weights)
     first = weights["input_blocks.1.0.in_layers.2.weight"].shape[0]
     embedding = weights["input_blocks.1.0.emb_layers.1.weight"].shape[0]
@@ -37,12 +45,13 @@ def _read_flags(weights: Weights, image_size: int | None) -> dict[str, object]:
     return {
         "num_channels": channels,
         "in_channels": images,
+        "patch_size": patch_size,
         "super_resolution": in_channels != images,
         "learn_sigma": outputs == 2 * images,
         "num_res_blocks": len(levels[0]),
         "channel_mult": ",".join(f"{_width(weights, level[0]) / channels:g}" for level in levels),
         "attention_resolutions": ",".join(
-            _height(image_size, 2**depth)
+            _height(image_size, patch_size * 2**depth)
             for depth, level in enumerate(levels)
             if _has_attention(weights, level[0])
         ),
@@ -50,6 +59,15 @@ def _read_flags(weights: Weights, image_size: int | None) -> dict[str, object]:
         "class_cond": label_embedding is not None,
         "num_classes": None if label_embedding is None else label_embedding.shape[0],
     }
+
+
+def _patch_size(in_channels: int, likely: int) -> int:
+    """The likely size of patches, or else the smallest, of which images have as many channels."""
+    for size in (likely, *range(1, math.isqrt(in_channels) + 1)):
+        channels, rest = divmod(in_channels, size**2)
+        if not rest and _image_channels(channels) in IMAGE_CHANNELS:
+            return size
+    return 1
 
 
 def _image_channels(in_channels: int) -> int:
@@ -103,13 +121,19 @@ def check_fit(model: th.nn.Module, weights: Weights, source: str) -> None:
         name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
     )
     if misfits:
-        image_size = getattr(model, "image_size", None)
-        difference = _difference(own, weights, misfits, image_size)
+        sizes = getattr(model, "image_size", None), getattr(model, "patch_size", 1)
+        difference = _difference(own, weights, misfits, *sizes)
         raise InputError(f"{source} does not fit the model: {difference}")
 
 
-def _difference(own: Weights, weights: Weights, misfits: list[str], image_size: int | None) -> str:
-    here, there = infer_flags(own, image_size), infer_flags(weights, image_size)
+def _difference(
+    own: Weights,
+    weights: Weights,
+    misfits: list[str],
+    image_size: int | None,
+    patch_size: int,
+) -> str:
+    here, there = (infer_flags(each, image_size, patch_size) for each in (own, weights))
     if here and there and here["super_resolution"] != there["super_resolution"]:
         kind, scripts = ("a", "super_res_*") if there["super_resolution"] else ("no", "image_*")
         return f"it is {kind} super-resolution model; use the {scripts}.py scripts"

@@ -132,9 +132,7 @@ class ModelOptions(DiffusionOptions):
     num_heads_upsample: int = flag(
         -1, "attention heads on the way up", at_least=1, special={-1: "as many as num_heads"}
     )
-    attention_resolutions: str = flag(
-        "16,8", "image heights at which attention sits, comma-separated"
-    )
+    attention_resolutions: str = flag("16,8", "heights at which attention sits, comma-separated")
     channel_mult: str = flag(
         "",
         "channels of each level as multiples of num_channels, such as 1,2,2,2; empty for those "
@@ -163,6 +161,12 @@ class ModelOptions(DiffusionOptions):
         in_weights=False,
     )
     in_channels: int = flag(3, "channels of the images: 1 (grey), 3 (colour) or 4 (with alpha)")
+    patch_size: int = flag(
+        1,
+        "side of the squares of pixels that become channels: with 2, the UNet works at half the "
+        "image's height, and channel_mult and attention_resolutions are for that height",
+        at_least=1,
+    )
     use_checkpoint: bool = flag(
         False,
         "recompute activations in the backward pass: less memory, more time",
@@ -173,7 +177,7 @@ class ModelOptions(DiffusionOptions):
     )
 
     SIZE: ClassVar[str]  # name of the flag that is the image size of the UNet
-    # Image sizes whose channel_mult may be left out, with what it is then.
+    # Heights of the first level whose channel_mult may be left out, with what it is then.
     CHANNEL_MULTS: ClassVar[dict[int, tuple[int, ...]]] = {
         256: (1, 1, 2, 2, 4, 4),
         64: (1, 2, 3, 4),
@@ -184,6 +188,11 @@ class ModelOptions(DiffusionOptions):
     def size(self) -> int:
         """Height and width of the images to make."""
         return int(getattr(self, self.SIZE))
+
+    @property
+    def height(self) -> int:
+        """Height of the UNet's first level, in patches."""
+        return self.size // self.patch_size
 
     @property
     def class_count(self) -> int | None:
@@ -203,17 +212,17 @@ class ModelOptions(DiffusionOptions):
         mult = self._mult()
         assert mult is not None
         heights = self._attention() or ()
-        return Levels(mult, tuple(self.size // height for height in heights))
+        return Levels(mult, tuple(self.height // height for height in heights))
 
     def _attention(self) -> tuple[int, ...] | None:
         parts = self.attention_resolutions.split(",")
         return parse_numbers(",".join(part for part in parts if part.strip()))
 
     def _mult(self) -> tuple[int, ...] | None:
-        """The channel multiples; None where the flag is no such list, or missing for this size."""
+        """The channel multiples; None where the flag is no such list, or has no default here."""
         if self.channel_mult:
             return parse_numbers(self.channel_mult)
-        return self.CHANNEL_MULTS.get(self.size)
+        return self.CHANNEL_MULTS.get(self.height)
 
     def check(self) -> Iterator[str]:
         yield from self._check_network()
@@ -232,15 +241,19 @@ class ModelOptions(DiffusionOptions):
                 f"num_channels must be a multiple of {NORM_GROUPS}, the groups of the group norm, "
                 f"got {self.num_channels}"
             )
+        if self.size % self.patch_size:
+            p = self.patch_size
+            yield f"{self.SIZE} must be a multiple of patch_size, {p}, got {self.size}"
+            return
         mult = self._mult()
         if mult is None:
             yield self._missing_mult()
             return
         factor = 2 ** (len(mult) - 1)
-        if self.size % factor:
+        if self.height % factor:
             yield (
-                f"{self.SIZE} must be a multiple of {factor} with channel_mult "
-                f"{listed(mult)}, got {self.size}"
+                f"{self._height_name} must be a multiple of {factor} with channel_mult "
+                f"{listed(mult)}, got {self.height}"
             )
             return
         for name in ("num_heads", "num_heads_upsample"):
@@ -250,21 +263,26 @@ class ModelOptions(DiffusionOptions):
                     f"{name} must divide the channels of all levels, {self.num_channels} x "
                     f"({listed(mult)}), got {heads}"
                 )
-        heights = [self.size // 2**level for level in range(len(mult))]
+        heights = [self.height // 2**level for level in range(len(mult))]
         attention = self._attention()
         if attention is None or not set(attention) <= set(heights):
+            patches = f" and patch_size {self.patch_size}" if self.patch_size > 1 else ""
             yield (
                 f"attention_resolutions must be among the heights that occur at image size "
-                f"{self.size}: {listed(heights)}, got {self.attention_resolutions!r}"
+                f"{self.size}{patches}: {listed(heights)}, got {self.attention_resolutions!r}"
             )
+
+    @property
+    def _height_name(self) -> str:
+        return self.SIZE if self.patch_size == 1 else f"{self.SIZE} / patch_size"
 
     def _missing_mult(self) -> str:
         if self.channel_mult:
             return f"channel_mult must be whole numbers such as 1,2,2, got {self.channel_mult!r}"
         sizes = listed(sorted(self.CHANNEL_MULTS))
         return (
-            f"channel_mult has a default for {self.SIZE} {sizes} only; for {self.size} give "
-            f"one number a level, such as {listed(suggested_mult(self.size))}"
+            f"channel_mult has a default for {self._height_name} {sizes} only; for {self.height} "
+            f"give one number a level, such as {listed(suggested_mult(self.height))}"
         )
 
 
@@ -296,7 +314,7 @@ class Levels(NamedTuple):
     """A UNet's levels: the multiple of ``num_channels`` that each has, and where attention sits."""
 
     channel_mult: tuple[int, ...]
-    attention_factors: tuple[int, ...]  # how much smaller than the image
+    attention_factors: tuple[int, ...]  # how much lower than the first level
 
 
 def parse_numbers(text: str) -> tuple[int, ...] | None:
@@ -306,10 +324,10 @@ def parse_numbers(text: str) -> tuple[int, ...] | None:
     return tuple(map(int, text.split(","))) if text.strip() else ()
 
 
-def suggested_mult(image_size: int) -> tuple[int, ...]:
-    """Channel multiples for an image size without defaults: as many levels as halve it evenly."""
+def suggested_mult(height: int) -> tuple[int, ...]:
+    """Channel multiples for a height without defaults: as many levels as halve it evenly."""
     levels = 1
-    while levels < 4 and image_size % 2**levels == 0 and image_size >= 4 * 2**levels:
+    while levels < 4 and height % 2**levels == 0 and height >= 4 * 2**levels:
         levels += 1
     return (1, *[2] * (levels - 1))
 

@@ -214,6 +214,20 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
         at_least=0,
         on_resume="may change",
     )
+    time_budget: float = flag(
+        0.0,
+        "minutes of training, in place of lr_anneal_steps: how many updates they have room for is "
+        "measured over the first and then fixed; 0 for no such end",
+        at_least=0,
+        on_resume="may change",
+    )
+    lr_hold_share: float = flag(
+        0.5,
+        "share of the updates of a time_budget before the learning rate begins to fall",
+        at_least=0,
+        below=1,
+        on_resume="may change",
+    )
     batch_size: int = flag(1, "images at a time", at_least=1)
     microbatch: int = flag(
         -1,
@@ -284,6 +298,23 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
         """After how many updates the training ends; None for never."""
         return min(filter(None, (self.max_steps, self.lr_anneal_steps)), default=None)
 
+    @property
+    def changes_lr(self) -> bool:
+        """Whether the learning rate is not the same all along."""
+        falls = self.lr_anneal_steps or (self.time_budget and self.lr_schedule != "constant")
+        return bool(self.warmup_steps or falls)
+
+    def planned(self, updates: int) -> "TrainingOptions":
+        """The same options with so many updates in place of the time budget.
+
+        :raises InputError: if there are fewer than the warm-up has.
+        """
+        if self.lr_schedule == "constant":
+            most = min(filter(None, (self.max_steps, updates)))
+            return self.but(time_budget=0.0, max_steps=most)
+        hold = int(updates * self.lr_hold_share)
+        return self.but(time_budget=0.0, lr_anneal_steps=updates, lr_hold_steps=hold)
+
     def lr_factor(self, updates: int) -> float:
         """What to multiply ``lr`` by in the update that comes after so many.
 
@@ -302,7 +333,14 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
                 f"--lr_schedule constant contradicts --lr_anneal_steps {end}, over which the rate "
                 "falls; give one of them (--max_steps ends a run, too)"
             )
-        if not end and self.lr_schedule == "cosine":
+        if self.time_budget:
+            for name in ("lr_anneal_steps", "lr_hold_steps"):
+                if getattr(self, name):
+                    yield (
+                        f"--time_budget says itself when the learning rate falls: leave --{name} "
+                        "out (see --lr_hold_share)"
+                    )
+        elif not end and self.lr_schedule == "cosine":
             yield "--lr_schedule cosine needs --lr_anneal_steps, the updates over which it falls"
         if self.lr_hold_steps and not self.lr_hold_steps < end:
             yield f"lr_hold_steps must be below lr_anneal_steps, {end}, got {self.lr_hold_steps}"

@@ -48,6 +48,7 @@ class TrainState:
     :param skipped: updates that were not finite and were skipped: all, and those in a row.
     :param seconds: of training: all, and those before the log's last row.
     :param averaged: updates in each EMA by its rate, of those that began with the first weights.
+    :param planned: how many updates a time budget has room for, by its minutes, once that is fixed.
     :param precision: state of the number format, such as fp16's loss scale.
     :param flags: plain values, for whoever resumes.
     :param columns: of the log so far.
@@ -59,6 +60,7 @@ class TrainState:
     skipped: list[int] = field(default_factory=lambda: [0, 0])
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
     averaged: dict[str, int] = field(default_factory=dict)
+    planned: dict[float, int] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)

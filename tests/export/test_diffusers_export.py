@@ -114,6 +114,7 @@ def super_resolution():
         ),
         (lambda: (unet(conv_resample=False), diffusion_of()), "conv_resample is False"),
         (lambda: (unet(dims=1), diffusion_of()), "images of two dimensions"),
+        (lambda: make(patch_size=2), "makes no channels of patches .patch_size 2"),
         (lambda: (unet(channel_mult=(2, 2)), diffusion_of()), "channel_mult begins with 2"),
         (
             lambda: (unet(), diffusion_of(model_mean_type=gd.ModelMeanType.PREVIOUS_X)),

@@ -33,6 +33,7 @@ def test_flags_are_read_from_weights():
     assert infer_flags(weights) == {
         "num_channels": 32,
         "in_channels": 3,
+        "patch_size": 1,
         "super_resolution": False,
         "learn_sigma": False,
         "num_res_blocks": 1,
@@ -54,6 +55,7 @@ def test_flags_are_read_from_weights():
         ({"attention_resolutions": "16,8"}, "attention_resolutions", "16,8"),
         ({"learn_sigma": True}, "learn_sigma", True),
         ({"use_scale_shift_norm": False}, "use_scale_shift_norm", False),
+        ({"patch_size": 2}, "patch_size", 2),
         ({"class_cond": True}, "class_cond", True),
         ({"class_cond": True}, "num_classes", 5),
     ],
@@ -75,6 +77,20 @@ def test_the_advised_attention_fits_whatever_the_image_size():
     with pytest.raises(InputError, match="attention_resolutions is 32,16 there and 16 here"):
         load_weights(build(image_size=32, attention_resolutions="16"), trained, "model.pt")
     load_weights(build(image_size=32, attention_resolutions="32,16"), trained, "model.pt")
+
+
+@pytest.mark.parametrize("make", [build, build_sr])
+@pytest.mark.parametrize("patch_size", [2, 4])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_patches_are_read_where_one_knows_what_to_look_for(channels, patch_size, make):
+    flags = {"in_channels": channels, "patch_size": patch_size, "learn_sigma": True}
+    if patch_size == 4:
+        flags |= {"channel_mult": "1", "attention_resolutions": "4"}
+    weights = make(**flags).state_dict()
+    expected = flags | {"super_resolution": make is build_sr}
+    assert infer_flags(weights, 16, patch_size).items() >= expected.items()
+    if channels == 3:  # grey and four channels may be taken for each other
+        assert infer_flags(weights, 16) == infer_flags(weights, 16, patch_size)
 
 
 @pytest.mark.parametrize("learn_sigma", [True, False])

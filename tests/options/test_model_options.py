@@ -28,6 +28,19 @@ def test_attention_resolutions_are_heights():
     assert ImageModelOptions(image_size=32, **FLAGS).levels.attention_factors == ()
 
 
+def test_patches_lower_the_first_level():
+    flags = FLAGS | {"image_size": 64, "patch_size": 2, "attention_resolutions": "32,8"}
+    levels = ImageModelOptions(**flags).levels
+    assert levels.channel_mult == (1, 2, 2, 2)  # those of height 32
+    assert levels.attention_factors == (1, 4)
+    with pytest.raises(InputError, match=r"and patch_size 2: 32,16,8,4, got '64'"):
+        ImageModelOptions(**flags | {"attention_resolutions": "64"})
+    with pytest.raises(InputError, match=r"image_size / patch_size 32,64,256 only; for 24 give"):
+        ImageModelOptions(**flags | {"image_size": 48})
+    with pytest.raises(InputError, match=r"large_size / patch_size 64,256 only; for 32 give"):
+        SuperResOptions(**FLAGS, large_size=64, small_size=8, patch_size=2)
+
+
 def test_super_resolution_has_no_default_for_32_pixels():
     with pytest.raises(InputError, match=r"large_size 64,256 only; for 32 give .* 1,2,2,2"):
         SuperResOptions(large_size=32, small_size=8, **FLAGS)
@@ -69,6 +82,7 @@ ODD_FLAGS = {
     "dropout": st.sampled_from([0.0, 0.0, -1.0, 1.5]),
     "channel_mult": st.sampled_from(["", "", "1", "1,1", "2,2", "1,1,1", "2,1,1,1", "1,", "0"]),
     "in_channels": st.integers(0, 6),
+    "patch_size": st.sampled_from([1, 1, 2, 3, 0]),
 }
 
 

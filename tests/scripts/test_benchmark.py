@@ -71,7 +71,12 @@ def filled(options):
 
 
 @pytest.mark.parametrize(
-    "flags", [{}, {"use_scale_shift_norm": False}, {"class_cond": True, "num_heads": 2}]
+    "flags",
+    [
+        {"patch_size": 2},
+        {"use_scale_shift_norm": False},
+        {"class_cond": True, "num_heads": 2},
+    ],
 )
 def test_the_plain_model_computes_what_the_tuned_one_does(flags, benchmark):
     options = tiny(benchmark, **flags)

@@ -1,0 +1,63 @@
+"""How many updates a budget of time has room for, measured over the first ones."""
+
+from collections.abc import Iterable
+
+from ..errors import InputError
+
+UNMEASURED = 5  # first updates of a process, in which memory is fetched and code compiled
+FEWEST = 20  # updates to measure after them, at least
+SHARE = 0.05  # of the budget to measure them for, at least
+
+
+class Pace:
+    """Measures updates until it can tell how many fit into a budget.
+
+    :param minutes: the budget, of which earlier processes of a run have used a part.
+    """
+
+    def __init__(self, minutes: float):
+        self.minutes = minutes
+        self._updates = 0
+        self._measured = 0
+        self._seconds = 0.0  # of the measured ones
+
+    def add(self, seconds: float) -> None:
+        """Take in the duration of one update."""
+        self._updates += 1
+        if self._updates > UNMEASURED:
+            self._measured += 1
+            self._seconds += seconds
+
+    def is_known(self, elapsed: float) -> bool:
+        """Whether enough updates are measured.
+
+        :param elapsed: seconds of the budget that are over.
+        :raises InputError: if the budget ends before that.
+        """
+        missing = max(0, FEWEST - self._measured)
+        ahead = missing * self._seconds / self._measured if self._measured else 0.0
+        if elapsed + ahead >= 60 * self.minutes:
+            self._refuse(elapsed)
+        return not missing and self._seconds >= SHARE * 60 * self.minutes
+
+    def fitting(self, elapsed: float, pauses: Iterable[tuple[int, float]], last: float) -> int:
+        """How many further updates the budget has room for.
+
+        :param elapsed: seconds of it that are over.
+        :param pauses: what interrupts updates: every so many of them, for so many seconds.
+        :param last: seconds of what follows the last of them.
+        :raises InputError: if there is no room for one.
+        """
+        pausing = sum(seconds / every for every, seconds in pauses)
+        each = self._seconds / self._measured + pausing
+        fitting = int((60 * self.minutes - elapsed - last) / each)
+        if fitting < 1:
+            self._refuse(elapsed)
+        return fitting
+
+    def _refuse(self, elapsed: float) -> None:
+        raise InputError(
+            f"time_budget {self.minutes:g} is too short to measure how fast updates are: "
+            f"{self._updates} were made here in the {elapsed / 60:.2g} minutes that are over, and "
+            f"{UNMEASURED + FEWEST} are needed; give more minutes, or --max_steps"
+        )
