@@ -13,10 +13,14 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch as th
+
 from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
 from improved_diffusion.system.cpu import processor_name
+from improved_diffusion.system.files import atomic_write
+from improved_diffusion.training import checkpoints
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS, RESULTS = Path("runs", "results"), Path("results")  # relative to the project, as all paths
@@ -38,10 +42,23 @@ SETTINGS = {
     "save_interval": 1000,
     "keep_checkpoints": 1,
 }
-NLL = {"data_dir": TEST_DATA, "num_samples": 256, "batch_size": 16, "num_timesteps": 20}
-SAMPLES = {"num_samples": 64, "batch_size": 16, "precision": "bf16"}
-SAMPLERS = {"ddpm": {}, "dpmpp": {"sampling_steps": 20, "eta": 0.5}}
-WORKBOOK_NOTE = "Trained in bfloat16. Samples: EMA {rate}, 1,000 ancestral steps, bfloat16."
+IN_BF16 = {"batch_size": 16, "precision": "bf16"}
+FAST = IN_BF16 | {"sampler": "dpmpp", "sampling_steps": 20, "eta": 0.5}
+# How an EMA is evaluated, by the name that the folder of it begins with.
+EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
+    "nll": (
+        "image_nll.py",
+        {"data_dir": TEST_DATA, "num_samples": 256, "batch_size": 16, "num_timesteps": 20},
+    ),
+    "ddpm": ("image_sample.py", IN_BF16 | {"sampler": "ddpm", "num_samples": 64}),
+    "dpmpp": ("image_sample.py", FAST | {"num_samples": 64}),
+    "plain": ("image_sample.py", FAST | {"num_samples": 2000}),
+    "guided": ("image_sample.py", FAST | {"num_samples": 2000, "guidance": 2}),
+}
+JUDGED = "judged_"  # before the name of samples: what the judge says of them
+JUDGE = {"reference": TEST_DATA, "train": TRAIN_DATA, "precision": "bf16"}
+WORKBOOK_NOTE = "Trained in bfloat16. Samples: EMA {rate}, {how}, bfloat16."
+SHOWN = {"ddpm": "1,000 ancestral steps", "guided": "20 steps of DPM-Solver++, guidance 2"}
 COMPARISON_NOTE = (
     "Trained in bfloat16, one seed each. Bits/dim: 256 test images, 20 timesteps of each, float32. "
     "Samples in bfloat16: ddpm takes 1,000 steps, dpmpp 20 with eta 0.5."
@@ -56,13 +73,13 @@ class Job:
     flags: dict[str, object]
     updates: int
     ema_rates: tuple[str, ...] = ("0.999", "0.9999")
-    samplers: tuple[str, ...] = ("ddpm", "dpmpp")
+    kinds: tuple[str, ...] = ("nll", "ddpm", "dpmpp")
     workbook: str = ""
+    weights: bool = False  # publish the first EMA, too
     evaluations: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        kinds = ("nll", *self.samplers)
-        self.evaluations = [f"{kind}_ema_{rate}" for rate in self.ema_rates for kind in kinds]
+        self.evaluations = [f"{kind}_ema_{rate}" for rate in self.ema_rates for kind in self.kinds]
 
 
 COSINE: dict[str, object] = {"noise_schedule": "cosine"}
@@ -77,7 +94,7 @@ MAIN = [
     Job("polynomial", polynomial(2), 20_000, workbook="results_poly_sched.xlsx"),
 ]
 STUDY = [
-    Job(name, flags, 3_000, ema_rates=("0.999",), samplers=("dpmpp",))
+    Job(name, flags, 3_000, ema_rates=("0.999",), kinds=("nll", "dpmpp"))
     for name, flags in (
         ("study_power_1", polynomial(1)),  # linear: the others are compared with the first
         ("study_power_0.5", polynomial(0.5)),
@@ -86,6 +103,33 @@ STUDY = [
         ("study_cosine", COSINE),
     )
 ]
+# What is published to be used: classes, and all that made samples better per minute.
+HOUR = Job(
+    "cifar10_hour",
+    {
+        "batch_size": 16,
+        "microbatch": -1,
+        "class_cond": True,
+        "num_classes": 10,
+        "label_dropout": 0.1,
+        "predict_v": True,
+        "noise_schedule": "cosine",
+        "schedule_sampler": "lognormal",
+        "lr": 8e-4,
+        "warmup_steps": 100,
+        "lr_anneal_steps": 4_400,
+        "lr_hold_steps": 2_200,
+        "guidance": 2,
+        "sample_interval": 500,
+        "save_interval": 500,
+        "num_threads": 1,
+    },
+    4_400,
+    ema_rates=("0.998",),
+    kinds=("nll", "plain", "guided", "judged_plain", "judged_guided"),
+    workbook="results_cifar10_hour.xlsx",
+    weights=True,
+)
 
 
 def main() -> None:
@@ -118,7 +162,7 @@ def parse_flags() -> Namespace:
 
 def chosen_jobs(only: str) -> list[Job]:
     wanted = [name for name in only.split(",") if name]
-    jobs = {job.name: job for job in MAIN + STUDY}
+    jobs = {job.name: job for job in (*MAIN, *STUDY, HOUR)}
     unknown = [name for name in wanted if name not in jobs]
     if unknown:
         raise InputError(f"--only: no run {unknown[0]!r}; choose from {', '.join(jobs)}")
@@ -150,12 +194,17 @@ def evaluate(job: Job, name: str) -> None:
     kind, _, rate = name.partition("_ema_")
     making = out.with_name(f".{name}")  # only what is whole gets its name
     shutil.rmtree(making, ignore_errors=True)
-    flags = {"model_path": RUNS / job.name / f"ema_{rate}_{job.updates:06d}.pt", "log_dir": making}
-    if kind == "nll":
-        run_script("image_nll.py", flags | NLL)
+    if kind.startswith(JUDGED):
+        samples = RUNS / job.name / name.removeprefix(JUDGED)
+        run_script("image_eval.py", {"samples": samples, "log_dir": making} | JUDGE)
     else:
-        run_script("image_sample.py", flags | SAMPLES | {"sampler": kind} | SAMPLERS[kind])
+        script, flags = EVALUATIONS[kind]
+        run_script(script, {"model_path": ema_of(job, rate), "log_dir": making} | flags)
     making.rename(out)
+
+
+def ema_of(job: Job, rate: str) -> Path:
+    return RUNS / job.name / f"ema_{rate}_{job.updates:06d}.pt"
 
 
 def publish(job: Job) -> None:
@@ -169,8 +218,24 @@ def publish(job: Job) -> None:
     for name in job.evaluations:
         small = shutil.ignore_patterns("*.npz", "*.xlsx", "log.txt", ".lock")
         shutil.copytree(run / name, making / name, ignore=small)
+    if job.weights:
+        ema = ema_of(job, job.ema_rates[0])
+        save_half(ema, making / ema.name)
     shutil.rmtree(out, ignore_errors=True)
     making.rename(out)
+
+
+def save_half(path: Path, out: Path) -> None:
+    """Write an EMA as 16-bit floats, without its initial weights."""
+    weights = checkpoints.load_model_file(str(path))
+    if found := checkpoints.initial_weights_in(str(path)):
+        initial = checkpoints.load_model_file(found[0])
+        weights = {
+            name: checkpoints.without_initial(value, initial[name], found[1])
+            for name, value in weights.items()
+        }
+    with atomic_write(out) as file:
+        th.save({name: value.half() for name, value in weights.items()}, file)
 
 
 def present(made: list[Job], data: str) -> None:
@@ -178,7 +243,7 @@ def present(made: list[Job], data: str) -> None:
 
     :param data: what the images are, to stand by the figures.
     """
-    for job in filter(is_done, MAIN):
+    for job in filter(is_done, (*MAIN, HOUR)):
         if job in made or not (RESULTS / job.workbook).exists():
             export(job, data)
     for jobs, name in ((MAIN, "compare_schedules"), (STUDY, "study")):
@@ -191,9 +256,10 @@ def present(made: list[Job], data: str) -> None:
 
 def export(job: Job, data: str) -> None:
     folder, rate = RESULTS / job.name, job.ema_rates[0]
-    picture = next((folder / f"ddpm_ema_{rate}").glob("samples_*.png"))
+    kind = next(kind for kind in SHOWN if kind in job.kinds)
+    picture = next((folder / f"{kind}_ema_{rate}").glob("samples_*.png"))
     flags = {"log_dir": folder, "picture": picture, "out": RESULTS / job.workbook}
-    note = f"{data} {WORKBOOK_NOTE.format(rate=rate)}".strip()
+    note = f"{data} {WORKBOOK_NOTE.format(rate=rate, how=SHOWN[kind])}".strip()
     run_script("export_results.py", flags | {"note": note})
 
 

@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch as th
+
+from improved_diffusion.options.training import ImageTraining
+from improved_diffusion.options.using import BoundOptions, ImageSampling, JudgeOptions
+from improved_diffusion.training.state import RankState, TrainState, random_state
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +45,7 @@ def pretend(module, script, flags, *words):
         "image_train.py": ("progress.csv", "config.json"),
         "image_nll.py": ("bits_per_dim.json", "log.txt"),
         "image_sample.py": ("samples_1x1x1x3.png", "samples_1x1x1x3.npz"),
+        "image_eval.py": ("evaluation.json", "evaluation.xlsx"),
     }
     for name in names[script]:
         (folder / name).touch()
@@ -74,6 +80,33 @@ def test_a_run_is_trained_evaluated_and_published(reproduce, monkeypatch):
     assert not list(results.rglob("*.npz"))
     assert not list(results.rglob("log.txt"))
     assert not list(Path("runs").rglob(".nll*")), "evaluations have their final names"
+
+
+def test_samples_are_judged_and_weights_published_in_half_the_size(reproduce, monkeypatch):
+    run = Path("runs/results/cifar10_hour")
+    run.mkdir(parents=True)
+    weights, initial = {"w": th.randn(2000)}, {"w": th.randn(2000)}
+    th.save(weights, run / "ema_0.998_004400.pt")
+    th.save(initial, run / "model000000.pt")
+    random = RankState(random_state())
+    state = TrainState(updates=4400, averaged={"0.998": 4400}, ranks=[random])
+    th.save(state.as_file(), run / "state004400.pt")
+    for name in ("model004400.pt", "progress.csv", "config.json"):
+        (run / name).touch()
+    called = start(reproduce, monkeypatch, "--only", "cifar10_hour")
+    assert called[:-1] == ["image_nll.py", *["image_sample.py"] * 2, *["image_eval.py"] * 2]
+    assert called[-1] == "export_results.py"
+    judged = {
+        Path(flags["log_dir"]).name: flags["samples"] for _, flags, _ in reproduce.called[3:5]
+    }
+    assert judged[".judged_guided_ema_0.998"] == "runs/results/cifar10_hour/guided_ema_0.998"
+    published = Path("results/cifar10_hour/ema_0.998_004400.pt")
+    half = th.load(published, weights_only=True)["w"]
+    assert half.dtype == th.float16
+    share = 0.998**4400
+    exact = (weights["w"] - share * initial["w"]) / (1 - share)
+    assert th.allclose(half.float(), exact, rtol=1e-3, atol=1e-5)
+    assert published.stat().st_size < 0.7 * (run / published.name).stat().st_size
 
 
 def test_what_is_done_is_skipped(reproduce, monkeypatch):
@@ -158,19 +191,21 @@ def test_an_interruption_waits_for_the_script_to_save(number, status, tmp_path):
     assert (tmp_path / "saved").exists()
 
 
-def test_the_flags_are_known_to_the_scripts(reproduce, scripts):
-    help_texts = {
-        name: scripts.run(name, "--help")[0]
-        for name in ("image_train.py", "image_nll.py", "image_sample.py")
-    }
-    for job in reproduce.MAIN + reproduce.STUDY:
-        assert all(f"--{flag} " in help_texts["image_train.py"] for flag in job.flags)
-    assert all(f"--{flag} " in help_texts["image_train.py"] for flag in reproduce.SETTINGS)
-    assert all(f"--{flag} " in help_texts["image_nll.py"] for flag in reproduce.NLL)
-    for name in ("export_results.py", "compare_runs.py"):
-        assert "--note " in scripts.run(name, "--help")[0]
-    samples = [reproduce.SAMPLES, *reproduce.SAMPLERS.values()]
-    assert all(f"--{flag} " in help_texts["image_sample.py"] for part in samples for flag in part)
+OPTIONS = {
+    "image_train.py": ImageTraining,
+    "image_nll.py": BoundOptions,
+    "image_sample.py": ImageSampling,
+    "image_eval.py": JudgeOptions,
+}
+
+
+def test_the_flags_are_known_to_the_scripts(reproduce, monkeypatch):
+    monkeypatch.setattr(reproduce, "save_half", lambda path, out: None)
+    called = start(reproduce, monkeypatch)
+    assert {*OPTIONS, "export_results.py", "compare_runs.py"} == set(called)
+    for script, flags, _ in reproduce.called:
+        if script in OPTIONS:
+            assert flags.keys() <= OPTIONS[script].flags().keys(), script
 
 
 @pytest.mark.parametrize(
