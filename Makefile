@@ -2,16 +2,16 @@
 # make check: the part of it that takes a minute.   make docs: the pages that are generated.
 # All make their own virtual environment and may be repeated.
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes PyTorch's CPU wheels
-#   PYTHON=python3.12, VENV=some/folder, STEPS=2000    do what they say
+#   PYTHON=python3.12, VENV=some/folder, MINUTES=10    do what they say
 
 PYTHON ?= python3
 VENV ?= .venv
-STEPS ?= 400
+MINUTES ?= 3
 TORCH_INDEX ?=
 RUN := runs/quickstart
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --timeout 20 --retries 1
-MODEL := --image_size 32 --num_channels 64 --num_res_blocks 2
+DIGITS := zero,one,two,three,four,five,six,seven,eight,nine
 
 TYPES := $(PY) -m mypy
 PYTEST := $(PY) -m pytest -n 2 --dist loadfile
@@ -25,19 +25,20 @@ quickstart: $(VENV)/.package
 	    echo "CIFAR-10 could not be had: using scikit-learn's handwritten digits instead"; \
 	    $(PIP) install -q -c constraints.txt -e '.[digits]' && $(PY) datasets/digits.py; \
 	fi
-	@data=datasets/cifar_train; [ -d $$data ] || data=datasets/digits_train; \
-	$(PY) scripts/image_train.py --data_dir $$data $(MODEL) --batch_size 8 --microbatch 4 \
-	    --lr 5e-4 --ema_rate 0.95,0.9999 --max_steps $(STEPS) --save_interval 200 \
-	    --sample_interval 200 \
-	    --log_dir $(RUN) --resume_checkpoint auto
-	@$(PY) scripts/image_sample.py $(MODEL) --num_samples 16 --sampler dpmpp \
-	    --log_dir $(RUN)/samples --overwrite True \
-	    --model_path $(RUN)/ema_0.95_$$(printf %06d $(STEPS)).pt
+	@if [ -d datasets/cifar_train ]; then \
+	    data=datasets/cifar_train preset=cifar10_hour classes=0,1,2,3,4,5,6,7,8,9; \
+	else \
+	    data=datasets/digits_train preset=digits_minutes classes=$(DIGITS); \
+	fi; \
+	$(PY) scripts/image_train.py --preset $$preset --time_budget $(MINUTES) --data_dir $$data \
+	    --log_dir $(RUN) --resume_checkpoint auto && \
+	$(PY) scripts/image_sample.py --model_path $(RUN) --classes $$classes --num_samples 20 \
+	    --sampler dpmpp --guidance 2 --precision auto --log_dir $(RUN)/samples --overwrite True
 	@echo
 	@echo "What lies where:"
 	@echo "  $(RUN)/results.xlsx       loss, mse, grad_norm and their charts"
-	@echo "  $(RUN)/samples/*.png      16 samples (after so short a training: mostly colours)"
-	@echo "  $(RUN)/model*.pt ema*.pt  checkpoints; STEPS=20000 make quickstart goes on from them"
+	@echo "  $(RUN)/samples/*.png      20 samples, of each class in turn"
+	@echo "  $(RUN)/model*.pt ema*.pt  checkpoints; MINUTES=60 make quickstart goes on from them"
 
 results: $(VENV)/.package
 	$(PIP) install -q -c constraints.txt -e '.[plots]'

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+from improved_diffusion.options.command_line import as_words
 from improved_diffusion.options.flags import Options
 from improved_diffusion.options.model import ImageModelOptions, SuperResOptions
+from improved_diffusion.options.presets import PRESETS
 from improved_diffusion.options.training import TrainingOptions
 from improved_diffusion.system.files import atomic_write_text
 
@@ -59,7 +61,8 @@ def make_page() -> str:
     ]
     others = " and ".join(f"`{name}.py`" for name, kind in found.items() if not kind)
     rest = f"{others}, and the scripts in `datasets/`, have a few of their own: see `--help`."
-    return "\n\n".join([INTRODUCTION.strip(), "\n".join(rows), rest, *sections]) + "\n"
+    parts = [INTRODUCTION.strip(), "\n".join(rows), rest, *sections, make_presets()]
+    return "\n\n".join(parts) + "\n"
 
 
 def find_scripts() -> Kinds:
@@ -108,6 +111,21 @@ def make_section(c: type[Options], scripts: list[str], resumes: bool) -> str:
     used_in = ", ".join(f"`{name}.py`" for name in scripts)
     table = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([f"## {c.__name__}", "", f"{about}In {used_in}.", "", *table])
+
+
+def make_presets() -> str:
+    """What each preset is for, and the flags that it stands for."""
+    about = (
+        "`image_train.py --preset NAME` begins with the flags of a preset. Others on the command "
+        "line override them."
+    )
+    rows = (
+        f"| `{name}` | {escaped(preset.about)} | `{' '.join(as_words(preset.flags))}` |"
+        for name, preset in PRESETS.items()
+    )
+    return "\n".join(
+        ["## Presets", "", about, "", "| preset | for | flags |", "| --- | --- | --- |", *rows]
+    )
 
 
 def type_name(kind: Any) -> str:

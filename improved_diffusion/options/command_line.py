@@ -1,11 +1,13 @@
 """From the words of a command line to options."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from ..errors import InputError
 from .flags import Flag, Options
+from .presets import PRESETS
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 _NOT_GIVEN = object()
@@ -39,15 +41,30 @@ def parse_options(
 def parse_values(
     kind: type[Options], description: str | None, words: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], set[str]]:
-    """The values of all flags, not yet checked, and the names of those that were given."""
+    """The values of all flags, not yet checked, and the names of those that were given.
+
+    Where there is a flag ``preset``, the words of the preset come before all others.
+    """
     parser = Parser(description)
     types, rules = kind.types(), kind.flags()
     for name, default in kind.defaults().items():
         add_flag(parser, name, default, types[name], rules[name])
-    unset = argparse.Namespace(**dict.fromkeys(types, _NOT_GIVEN))  # argparse leaves these alone
-    found = vars(parser.parse_args(words, unset))
-    given = {name: value for name, value in found.items() if value is not _NOT_GIVEN}
+
+    def parse(words: Sequence[str]) -> dict[str, Any]:
+        unset = argparse.Namespace(**dict.fromkeys(types, _NOT_GIVEN))  # argparse leaves these be
+        found = vars(parser.parse_args(words, unset))
+        return {name: value for name, value in found.items() if value is not _NOT_GIVEN}
+
+    words = sys.argv[1:] if words is None else words
+    given = parse(words)
+    if preset := PRESETS.get(given.get("preset", "")):
+        given = parse([*as_words(preset.flags), *words])
     return kind.defaults() | given, set(given)
+
+
+def as_words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as they stand on a command line."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
 def add_flag(

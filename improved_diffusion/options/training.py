@@ -8,9 +8,11 @@ from .. import dist_util
 from ..diffusion.guidance import Guidance
 from ..errors import InputError
 from ..resample import LOGSNR_MEAN, LOGSNR_STD, TIMESTEP_SAMPLERS, density_named
+from ..system import cpu
 from ..system.precision import DTYPES, check_precision
 from .flags import Options, flag
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
+from .presets import PRESETS
 
 # How the learning rate falls: its share after the share u of the fall, u in [0, 1].
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -18,6 +20,12 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda u: 1 - u,
     "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,  # Loshchilov & Hutter 2017, 1608.03983
 }
+
+
+def precision_or_auto(text: str) -> str:
+    """A precision by its name; for ``auto`` the one to take on this processor."""
+    fast = "bf16" if cpu.has_native_bfloat16() else "fp32"
+    return fast if text == "auto" else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +76,10 @@ class ComputeOptions(ThreadOptions):
     )
     precision: str = flag(
         "fp32",
-        "arithmetic of the model; fp16 needs a GPU",
+        "arithmetic of the model; fp16 needs a GPU; auto takes bf16 where the processor has it, "
+        "or else fp32",
         choices=DTYPES,
+        parse=precision_or_auto,
         on_resume="may change",
     )
     allow_slow_bf16: bool = flag(
@@ -414,6 +424,15 @@ class EvalOptions(Options):
 @dataclass(frozen=True, kw_only=True)
 class ImageTraining(ModelTraining, EvalOptions, ImageModelOptions):
     """Flags of ``image_train.py``."""
+
+    preset: str = flag(
+        "",
+        "flags to begin with, which others on the command line override: "
+        f"{'; '.join(f'{name}: {preset.about}' for name, preset in PRESETS.items())}; "
+        "empty for none",
+        choices=("", *PRESETS),
+        on_resume="may change",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,8 @@ RESUME = {"resume_checkpoint": "{model}"}
 BAD_INPUT = [
     # what the parser refuses
     (TRAIN, {"colour": "red"}, "unrecognized arguments: --colour"),
+    (TRAIN, {"preset": "best"}, "unknown preset 'best'; choose from reference_cifar10, course_l"),
+    (SR_TRAIN, {"preset": "cifar10_hour"}, "unrecognized arguments: --preset"),
     (TRAIN, {"lr": "fast"}, "argument --lr: invalid float value"),
     (TRAIN, {"batch_size": "two"}, "argument --batch_size: invalid int value"),
     (TRAIN, {"class_cond": "maybe"}, "expected True or False, got 'maybe'"),
