@@ -259,6 +259,20 @@ def test_the_next_folder_is_taken_where_one_cannot_be_written_to(extractor, fold
     np.testing.assert_array_equal(cached_features(extractor, images, []), wanted)
 
 
+def test_one_file_is_enough(extractor, folder, tmp_path):
+    images = opened(folder)
+    cached_features(extractor, images, [images.parent, str(tmp_path)])
+    assert len(names(folder.parent)) == 1
+    assert names(tmp_path) == []
+
+
+def test_an_image_that_cannot_be_read_is_named(extractor, folder):
+    (folder / "dog_003.png").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"cannot read image .*dog_003\.png"):
+        cached_features(extractor, opened(folder), [str(folder.parent)])
+    assert names(folder.parent) == []
+
+
 def test_arrays_have_features_as_folders_have(extractor, folder):
     images = opened(folder)
     array = ImageArray(images.read(range(7)))
