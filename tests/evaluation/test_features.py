@@ -249,7 +249,7 @@ def test_a_file_without_features_is_replaced(extractor, folder, warnings):
 def test_the_next_folder_is_taken_where_one_cannot_be_written_to(extractor, folder, warnings):
     images, there = opened(folder), str(folder.parent)
     gone = str(folder.parent / "gone")
-    wanted = cached_features(extractor, images, ["gs://bucket/some", gone, there])
+    wanted = cached_features(extractor, images, ["nowhere://bucket/some", gone, there])
     assert [line.split(":")[0] for line in warnings] == [
         f"cannot keep the features in {gone}/some_12x12x3.tiny-fp32.features.npz"
     ]
@@ -259,10 +259,23 @@ def test_the_next_folder_is_taken_where_one_cannot_be_written_to(extractor, fold
     np.testing.assert_array_equal(cached_features(extractor, images, []), wanted)
 
 
-def test_arrays_have_features_as_folders_have(extractor, folder):
+def test_one_file_is_enough(extractor, folder, tmp_path):
     images = opened(folder)
-    array = ImageArray(images.read(range(7)))
-    np.testing.assert_array_equal(features_of(extractor, array), features_of(extractor, images))
+    cached_features(extractor, images, [images.parent, str(tmp_path)])
+    assert len(names(folder.parent)) == 1
+    assert names(tmp_path) == []
+
+
+def test_an_image_that_cannot_be_read_is_named(extractor, folder):
+    (folder / "dog_003.png").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"cannot read image .*dog_003\.png"):
+        cached_features(extractor, opened(folder), [str(folder.parent)])
+    assert names(folder.parent) == []
+
+
+def test_more_images_than_a_batch_keep_their_places(extractor):
+    pixels = noise(2 * BATCH_SIZE + 3)
+    np.testing.assert_array_equal(features_of(extractor, ImageArray(pixels)), extractor(pixels))
 
 
 def test_it_computes_where_this_process_does(extractor):
