@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,13 @@ from .training import checkpoints
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
 from .training.previews import Preview, newest_picture
-from .training.state import RankState, TrainState, random_state, restore_random_state
+from .training.state import (
+    RankState,
+    TrainState,
+    is_alike,
+    random_state,
+    restore_random_state,
+)
 from .training.stopping import StopSignals
 
 __all__ = [
@@ -534,7 +540,7 @@ class TrainLoop:
         self.opt.load_state_dict(state)
 
     def _load_state(self, path: str) -> None:
-        saved = checkpoints.load_state_file(path)
+        saved, fresh = checkpoints.load_state_file(path), self._rank_state()
         mine = saved.of_this_rank(path)
         averaged = {rate: n for rate, n in saved.averaged.items() if rate in self._found_emas}
         flags = self.state.flags
@@ -545,6 +551,8 @@ class TrainLoop:
         data: Any = self.data
         if mine.data is not None and hasattr(data, "load_state_dict"):
             data.load_state_dict(mine.data)
+        if not is_alike(asdict(mine), asdict(fresh)):
+            raise InputError(f"{path} is no state of this run; move it away or restore it")
         restore_random_state(mine.random)
 
 
