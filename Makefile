@@ -45,8 +45,9 @@ results: $(VENV)/.package
 	$(PY) results/reproduce.py
 
 soak: $(VENV)/.test
-	$(PY) tests/soak.py 30
-	$(PY) tests/soak.py 30 2
+	$(PY) tests/soak.py kills --minutes 30
+	$(PY) tests/soak.py kills --minutes 30 --processes 2
+	$(PY) tests/soak.py fuzz
 
 # All tests, lint, and types on the three systems.
 test: $(VENV)/.test

@@ -232,7 +232,7 @@ def read_archive(path: Path) -> list[Split]:
     """
     batches = {}
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=_Member) as archive:
             for member in archive:
                 name, kind = os.path.splitext(PurePosixPath(member.name).name)
                 if any(name in names for names in BATCHES.values()) and kind in PARSERS:
@@ -249,6 +249,17 @@ def read_archive(path: Path) -> list[Split]:
     return splits
 
 
+class _Member(tarfile.TarInfo):
+    """A member of the archive, or a header of one, which tarfile would read whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.size > MAX_BATCH_BYTES:
+            raise InputError(f"the archive's {member.name} is larger than a batch of CIFAR-10")
+        return member
+
+
 def _read_batch(
     archive: tarfile.TarFile,
     member: tarfile.TarInfo,
@@ -256,8 +267,8 @@ def _read_batch(
     path: Path,
 ) -> Batch:
     file = archive.extractfile(member) if member.isreg() else None
-    if file is None or member.size > MAX_BATCH_BYTES:
-        raise InputError(f"{member.name} in {path} is no batch of CIFAR-10: wrong kind or size")
+    if file is None:
+        raise InputError(f"{member.name} in {path} is no batch of CIFAR-10: wrong kind")
     payload = file.read()
     try:
         return parse(payload)
@@ -277,7 +288,10 @@ def parse_python(payload: bytes) -> Batch:
     batch = _InertUnpickler(io.BytesIO(payload), encoding="bytes").load()
     _, shape, _, is_fortran, data = batch[b"data"].state
     pixels = np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if is_fortran else "C")
-    return _checked(pixels, np.array(batch[b"labels"], dtype=np.int64))
+    labels = batch[b"labels"]
+    if not all(type(label) is int for label in labels):  # lists in lists may be endless
+        raise ValueError("its labels are no numbers")
+    return _checked(pixels, np.array(labels, dtype=np.int64))
 
 
 PARSERS = {".bin": parse_binary, "": parse_python}
@@ -312,7 +326,7 @@ STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _InertUnpickler(pickle.Unpickler):
+class _InertUnpickler(pickle._Unpickler):  # in C it would make a memo as large as a pickle says
     """Builds plain containers, bytes and numbers; whatever else a pickle names is refused."""
 
     def find_class(self, module_name: str, global_name: str) -> Callable[..., Any]:

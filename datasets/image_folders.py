@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from improved_diffusion.errors import InputError
-from improved_diffusion.system.files import naming, sync_folder
+from improved_diffusion.system.files import naming, parse_json, sync_folder
 
 MARKER = ".dataset.json"
 OUR_FILES = re.compile(r"[a-z]+_\d{5,}\.png")
@@ -115,6 +115,6 @@ def _flush_to_disk() -> None:
 
 def _marked_count(folder: Path) -> int | None:
     try:
-        return int(json.loads((folder / MARKER).read_text())["images"])
+        return int(parse_json((folder / MARKER).read_bytes())["images"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

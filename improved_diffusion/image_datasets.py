@@ -255,6 +255,8 @@ class BatchStream:
                     f"the data order to continue was made with {key} {state[key]}, "
                     f"not {own[key]}: use the same value"
                 )
+        if not (state["epoch"] >= 0 and 0 <= state["position"] < self.batches_per_epoch):
+            raise InputError(f"the data has no batch {state['position']} of epoch {state['epoch']}")
         self.close()
         self.epoch, self.position = state["epoch"], state["position"]
 

@@ -123,7 +123,13 @@ class Logger:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
-        """Go on with a line from :meth:`state_dict`."""
+        """Go on with a line from :meth:`state_dict`.
+
+        :raises ValueError: if it is none.
+        """
+        numbers = [*state["values"].values(), *state["counts"].values()]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError("no line of numbers")
         self.name2val = dict(state["values"])
         self.name2cnt = dict(state["counts"])
 

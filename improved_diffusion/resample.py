@@ -164,6 +164,8 @@ class LossSecondMomentResampler(LossAwareSampler):
                 f"the sampler's history is for (timesteps, losses) {history.shape}, "
                 f"this run's is {self._loss_history.shape}; use the same diffusion_steps"
             )
+        if counts.min() < 0 or counts.max() > self.history_per_term:
+            raise InputError(f"the sampler knows more than {self.history_per_term} losses")
         self._loss_history, self._loss_counts = history.copy(), counts.copy()
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,13 @@ from .training.budget import Pace
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
 from .training.previews import Average, Examiner, Preview, newest_picture
-from .training.state import RankState, TrainState, random_state, restore_random_state
+from .training.state import (
+    RankState,
+    TrainState,
+    is_alike,
+    random_state,
+    restore_random_state,
+)
 from .training.stopping import StopSignals
 
 __all__ = [
@@ -258,10 +264,10 @@ class TrainLoop:
 
         :raises InputError: if there are fewer than the warm-up has.
         """
-        minutes = self.options.time_budget
+        minutes = f"{self.options.time_budget:g}"
         self.options = self.options.planned(updates)
         self.state.planned[minutes] = updates
-        logger.log(f"Training: {updates} updates in the time budget of {minutes:g} minutes")
+        logger.log(f"Training: {updates} updates in the time budget of {minutes} minutes")
 
     def _next_batch(self) -> Batch:
         resumable: Any = self.data if hasattr(self.data, "state_dict") else None
@@ -603,12 +609,12 @@ class TrainLoop:
         self.opt.load_state_dict(state)
 
     def _load_state(self, path: str) -> None:
-        saved = checkpoints.load_state_file(path)
+        saved, fresh = checkpoints.load_state_file(path), self._rank_state()
         mine = saved.of_this_rank(path)
         averaged = {rate: n for rate, n in saved.averaged.items() if rate in self._found_emas}
         flags = self.state.flags
         self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
-        if planned := saved.planned.get(self.options.time_budget):
+        if planned := saved.planned.get(f"{self.options.time_budget:g}"):
             self._follow(planned)
         self.precision.load_state_dict(saved.precision)
         logger.get_current().load_state_dict(mine.log_line)
@@ -616,6 +622,8 @@ class TrainLoop:
         data: Any = self.data
         if mine.data is not None and hasattr(data, "load_state_dict"):
             data.load_state_dict(mine.data)
+        if not is_alike(asdict(mine), asdict(fresh)):
+            raise InputError(f"{path} is no state of this run; move it away or restore it")
         restore_random_state(mine.random)
 
 

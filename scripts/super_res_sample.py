@@ -1,9 +1,6 @@
 """Enlarge a batch of images with a trained super-resolution model."""
 
-import io
-import zlib
 from collections.abc import Sequence
-from zipfile import BadZipFile
 
 import numpy as np
 import torch as th
@@ -23,7 +20,9 @@ from improved_diffusion.options.using import SuperResSampling
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.sampling.samples import RESULTS, Condition
 from improved_diffusion.script_util import build_model
-from improved_diffusion.system.files import read_file
+from improved_diffusion.system.archives import read_arrays
+
+LARGEST = 2**32  # bytes of the small images
 
 
 def main() -> None:
@@ -47,14 +46,11 @@ def load_base_samples(
     path = options.base_samples
     if not path:
         raise InputError("no --base_samples given; name the .npz file that image_sample.py wrote")
-    try:
-        arrays = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
-        images = arrays["arr_0"]
-        classes = arrays["arr_1"] if options.class_cond else None
-    except InputError:
-        raise
-    except (ValueError, LookupError, OSError, EOFError, zlib.error, BadZipFile) as error:
-        raise InputError(f"{path} is no .npz of samples to start from ({error})") from None
+    arrays = read_arrays(path, ("arr_0", "arr_1")[: 1 + options.class_cond], LARGEST)
+    if len(arrays) <= options.class_cond:
+        missing = "arr_1, the classes" if "arr_0" in arrays else "arr_0"
+        raise InputError(f"{path} is no .npz of samples to start from: it has no {missing}")
+    images, classes = arrays["arr_0"], arrays.get("arr_1")
     size, channels = options.small_size, options.in_channels
     if images.shape[1:] != (size, size, channels) or images.dtype != np.uint8 or not len(images):
         raise InputError(

@@ -1,16 +1,20 @@
 """Runs of a tiny training that are killed at chosen moments, and what must be left of them."""
 
+import contextlib
 import csv
 import itertools
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import random
 import resource
 import runpy
+import select
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +27,8 @@ import torch as th
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "image_train.py"
 TIME_COLUMNS = ("wall_time", "steps_per_second")
 STEPS = 11
+HANGS = 300  # seconds after which a process is not slow but waits for ever
+LAUNCHED = 0.04  # share of the lives of two processes that torchrun starts, which takes seconds
 TINY = {
     "image_size": 8,
     "num_channels": 32,
@@ -63,6 +69,7 @@ VARIANTS = {
         "patch_size": 2,
         "predict_v": True,
         "noise_schedule": "cosine",
+        "diffusion_steps": 8,  # its samples would take most of the time
         "schedule_sampler": "lognormal",
         "loss_weight": "min_snr",
         "warmup_steps": 4,
@@ -136,14 +143,19 @@ def start(
     :param largest_file: bytes of the largest file that its disk has room for.
     :param seconds_an_update: of a clock that nothing else moves.
     """
-    flags = {**TINY, "data_dir": images, "log_dir": log_dir, "resume_checkpoint": "auto", **flags}
-    words = ((f"--{k}", str(v)) for k, v in flags.items() if v is not None)
-    argv = [str(script), *itertools.chain(*words)]
+    argv = command(images, log_dir, script, flags)
     faults = (kill_at, signals_in_step, largest_file, seconds_an_update)
     settings = (argv, log_dir, *faults, environment or {})
     process = processes.Process(target=_train, args=settings)
     process.start()
     return process
+
+
+def command(images: Path, log_dir: Path, script: Path, flags: dict) -> list[str]:
+    """The words that start, or continue, the training."""
+    flags = {**TINY, "data_dir": images, "log_dir": log_dir, "resume_checkpoint": "auto", **flags}
+    words = ((f"--{k}", str(v)) for k, v in flags.items() if v is not None)
+    return [str(script), *itertools.chain(*words)]
 
 
 def finish(*arguments, **flags) -> None:
@@ -179,12 +191,12 @@ def end_both(pair: list) -> list[int | None]:
 
     The other may have missed the one before that, and have ended by itself; None is one that hangs.
     """
-    multiprocessing.connection.wait([process.sentinel for process in pair], timeout=60)
+    multiprocessing.connection.wait([process.sentinel for process in pair], timeout=HANGS)
     if any(process.exitcode == -signal.SIGKILL for process in pair):
         for process in pair:
             process.kill()
     for process in pair:
-        process.join(60)
+        process.join(HANGS)
     codes = [process.exitcode for process in pair]
     for process in pair:
         process.kill()
@@ -199,18 +211,23 @@ def finish_two(images: Path, log_dir: Path, **flags) -> None:
 def run_two_with_kills(images: Path, log_dir: Path, rng: random.Random, **flags) -> int:
     """Run two processes to the end, killed at random events; the number of kills.
 
-    Of one that is killed by itself, the other is left to save what it has, or is killed, too.
+    One of the two is killed, or both at once, or now and then their launcher. Whoever is left may
+    save what it has, or is killed, too.
     """
     kills = 0
     while True:
-        kill_at = [(None, rng.randrange(3, 60)) if rng.random() < 0.7 else None for _ in (0, 1)]
+        if rng.random() < LAUNCHED:
+            kills += kill_a_launcher(images, log_dir, rng, **flags)
+            continue
+        most = (80, 26)  # events of a whole run: rank 0 alone writes
+        kill_at = [(None, rng.randrange(n)) if rng.random() < 0.7 else None for n in most]
         pair = start_two(images, log_dir, kill_at=kill_at, **flags)
-        multiprocessing.connection.wait([process.sentinel for process in pair], timeout=60)
+        multiprocessing.connection.wait([process.sentinel for process in pair], timeout=HANGS)
         if rng.random() < 0.3:  # all, wherever they are
             for process in pair:
                 process.kill()
         for process in pair:
-            process.join(60)
+            process.join(HANGS)
         codes = [process.exitcode for process in pair]
         if codes == [0, 0]:
             return kills
@@ -219,6 +236,46 @@ def run_two_with_kills(images: Path, log_dir: Path, rng: random.Random, **flags)
         assert dead, said
         assert set(codes) <= {-signal.SIGKILL, 0, 1}, said
         kills += dead
+
+
+def kill_a_launcher(
+    images: Path, log_dir: Path, rng: random.Random, *, script: Path = SCRIPT, **flags
+) -> int:
+    """Continue the training on two processes of ``torchrun``, which dies; the number of kills.
+
+    Its processes outlive it, in groups of their own: they come to an end, or are killed, too.
+    """
+    pids = Path(f"{log_dir}.pids")
+    pids.unlink(missing_ok=True)
+    argv = command(images, log_dir, script, flags)
+    settings = json.dumps([argv, str(log_dir), rng.randrange(2), rng.randrange(12)])
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
+    launcher = subprocess.Popen(
+        [sys.executable, *words, settings],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    code = launcher.wait(HANGS)
+    ranks = {int(line): os.pidfd_open(int(line)) for line in _running(pids)}
+    doomed = [pid for pid in ranks if rng.random() < 0.5]
+    time.sleep(rng.uniform(0, 0.3) if doomed else 0)
+    kills = int(code == -signal.SIGKILL)
+    for pid, descriptor in ranks.items():
+        if pid in doomed:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                kills += 1
+        ended, _, _ = select.select([descriptor], [], [], HANGS)  # readable when it has ended
+        os.close(descriptor)
+        assert ended, f"a process hangs without its launcher: {error_of(log_dir)}"
+    assert code in (0, -signal.SIGKILL), f"{code} {error_of(log_dir)}"
+    return kills
+
+
+def _running(pids: Path) -> list[str]:
+    """Those of the processes in a file that have not ended."""
+    return [line for line in pids.read_text().split() if Path(f"/proc/{line}").exists()]
 
 
 def error_of(log_dir: Path) -> str:
@@ -293,8 +350,8 @@ def _send_to_self(number: int, times: int, step: int) -> None:
     TrainLoop.forward_backward = wrapped
 
 
-def die_at(kind: str | None, number: int, log_dir: Path) -> None:
-    """Kill this process at its event of that number and kind (None: of any).
+def die_at(kind: str | None, number: int, log_dir: Path, victim: int | None = None) -> None:
+    """Kill this process, or a ``victim``, at its event of that number and kind (None: of any).
 
     Events are the beginning and the end of every update and of every row of the CSV, the middle of
     a row, the middle of every file (of a large one twice), every sync, rename and removal.
@@ -310,8 +367,8 @@ def die_at(kind: str | None, number: int, log_dir: Path) -> None:
         if kind in (None, this) and next(count) == number:
             before_dying()
             with open(f"{log_dir}.deaths", "a") as file:
-                file.write(f"{this}\n")
-            os.kill(os.getpid(), signal.SIGKILL)
+                file.write(f"{this}{' (the launcher)' if victim else ''}\n")
+            os.kill(victim or os.getpid(), signal.SIGKILL)
 
     def around(owner, name: str, before=lambda *_: None, after=lambda *_: None) -> None:
         original = getattr(owner, name)
@@ -414,3 +471,17 @@ def run_with_kills(images: Path, log_dir: Path, rng: random.Random, **flags) -> 
             return kills
         assert process.exitcode == -signal.SIGKILL, error_of(log_dir)
         kills += 1
+
+
+def _launched() -> None:
+    """One of the processes that :func:`kill_a_launcher` has torchrun start."""
+    argv, log_dir, rank, number = json.loads(sys.argv[1])
+    with open(f"{log_dir}.pids", "a") as file:
+        file.write(f"{os.getpid()}\n")
+    if int(os.environ["RANK"]) == rank:
+        die_at(None, number, Path(log_dir), victim=os.getppid())
+    _train(argv, Path(log_dir), None, None, None, {})
+
+
+if __name__ == "__main__":
+    _launched()

@@ -1,26 +1,30 @@
-"""Kill and continue tiny runs for a while, and count what is lost: ``make soak``.
+"""Kill and continue tiny runs for a while, and count what is lost: ``make soak``."""
 
-usage: python tests/soak.py [MINUTES [PROCESSES]]     (default: 30 minutes of runs on one process)
-"""
-
+import argparse
 import collections
+import itertools
+import os
 import random
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import killing
 from killing import VARIANTS
 
+ROUND = 200  # cases of a kind in a row
 
-def main() -> int:
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
-    on_two = sys.argv[2:] == ["2"]
+
+def kill(processes: int, minutes: float, most: float, seed: int) -> int:
+    """Runs that are killed and continued end as those that were not, bit for bit."""
+    on_two = processes == 2
     finish = killing.finish_two if on_two else killing.finish
     run_with_kills = killing.run_two_with_kills if on_two else killing.run_with_kills
     end = time.monotonic() + 60 * minutes
-    runs = kills = lost = doubled = differing = 0
+    kills = lost = doubled = differing = 0
     kinds = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -28,24 +32,83 @@ def main() -> int:
         whole = {name: root / f"whole_{name}" for name in VARIANTS}
         for name, log_dir in whole.items():
             finish(images, log_dir, **VARIANTS[name])
-        while time.monotonic() < end:
-            name = list(VARIANTS)[runs % len(VARIANTS)]
+        for runs, name in enumerate(itertools.cycle(VARIANTS)):
+            if time.monotonic() > end or kills >= most:
+                break
             killed = root / f"killed_{runs}"
-            kills += run_with_kills(images, killed, random.Random(runs), **VARIANTS[name])
+            rng = random.Random(f"{seed} {runs}")
+            kills += run_with_kills(images, killed, rng, **VARIANTS[name])
             kinds.update(killing.deaths(killed))
             wanted = [row["step"] for row in killing.rows(whole[name])]
             found = [row["step"] for row in killing.rows(killed)]
             lost += len(set(wanted) - set(found))
             doubled += len(found) - len(set(found))
-            differing += len(killing.differences(whole[name], killed))
-            runs += 1
+            if differences := killing.differences(whole[name], killed):
+                differing += len(differences)
+                print(f"Run {runs} ({name}) differs: {', '.join(differences)}")
             print(
-                f"{runs} runs, {kills} kills: {lost} rows lost, {doubled} rows doubled, "
+                f"{runs + 1} runs, {kills} kills: {lost} rows lost, {doubled} rows doubled, "
                 f"{differing} tensors or logs that differ",
                 flush=True,
             )
         print("Killed at:", ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common()))
     return int(bool(lost or doubled or differing))
+
+
+def fuzz(cases: int, seed: int) -> int:
+    """Files of all kinds that were changed or made to do harm are read or refused."""
+    import fuzzing
+    import hypothesis
+
+    settings = hypothesis.settings(
+        max_examples=ROUND,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+    )
+    failures = 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        subjects = fuzzing.subjects(Path(folder))
+        read: dict[str, list[bool]] = {name: [] for name in subjects}
+
+        def read_some(name: str, number: int) -> None:
+            @hypothesis.seed(f"{seed} {number}")
+            @settings
+            @hypothesis.given(subjects[name].cases)
+            def find(case: Any) -> None:
+                read[name].append(fuzzing.is_read(subjects[name], case, Path(folder)))
+
+            find()
+
+        for number in range(-(-cases // (ROUND * len(subjects)))):
+            for name in subjects:
+                try:
+                    read_some(name, number)
+                except Exception:
+                    failures += 1
+                    traceback.print_exc()
+            counts = (f"{name} {sum(was)} of {len(was)}" for name, was in read.items())
+            total = sum(map(len, read.values()))
+            print(f"{total} cases, {failures} failures; read: {', '.join(counts)}", flush=True)
+    return int(failures > 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    soaks = parser.add_subparsers(required=True)
+    kills = soaks.add_parser("kills", help=kill.__doc__)
+    kills.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    kills.add_argument("--minutes", type=float, default=30.0)
+    kills.add_argument("--kills", type=float, default=float("inf"), help="end after so many")
+    kills.set_defaults(soak=lambda args: kill(args.processes, args.minutes, args.kills, args.seed))
+    cases = soaks.add_parser("fuzz", help=fuzz.__doc__)
+    cases.add_argument("cases", type=int, nargs="?", default=100_000)
+    cases.set_defaults(soak=lambda args: fuzz(args.cases, args.seed))
+    args = parser.parse_args()
+    return args.soak(args)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,9 @@ def test_resume_says_how_the_data_differ(folder):
             stream(folder, **options).load_state_dict(state)
     with pytest.raises(InputError, match="not the state of a data stream"):
         stream(folder).load_state_dict({"epoch": 1})
+    for odd in ({"position": 3}, {"position": -1}, {"epoch": -1}):
+        with pytest.raises(InputError, match="the data has no batch"):
+            stream(folder).load_state_dict(state | odd)
     (folder / "ant_00.png").rename(folder / "ant_77.png")
     with pytest.raises(InputError, match="10 images as when the run was saved, but other names"):
         stream(folder).load_state_dict(state)

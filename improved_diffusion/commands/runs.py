@@ -26,6 +26,7 @@ from ..system.files import (
     is_local,
     join,
     list_folder,
+    parse_json,
     remove_leftovers,
 )
 from ..training.previews import FOLDER as SAMPLES
@@ -241,7 +242,7 @@ def _folder_of_checkpoints() -> str:
 def _started(path: str) -> str | None:
     """When the run of an earlier ``config.json`` started, if there is one that says so."""
     try:
-        return str(json.loads(Path(path).read_text(encoding="utf-8"))["started"])
+        return str(parse_json(Path(path).read_bytes())["started"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -1,7 +1,6 @@
 """The flags of scripts that use a trained model: those of its training, from ``config.json``."""
 
 import csv
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from ..options.model import (
     SuperResOptions,
 )
 from ..options.using import SamplingOptions, TrainedOptions, UseOptions
-from ..system.files import is_folder, join, list_folder, read_file
+from ..system.files import is_folder, join, list_folder, parse_json, read_file
 from ..training import checkpoints
 from .runs import CONFIG_NAME, say_what_computes
 
@@ -117,7 +116,7 @@ def read_config(model_path: str) -> tuple[str, Any] | None:
         return None
     path = join(folder, CONFIG_NAME)
     try:
-        return path, json.loads(read_file(path))
+        return path, parse_json(read_file(path))
     except ValueError as error:
         raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
 

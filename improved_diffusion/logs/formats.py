@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError
-from ..system.files import append_bytes
+from ..system.files import append_bytes, parse_json
 from .columns import COLUMNS
 from .tables import csv_lines, read_csv, write_csv
 
@@ -122,7 +122,7 @@ class JSONOutputFormat(Writer):
 
 def _is_json(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(parse_json(line), dict)
     except ValueError:
         return False
 

@@ -5,7 +5,6 @@ Numbers are written so that reading them gives the same bits.
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Sequence
 from itertools import compress
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from ..system.files import atomic_write, atomic_write_text
+from ..system.files import atomic_write, atomic_write_text, parse_json
 
 # Bytes that are no UTF-8 (a character torn in two, a foreign file) survive a rewrite unchanged.
 FOREIGN_BYTES = "surrogateescape"
@@ -148,7 +147,7 @@ def cut_json(path: str | os.PathLike, step: int) -> int:
     try:
         text = Path(path).read_text(encoding="utf-8")
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        cut = [_reaches(json.loads(line).get("step"), step) for line in lines]
+        cut = [_reaches(parse_json(line).get("step"), step) for line in lines]
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is no file of JSON lines ({error}); move it away") from None
     if any(cut):

@@ -5,7 +5,6 @@ training would hold its 33 MB from the first workbook on, and the code would be 
 """
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..logs.columns import COLUMNS, in_order
 from ..logs.tables import read_columns
+from ..system.files import parse_json
 from .sheets import (
     add_chart,
     add_moving_mean,
@@ -91,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
     :raises InputError: if it does not.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); mend or move it") from None
     if not isinstance(content, dict):

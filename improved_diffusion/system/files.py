@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -211,6 +212,17 @@ def atomic_write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` as UTF-8 with :func:`atomic_write`."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    :raises ValueError: if it is none, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def open_to_read(path: str | os.PathLike) -> ContextManager[IO[bytes]]:

@@ -70,14 +70,27 @@ def load_parts(path: str, step: int, parts: Iterable[Part]) -> list[str]:
     :raises InputError: if a file is unsafe or does not fit.
     """
     model, *others = parts
-    model.load(path)
+    with _refusing(path):
+        model.load(path)
     missing = []
     for part in others:
         if beside := companion(path, part.prefix, step):
-            part.load(beside)
+            with _refusing(beside):
+                part.load(beside)
         else:
             missing.append(f"{part.prefix.rstrip('_')} ({part.otherwise})")
     return missing
+
+
+@contextlib.contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Refuse a file whose odd content makes what loads it fail."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise InputError(f"{path} cannot be used ({e!r}); move it away or restore it") from e
 
 
 def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
@@ -300,7 +313,9 @@ def load_model_file(path: str) -> dict[str, th.Tensor]:
         raise InputError(f"{path} is an optimizer's file; give the model*.pt or ema_*.pt beside it")
     if isinstance(state, dict) and "version" in state and "updates" in state:
         raise InputError(f"{path} is a run's state; give the model*.pt or ema_*.pt beside it")
-    if not isinstance(state, dict) or not all(isinstance(v, th.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and is_plain(value) for name, value in state.items()
+    ):
         raise InputError(f"{path} holds no model weights; give a model*.pt or ema_*.pt file")
     return state
 
@@ -309,12 +324,23 @@ def load_optimizer_file(path: str) -> dict[str, Any]:
     """:raises InputError: if the file is missing, unsafe, or no optimizer's."""
     state = dist_util.load_state_dict(path, map_location="cpu")
     try:
-        whole = all("params" in group for group in state["param_groups"]) and "state" in state
-    except (TypeError, LookupError):
+        whole = all("params" in group for group in state["param_groups"])
+        moments = [value for values in state["state"].values() for value in values.values()]
+        whole &= all(isinstance(value, (int, float)) or is_plain(value) for value in moments)
+    except (AttributeError, TypeError, LookupError):
         whole = False
     if not whole:
         raise InputError(f"{path} is no optimizer's file; move it away or restore it")
     return state
+
+
+def is_plain(value: Any) -> bool:
+    """Whether something is a tensor that holds the numbers which its shape promises."""
+    return (
+        isinstance(value, th.Tensor)
+        and (value.layout, value.device.type, value.is_quantized) == (th.strided, "cpu", False)
+        and value.untyped_storage().nbytes() >= value.nbytes
+    )
 
 
 def is_for(params: Sequence[th.Tensor], state: Mapping[str, Any]) -> bool:
@@ -322,10 +348,12 @@ def is_for(params: Sequence[th.Tensor], state: Mapping[str, Any]) -> bool:
     groups = state["param_groups"]
     if len(groups) != 1 or len(groups[0]["params"]) != len(params):
         return False
-    numbers = groups[0]["params"]
-    moments = [state["state"].get(number, {}).get("exp_avg") for number in numbers]
-    pairs = zip(moments, params, strict=True)
-    return all(moment is None or moment.shape == p.shape for moment, p in pairs)
+    moments = [state["state"].get(number, {}) for number in groups[0]["params"]]
+    keys = ("exp_avg", "exp_avg_sq")
+    return all(
+        not own or ("step" in own and all(key in own and own[key].shape == p.shape for key in keys))
+        for own, p in zip(moments, params, strict=True)
+    )
 
 
 def load_state_file(path: str) -> TrainState:

@@ -158,7 +158,7 @@ class MasterWeights:
         if not each:
             return {**state, "param_groups": groups}
         moments = dict(next(iter(each.values())))
-        step = moments.pop("step")
+        step = th.as_tensor(moments.pop("step"), dtype=th.float32)  # a number in old files
         theirs = state["param_groups"][0]["params"]
         numbers = (theirs[number] for number in self._numbers())
         joined = {}

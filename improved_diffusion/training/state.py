@@ -60,7 +60,7 @@ class TrainState:
     skipped: list[int] = field(default_factory=lambda: [0, 0])
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
     averaged: dict[str, int] = field(default_factory=dict)
-    planned: dict[float, int] = field(default_factory=dict)
+    planned: dict[str, int] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
@@ -78,16 +78,23 @@ class TrainState:
         """
         if not isinstance(content, dict) or not content.keys() >= FIRST_KEYS:
             raise InputError(f"{path} is no run's state; move it away or restore it")
-        if content["version"] != VERSION:
+        version = content["version"]
+        if not isinstance(version, int):
+            raise InputError(f"{path} is no run's state; move it away or restore it")
+        if version != VERSION:
             raise InputError(
-                f"{path} is of version {content['version']}, this program reads {VERSION}; "
+                f"{path} is of version {version}, this program reads {VERSION}; "
                 "continue with the program that wrote it"
             )
+        known = _known(cls, content)
         try:
-            ranks = [RankState(**_known(RankState, rank)) for rank in content["ranks"]]
+            ranks = [RankState(**_known(RankState, rank)) for rank in known.pop("ranks")]
         except TypeError:  # no list of dictionaries, or without random numbers
-            raise InputError(f"{path} is no run's state; move it away or restore it") from None
-        return cls(**_known(cls, content) | {"ranks": ranks})
+            ranks = []
+        fresh = asdict(cls())
+        if not ranks or not is_alike(known, {name: fresh[name] for name in known}):
+            raise InputError(f"{path} is no run's state; move it away or restore it")
+        return cls(**known, ranks=ranks)
 
     def of_this_rank(self, path: str) -> RankState:
         """What this process kept.
@@ -105,6 +112,37 @@ class TrainState:
 def _known(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
     """What a dataclass has fields for; a field that is younger than the file has its default."""
     return {f.name: content[f.name] for f in fields(kind) if f.name in content}
+
+
+def is_alike(value: Any, example: Any) -> bool:
+    """Whether something from a file has the types, keys and shapes of what a run makes.
+
+    None is an example of anything, an empty list of names, an empty dictionary of plain values by
+    their names. What another machine adds, such as its GPU's random numbers, may be there or not.
+    """
+    if example is None:
+        return True
+    if isinstance(example, th.Tensor):
+        mine, theirs = (
+            (v.dtype, v.shape, v.layout, v.device.type) if isinstance(v, th.Tensor) else None
+            for v in (value, example)
+        )
+        return mine == theirs
+    if isinstance(example, float):
+        return type(value) in (int, float)
+    if type(value) is not type(example):
+        return False
+    if not isinstance(example, (dict, list)):
+        return True
+    if not example:
+        plain = value.values() if isinstance(value, dict) else ()
+        return all(isinstance(name, str) for name in value) and all(
+            isinstance(each, (str, int, float, type(None))) for each in plain
+        )
+    if isinstance(example, dict):
+        needed = example.keys() - {"cuda"}
+        return value.keys() >= needed and all(is_alike(value[k], example[k]) for k in needed)
+    return len(value) == len(example) and all(map(is_alike, value, example))
 
 
 # -- random numbers ------------------------------------------------------------------------------

@@ -298,6 +298,7 @@ def test_a_judgement_that_was_cut_short_is_said(tmp_path):
     ("name", "text", "said"),
     [
         ("progress.csv", "a,b\n1,2\n", "has no step and loss"),
+        ("progress.csv", "step,loss\n1,2\nx,3\n", "has no step and loss"),
         ("config.json", "{", "is not valid JSON"),
         ("nll/bits_per_dim.json", "[]", "is not what it should be"),
         ("nll/bits_per_dim.json", "{}", "holds no evaluation"),

@@ -5,6 +5,7 @@ Words in braces stand for what the fixture ``world`` has made.
 
 import re
 import shutil
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -223,6 +224,8 @@ BAD_INPUT = [
     (SR_SAMPLE, {"base_samples": "{npz_none}"}, "npz_none"),
     (SR_SAMPLE, {"base_samples": "{npz_torn}"}, r"is no \.npz of"),
     (SR_SAMPLE, {"base_samples": "{npy}"}, r"is no \.npz of"),
+    (SR_SAMPLE, {"base_samples": "{npz_text}"}, r"is no \.npz of"),
+    (SR_SAMPLE, {"base_samples": "{npz_liar}"}, r"is no \.npz of"),
     (SR_SAMPLE, CLASSES, r"is no \.npz of samples .*arr_1"),
     # denoising; test_denoising.py has the rest
     (DENOISE, {"input": ""}, "no --input given"),
@@ -386,6 +389,12 @@ def make_arrays(root):
         np.savez(found[name], array)
     found["npz_torn"] = root / "npz_torn.npz"
     found["npz_torn"].write_bytes(found["small"].read_bytes()[:200])
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 8, 8, 3)}\n"
+    liar = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    for name, content in (("npz_text", b"no array"), ("npz_liar", liar)):
+        found[name] = root / f"{name}.npz"
+        with zipfile.ZipFile(found[name], "w") as archive:
+            archive.writestr("arr_0.npy", content)
     found["npy"] = root / "array.npy"
     np.save(found["npy"], arrays["small"])
     return found

@@ -1,3 +1,4 @@
+import gzip
 import http.server
 import importlib
 import io
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +202,47 @@ def test_a_pickle_in_the_archive_executes_nothing(cifar10, start, tmp_path):
     assert f"data_batch_3 in {path} is no batch of CIFAR-10: its pickle asks for" in complaint
     assert complaint.count("\n") == 1
     assert not (tmp_path / "exploded").exists()
+
+
+def endless():
+    """A few tuples that would be 2 ** 60 labels."""
+    labels = (1, 2)
+    for _ in range(60):
+        labels = (labels, labels)
+    return labels
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x80\x02Nr\xff\xff\xff\xff.",  # a memo of 2 ** 32 places
+        pickle.dumps({b"labels": endless(), b"data": np.zeros((2, 3072), np.uint8)}, protocol=2),
+    ],
+    ids=["memo", "labels"],
+)
+def test_a_pickle_in_the_archive_cannot_fill_the_memory(cifar10, payload):
+    tracemalloc.start()
+    try:
+        with pytest.raises((TypeError, ValueError)):
+            cifar10.parse_python(payload)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_member_of_the_archive_cannot_fill_the_memory(cifar10, start, tmp_path, kind):
+    """Headers are members, too, which tarfile reads whole."""
+    path = tmp_path / "archive.tar.gz"
+    info = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    info.type, info.size = kind, 2**30
+    with gzip.open(path, "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.write(bytes(2**20))
+    flags = ("--archive", path, "--any_checksum", "True", "--out_dir", tmp_path / "out")
+    status, _, complaint = start(cifar10, *flags)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "is larger than a batch of CIFAR-10" in complaint
 
 
 def test_an_archive_cannot_write_outside_its_folder(cifar10, start, tmp_path):

@@ -86,6 +86,12 @@ def test_a_file_is_read_whole(tmp_path):
     assert read_file(tmp_path / "file") == b"\x00\xff"
 
 
+def test_json_that_is_nested_too_deeply_is_none():
+    assert files.parse_json(b'{"a": [1]}') == {"a": [1]}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.parse_json("[" * 10**5)
+
+
 def test_urls_are_not_local():
     assert is_local("/a/b")
     assert is_local("b:c")

@@ -225,6 +225,10 @@ def test_the_step_stands_in_the_name(name, step):
         ({"a": 1}, "holds no model weights"),
         ([th.ones(1)], "holds no model weights"),
         (th.ones(1), "holds no model weights"),
+        ({"a": th.ones(1, device="meta")}, "holds no model weights"),
+        ({"a": th.ones(2).to_sparse()}, "holds no model weights"),
+        ({"a": th.ones(1).expand(2**40)}, "holds no model weights"),
+        ({1: th.ones(1), "a": th.ones(1)}, "holds no model weights"),
     ],
 )
 def test_other_files_are_not_taken_for_a_model(tmp_path, content, said):
@@ -244,3 +248,22 @@ def test_load_into_says_what_does_not_fit(tmp_path):
     th.save(th.nn.Linear(2, 4).state_dict(), tmp_path / "model000001.pt")
     with pytest.raises(InputError, match=r"2 entries differ, first bias.*\[4\] there, \[3\] here"):
         checkpoints.load_into(th.nn.Linear(2, 3), str(tmp_path / "model000001.pt"))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [3, {0: 0.5}, {0: {"exp_avg": "x"}}, {0: {"exp_avg": th.ones(1, device="meta")}}],
+)
+def test_an_optimizers_file_has_moments_by_parameter(tmp_path, state):
+    th.save({"state": state, "param_groups": [{"params": [0]}]}, tmp_path / "opt.pt")
+    with pytest.raises(InputError, match=r"opt\.pt is no optimizer's file"):
+        checkpoints.load_optimizer_file(str(tmp_path / "opt.pt"))
+
+
+@pytest.mark.parametrize("lacking", ["step", "exp_avg", "exp_avg_sq"])
+def test_moments_that_are_not_all_there_are_for_another_optimizer(lacking):
+    moments = {"step": th.ones(()), "exp_avg": th.ones(2), "exp_avg_sq": th.ones(2)}
+    groups = [{"params": [0]}]
+    assert checkpoints.is_for([th.ones(2)], {"state": {0: moments}, "param_groups": groups})
+    del moments[lacking]
+    assert not checkpoints.is_for([th.ones(2)], {"state": {0: moments}, "param_groups": groups})

@@ -241,6 +241,17 @@ def test_a_model_without_anything_to_train_is_refused(model):
         MasterWeights(model.requires_grad_(False), th.float32)
 
 
+def test_old_files_count_steps_in_numbers(model):
+    weights = MasterWeights(model, th.float32)
+    opt = weights.adamw(lr=0.01)
+    make_steps(1, weights, opt, nn.Sequential(copy.deepcopy(model)), th.optim.AdamW([th.zeros(1)]))
+    wanted = opt.state_dict()
+    old = {number: {**moments, "step": 1} for number, moments in wanted["state"].items()}
+    again = weights.adamw(lr=0.01)
+    again.load_state_dict({**wanted, "state": old})
+    assert_same_state(again.state_dict(), wanted)
+
+
 def test_a_file_may_number_its_parameters_otherwise(model):
     weights = MasterWeights(model, th.float32)
     opt = weights.adamw(lr=0.01)

@@ -38,6 +38,11 @@ def test_a_field_that_is_younger_than_the_file_has_its_default():
         ({"ranks": [3]}, "no run's state"),
         ({"ranks": [{"sampler": {}}]}, "no run's state"),
         ({"precision": None}, "no run's state"),
+        ({"version": th.ones(0)}, "no run's state"),
+        ({"skipped": [0]}, "no run's state"),
+        ({"seconds": ["1", "2"]}, "no run's state"),
+        ({"columns": [1]}, "no run's state"),
+        ({"flags": {"lr": th.ones(2)}}, "no run's state"),
     ],
 )
 def test_files_of_others(changes, said):
