@@ -1,5 +1,8 @@
+import contextlib
 import dataclasses
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -276,6 +279,32 @@ def test_an_image_that_cannot_be_read_is_named(extractor, folder):
 def test_more_images_than_a_batch_keep_their_places(extractor):
     pixels = noise(2 * BATCH_SIZE + 3)
     np.testing.assert_array_equal(features_of(extractor, ImageArray(pixels)), extractor(pixels))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_share_the_batches_and_leave_no_trace(extractor, monkeypatch, fails):
+    before = th.get_num_threads()
+    monkeypatch.setattr(features, "BATCH_SIZE", 2)
+    if fails:
+        extractor.module.conv.weight.data.fill_(th.nan)
+    workers, forward = [], extractor.module.forward
+
+    def watched(x):
+        workers.append((threading.get_ident(), th.get_num_threads()))
+        return forward(x)
+
+    extractor.module.forward = watched
+    try:
+        th.set_num_threads(2)
+        with pytest.raises(InputError) if fails else contextlib.nullcontext():
+            features_of(extractor, ImageArray(noise(40)))
+        assert th.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(th.get_num_threads).result() == 2
+    finally:
+        th.set_num_threads(before)
+    assert {threads for _, threads in workers} == {1}
+    assert threading.get_ident() not in {worker for worker, _ in workers}
 
 
 def test_it_computes_where_this_process_does(extractor):

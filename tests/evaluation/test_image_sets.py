@@ -84,7 +84,10 @@ def test_the_identity_is_that_of_the_images(folder):
     with open(folder / "cat_000.png", "ab") as file:
         file.write(b"more")
     os.utime(folder / "cat_000.png", ns=(5, 5))
-    assert ImageFolder(str(folder), 12).identity not in (identity, touched)
+    longer = ImageFolder(str(folder), 12).identity
+    assert longer not in (identity, touched)
+    (folder / "cat_000.png").rename(folder / "bat_000.png")
+    assert ImageFolder(str(folder), 12).identity not in (identity, touched, longer)
 
 
 def test_a_folder_is_named_by_itself(folder, monkeypatch):
