@@ -255,8 +255,8 @@ def _say_what_is_ahead(
         logger.log(f"Training: the run has {done} updates already, no fewer than it was to have")
     elif options.time_budget:
         logger.log(
-            f"Training: {options.time_budget:g} minutes; the first updates are measured, which say "
-            "how many there will be"
+            f"Training: {options.time_budget:g} minutes; how many updates these are is measured "
+            "over the first, and then fixed"
         )
     elif options.last_update:
         seen = options.last_update * options.batch_size * dist_util.world_size()
