@@ -84,7 +84,8 @@ def write_split(split: Split, out_dir: Path, overwrite: bool = False) -> Path:
     partial.mkdir(parents=True)
     try:
         _write_images(split, partial)
-        (partial / MARKER).write_text(json.dumps({"images": len(split.labels)}))
+        with naming(partial / MARKER):
+            (partial / MARKER).write_text(json.dumps({"images": len(split.labels)}))
         _flush_to_disk()
         if folder.exists():
             print(f"Replacing {folder}")

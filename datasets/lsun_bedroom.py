@@ -9,6 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from improved_diffusion.commands.cli import run
+from improved_diffusion.data.image_files import MAX_PIXELS
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
 
@@ -69,10 +70,12 @@ def decode(value: bytes, image_size: int, where: str) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(value), formats=("WEBP", "JPEG", "PNG")) as image:
+            if image_size**2 * max(image.size) > MAX_PIXELS * min(image.size):
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
             scale = image_size / min(image.size)
             width, height = (round(side * scale) for side in image.size)
             large = image.convert("RGB").resize((width, height), resample=Image.Resampling.BOX)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read image {where}: {error}") from error
     left, top = (width - image_size) // 2, (height - image_size) // 2
     return large.crop((left, top, left + image_size, top + image_size))

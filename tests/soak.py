@@ -5,6 +5,7 @@ import collections
 import itertools
 import os
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -16,6 +17,8 @@ import killing
 from killing import VARIANTS
 
 ROUND = 200  # cases of a kind in a row
+EARLY = 500  # updates after which memory is measured first, and then again and again
+MOST_GROWTH = 0.05
 
 
 def kill(processes: int, minutes: float, most: float, seed: int) -> int:
@@ -95,6 +98,43 @@ def fuzz(cases: int, seed: int) -> int:
     return int(failures > 0)
 
 
+def memory(updates: int) -> int:
+    """A long run, with checkpoints and samples, needs no more memory in the end than early on."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        images, log_dir = killing.make_images(root / "images"), root / "run"
+        flags = {"max_steps": updates, "log_interval": 10, "save_interval": EARLY // 2}
+        flags |= {"sample_interval": EARLY // 2, "keep_checkpoints": 2, "diffusion_steps": 8}
+        flags |= {"noise_schedule": "cosine", "channel_mult": "1", "batch_size": 2}
+        argv = killing.command(images, log_dir, killing.SCRIPT, flags)
+        process = killing.processes.Process(target=_train_and_measure, args=(argv, log_dir))
+        process.start()
+        process.join()
+        assert process.exitcode == 0, killing.error_of(log_dir)
+        measured = [int(line) for line in Path(f"{log_dir}.memory").read_text().split()]
+    growth = measured[-1] / measured[0] - 1
+    print(f"Resident after {EARLY} updates: {measured[0] / 1e6:.1f} MB; the most later on:")
+    print(f"{max(measured) / 1e6:.1f} MB; at the end: {measured[-1] / 1e6:.1f} MB ({growth:+.1%})")
+    return int(growth > MOST_GROWTH)
+
+
+def _train_and_measure(argv: list[str], log_dir: Path) -> None:
+    from improved_diffusion.train_util import TrainLoop
+
+    original = TrainLoop.run_step
+
+    def run_step(self: TrainLoop, *batch: Any) -> float:
+        loss = original(self, *batch)
+        if (self.step + 1) % EARLY == 0:
+            resident = int(Path("/proc/self/statm").read_text().split()[1])
+            with open(f"{log_dir}.memory", "a") as file:
+                file.write(f"{resident * resource.getpagesize()}\n")
+        return loss
+
+    TrainLoop.run_step = run_step
+    killing._train(argv, log_dir, None, None, None, {})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
@@ -107,6 +147,9 @@ def main() -> int:
     cases = soaks.add_parser("fuzz", help=fuzz.__doc__)
     cases.add_argument("cases", type=int, nargs="?", default=100_000)
     cases.set_defaults(soak=lambda args: fuzz(args.cases, args.seed))
+    long = soaks.add_parser("memory", help=memory.__doc__)
+    long.add_argument("updates", type=int, nargs="?", default=20_000)
+    long.set_defaults(soak=lambda args: memory(args.updates))
     args = parser.parse_args()
     return args.soak(args)
 

@@ -1,19 +1,23 @@
+import errno
 import gzip
 import http.server
 import importlib
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_faults import room_for
 
 from improved_diffusion.commands import cli
 from improved_diffusion.errors import InputError
@@ -127,6 +131,21 @@ def test_limit_and_repetition(cifar10, start, tmp_path, archive):
     status, printed, _ = start(cifar10, *flags)
     assert (status, "cifar_test: 4 images, there already" in printed) == (0, True)
     assert len(names(tmp_path / "cifar_train")) == 20
+
+
+@pytest.mark.parametrize("room", [0, 200, 10_000])
+def test_a_full_disk_names_the_file(cifar10, start, tmp_path, archive, room, monkeypatch):
+    """Within the first picture, or, of pictures that would fit, within the note of their number."""
+    if room == 10_000:
+        room = 0
+        monkeypatch.setattr("image_folders._write_images", lambda *_: None)
+    flags = ("--archive", archive, "--any_checksum", "True", "--out_dir", tmp_path / "out")
+    with room_for(room):
+        status, _, complaint = start(cifar10, *flags)
+    assert (status, complaint.count("\n")) == (1, 1)
+    assert os.strerror(errno.EFBIG) in complaint
+    assert str(tmp_path / "out" / ".cifar_train.partial") in complaint
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_an_interrupted_run_leaves_no_split(
@@ -464,6 +483,31 @@ def test_lsun(scripts, start, tmp_path):
     whole = Image.open(io.BytesIO(values[0])).convert("RGB")
     expected = np.asarray(whole.resize((16, 8), Image.Resampling.BOX))[:, 4:12]
     assert np.array_equal(np.asarray(Image.open(out / "room_0000000.png")), expected)
+
+
+def test_lsun_images_are_not_mixed_with_those_of_an_earlier_call(scripts, start, tmp_path):
+    script, out = scripts("lsun_bedroom"), tmp_path / "out"
+    first = lsun(tmp_path / "first", [encoded(8, 8, "PNG"), encoded(9, 9, "PNG")])
+    second = lsun(tmp_path / "second", [encoded(10, 10, "PNG")])
+    assert start(script, "--image-size", 8, first, out)[0] == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    status, _, complaint = start(script, "--image-size", 8, second, out)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "has images of that prefix already: choose another folder" in complaint
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert start(script, "--image-size", 8, "--prefix", "room", second, out)[0] == 0
+    assert len(names(out)) == 3
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (20_000, 20_000)])
+def test_lsun_images_cannot_fill_the_memory(scripts, size):
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, format="PNG")
+    data = bytearray(file.getvalue())
+    data[16:24] = struct.pack(">II", *size)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(InputError, match=r"cannot read image a key: .*pixels"):
+        scripts("lsun_bedroom").decode(bytes(data), 256, "a key")
 
 
 def test_lsun_says_what_is_wrong(scripts, start, tmp_path):
