@@ -20,8 +20,8 @@ from improved_diffusion.evaluation.quality import (
     kernel_distance,
 )
 
-COUNTS = (100, 250, 500, 1000, 2000, 5000)
-REPEATS = 10
+COUNTS = (100, 250, 500, 1000, 2500, 5000)
+REPEATS = 5
 
 
 def main() -> None:
