@@ -52,13 +52,13 @@ EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "ddpm": ("image_sample.py", IN_BF16 | {"sampler": "ddpm", "num_samples": 64}),
     "dpmpp": ("image_sample.py", FAST | {"num_samples": 64}),
-    "plain": ("image_sample.py", FAST | {"num_samples": 2000}),
-    "guided": ("image_sample.py", FAST | {"num_samples": 2000, "guidance": 2}),
+    "plain": ("image_sample.py", FAST | {"num_samples": 1000}),
+    "guided": ("image_sample.py", FAST | {"num_samples": 1000, "guidance": 3}),
 }
 JUDGED = "judged_"  # before the name of samples: what the judge says of them
 JUDGE = {"reference": TEST_DATA, "train": TRAIN_DATA, "precision": "bf16"}
 WORKBOOK_NOTE = "Trained in bfloat16. Samples: EMA {rate}, {how}, bfloat16."
-SHOWN = {"ddpm": "1,000 ancestral steps", "guided": "20 steps of DPM-Solver++, guidance 2"}
+SHOWN = {"ddpm": "1,000 ancestral steps", "guided": "20 steps of DPM-Solver++, guidance 3"}
 COMPARISON_NOTE = (
     "Trained in bfloat16, one seed each. Bits/dim: 256 test images, 20 timesteps of each, float32. "
     "Samples in bfloat16: ddpm takes 1,000 steps, dpmpp 20 with eta 0.5."
@@ -119,7 +119,7 @@ HOUR = Job(
         "warmup_steps": 100,
         "lr_anneal_steps": 4_400,
         "lr_hold_steps": 2_200,
-        "guidance": 2,
+        "guidance": 3,
         "sample_interval": 500,
         "save_interval": 500,
         "num_threads": 1,

@@ -53,7 +53,7 @@ PRESETS: dict[str, Preset] = {
         {**COURSE, "noise_schedule": "polynomial", "poly_power": 2.0},
     ),
     "cifar10_hour": Preset(
-        "pictures of the ten classes of CIFAR-10 in an hour, to be drawn with --guidance 2",
+        "pictures of the ten classes of CIFAR-10 in an hour, to be drawn with --guidance 3",
         {
             "image_size": 32,
             "num_channels": 64,
@@ -71,7 +71,7 @@ PRESETS: dict[str, Preset] = {
             "batch_size": 16,
             "ema_rate": "0.998",
             "time_budget": 60.0,
-            "guidance": 2.0,
+            "guidance": 3.0,
             **KEPT,
         },
     ),

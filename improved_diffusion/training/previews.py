@@ -13,7 +13,8 @@ import torch as th
 from .. import logger
 from ..data.image_grid import save_grid, to_uint8
 from ..diffusion.guidance import Guidance
-from ..evaluation.features import Extractor
+from ..evaluation.features import Extractor, features_of
+from ..evaluation.image_sets import ImageArray
 from ..evaluation.quality import KernelDistance, Reference, kernel_distance
 from ..gaussian_diffusion import Model
 from ..respace import SpacedDiffusion
@@ -139,7 +140,8 @@ class Examiner:
 
     def examine(self, model: th.nn.Module, average: Average) -> KernelDistance:
         """The kernel distance of samples of an EMA."""
-        features = self.extractor(self.sampler.images(model, average.weights))
+        samples = ImageArray(self.sampler.images(model, average.weights))
+        features = features_of(self.extractor, samples)
         found = kernel_distance(features, self.reference)
         logger.log(
             f"KID ({self.extractor.title}) of {len(features)} samples of {average}: "
