@@ -386,6 +386,7 @@ class TrainLoop:
         if step > self.state.last_row_step and step % self.options.log_interval == 0:
             self._write_row()
             self.state.last_row_step = step
+            self.last_saved = None  # what a lost rank left knows nothing of this row
 
     def _write_row(self) -> None:
         seconds, (_, last) = self._seconds(), self.state.seconds

@@ -105,7 +105,8 @@ def memory(updates: int) -> int:
         images, log_dir = killing.make_images(root / "images"), root / "run"
         flags = {"max_steps": updates, "log_interval": 10, "save_interval": EARLY // 2}
         flags |= {"sample_interval": EARLY // 2, "keep_checkpoints": 2, "diffusion_steps": 8}
-        flags |= {"noise_schedule": "cosine", "channel_mult": "1", "batch_size": 2}
+        flags |= {"noise_schedule": "cosine", "batch_size": 2}
+        flags |= {"channel_mult": "1", "attention_resolutions": ""}
         argv = killing.command(images, log_dir, killing.SCRIPT, flags)
         process = killing.processes.Process(target=_train_and_measure, args=(argv, log_dir))
         process.start()

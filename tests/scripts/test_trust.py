@@ -230,7 +230,8 @@ def whole_of_two(images, tmp_path_factory):
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("kind", "number", "saved"), [("update begins", 5, 5), ("row begins", 2, 5), ("row ends", 2, 5)]
+    ("kind", "number", "saved"),
+    [("update begins", 5, 5), ("row begins", 2, 5), ("row ends", 2, 5), ("row begins", 5, 11)],
 )
 def test_a_rank_that_is_killed_costs_nothing(
     images, whole_of_two, tmp_path, rank, kind, number, saved
