@@ -214,7 +214,7 @@ def changed(draw: Callable, content: Any, odd: st.SearchStrategy = odd_values) -
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(content))
         if not places:
-            return draw(odd)
+            return _copied(draw(odd))
         owner, key = draw(st.sampled_from(places))
         kind = draw(st.integers(0, 4))
         if kind == 0:
@@ -224,7 +224,7 @@ def changed(draw: Callable, content: Any, odd: st.SearchStrategy = odd_values) -
         elif kind == 2 and isinstance(owner, list):
             owner.append(owner[key])
         else:
-            owner[key] = draw(odd)
+            owner[key] = _copied(draw(odd))  # or a list could come to be in itself
     return content
 
 
