@@ -203,6 +203,8 @@ class TrainLoop:
                 self._keep_initial_weights()
             loss = self.run_step(batch, cond)
             self.step += 1
+            if self.examiner and self.updates % self.examiner.interval == 0:
+                self._examine_samples()  # before the line in hand is written
             if dist_util.world_size() > 1:
                 self._gather_ranks()
             bar.update()
@@ -213,8 +215,6 @@ class TrainLoop:
                 bar.total = self.options.last_update
             if options.sample_interval and self.updates % options.sample_interval == 0:
                 self._draw_samples()
-            if self.examiner and self.updates % self.examiner.interval == 0:
-                self._examine_samples()
             if self.updates % options.save_interval == 0:
                 self.save()
                 if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
@@ -260,10 +260,7 @@ class TrainLoop:
         return self._seconds() - before
 
     def _follow(self, updates: int) -> None:
-        """Take so many updates for the time budget.
-
-        :raises InputError: if there are fewer than the warm-up has.
-        """
+        """Take so many updates for the time budget."""
         minutes = f"{self.options.time_budget:g}"
         self.options = self.options.planned(updates)
         self.state.planned[minutes] = updates
@@ -414,11 +411,12 @@ class TrainLoop:
             self.preview.draw(folder, self.updates, self.model, self._average_to_draw_from())
 
     def _examine_samples(self) -> None:
-        """Judge samples of an average; the row that comes next has what was found."""
+        """Judge samples of an average; the line in hand has what was found."""
         if self.examiner is None or dist_util.rank() != 0:
             return
-        with _survived("figures of samples"), self.precision.autocast():
-            kernel = self.examiner.examine(self.model, self._average_to_draw_from())
+        with _survived("figures of samples"):
+            average = self._average_to_draw_from()
+            kernel = self.examiner.examine(self.model, average, self.precision.autocast())
             logger.logkv("kid", kernel.value)
 
     def _average_to_draw_from(self) -> Average:

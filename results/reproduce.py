@@ -216,7 +216,7 @@ def publish(job: Job) -> None:
     for name in ("progress.csv", "config.json"):
         shutil.copy(run / name, making / name)
     for name in job.evaluations:
-        small = shutil.ignore_patterns("*.npz", "*.xlsx", "log.txt", ".lock")
+        small = shutil.ignore_patterns("samples_*.npz", "*_terms.npz", "*.xlsx", "log.txt", ".lock")
         shutil.copytree(run / name, making / name, ignore=small)
     if job.weights:
         ema = ema_of(job, job.ema_rates[0])

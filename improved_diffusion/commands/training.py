@@ -96,13 +96,15 @@ def train(
         density = options.logsnr_mean, options.logsnr_std
         name = settings.pop("schedule_sampler")
         sampler = create_named_schedule_sampler(name, diffusion, *density)
+        with dist_util.agreeing():
+            examiner = judging and _make_examiner(options, images, diffusion, folder, *judging)
         loop = TrainLoop(
             model=model.to(dist_util.dev()),
             diffusion=diffusion,
             data=data,
             schedule_sampler=sampler,
             preview=preview,
-            examiner=judging and _make_examiner(options, images, diffusion, folder, *judging),
+            examiner=examiner,
             flags=going.as_dict(),
             **settings,
         )
@@ -155,6 +157,8 @@ def _open_judge(options: ModelTraining) -> tuple[EvalOptions, Extractor, ImageFo
     folder = runs.find_data_dir(options.eval_dir, "cifar_test")
     real = open_folder(folder, options.size, options.in_channels)
     check_count("eval_dir", real)
+    if os.path.realpath(folder) == os.path.realpath(options.data_dir):
+        raise InputError("--eval_dir is --data_dir: judge by images that are not trained on")
     return options, open_extractor("lite0"), real
 
 

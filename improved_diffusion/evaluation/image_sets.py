@@ -7,7 +7,15 @@ from functools import cached_property
 
 import numpy as np
 
-from ..data.image_files import MODES, class_indices, class_of, list_images, open_image, read_image
+from ..data.image_files import (
+    EXTENSIONS,
+    MODES,
+    class_indices,
+    class_of,
+    list_images,
+    open_image,
+    read_image,
+)
 from ..errors import InputError
 from ..system.archives import read_arrays
 from ..system.files import is_local, join, list_folder, remote
@@ -128,7 +136,7 @@ def open_images(
     """Images at ``path``: an .npz of samples, a run's folder with one, or a folder of pictures.
 
     In a run's folder the one ``samples_*.npz`` counts, else the one in a folder of it. A folder of
-    pictures is read at the size that is asked for; they are not made larger for that.
+    pictures is read at the size that is asked for, or at that of the first.
 
     :param size: height and width that the images have to have; None for what they have.
     :param channels: 1, 3 or 4 that they have to have; None for what they have.
@@ -179,7 +187,8 @@ def _sample_files(folder: str) -> list[str]:
             if name.startswith("samples_") and name.endswith(".npz")
         ]
 
-    below = (join(folder, name.rstrip("/")) for name in list_folder(folder))
+    names = (name for name in list_folder(folder) if not name.lower().endswith(EXTENSIONS))
+    below = (join(folder, name.rstrip("/")) for name in names)
     return within(folder) or [path for inner in below for path in within(inner)]
 
 
@@ -199,6 +208,8 @@ def _open_array(path: str, size: int | None, channels: int | None) -> ImageArray
                 f"{path} is no file of samples: its arr_1 is {labels.dtype} {list(labels.shape)}, "
                 f"not a class number of each of its {len(pixels)} images"
             )
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < 2**31:
+            raise InputError(f"{path} is no file of samples: its arr_1 has no class numbers")
         labels = labels.astype(np.int64)
     return ImageArray(pixels, labels, name=os.path.basename(path).removesuffix(".npz"))
 
@@ -207,7 +218,8 @@ def _check_pixels(path: str, pixels: np.ndarray | None) -> np.ndarray:
     if pixels is None:
         raise InputError(f"{path} is no file of samples: it has no arr_0")
     shape = pixels.shape
-    if pixels.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] not in MODES:
+    square = len(shape) == 4 and shape[1] == shape[2] > 0 and shape[3] in MODES
+    if pixels.dtype != np.uint8 or not square:
         raise InputError(
             f"{path} is no file of samples: its arr_0 is {pixels.dtype} {list(shape)}, "
             "not uint8 [N, size, size, 1, 3 or 4]"

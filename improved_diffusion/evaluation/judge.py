@@ -1,6 +1,7 @@
 """The judge: figures of samples, beside those of real images and of noise in their place."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -113,6 +114,7 @@ def judge(
     :param seed: of the noise, and of the choice of training images.
     :raises InputError: if the images' classes do not fit each other.
     """
+    check_apart(samples=samples, reference=reference, train=train)
     asked = class_numbers(samples, reference, train) if labels else None
     rng = np.random.default_rng(seed)
     real = Reference(kept_features(extractor, reference, spare))
@@ -123,7 +125,7 @@ def judge(
     shape = (len(samples), samples.size, samples.size, samples.channels)
     noise = ImageArray(rng.integers(0, 256, shape, dtype=np.uint8))
     kernel = kernel_distance(seen, real)
-    of_samples = _figures(seen[order], real)
+    of_samples = {"kid": kernel.figure, **_others(seen[order], real)}
     of_noise = _figures(features_of(extractor, noise), real)
     of_real = dict.fromkeys(of_samples, UNKNOWN)
     if known is not None:
@@ -144,6 +146,9 @@ def judge(
     names = "\0".join(reference.names).encode("utf-8", "surrogateescape")
     about = {
         "features": extractor.title,
+        "features, sha256": extractor.fingerprint,
+        "size": reference.size,
+        "channels": reference.channels,
         "num_samples": len(samples),
         "num_reference": len(reference),
         "num_train": len(train) if train else 0,
@@ -167,13 +172,32 @@ def _title(name: str, extractor: Extractor) -> str:
 
 
 def _figures(features: np.ndarray, real: Reference) -> dict[str, Figure]:
+    return {"kid": kernel_distance(features, real).figure, **_others(features, real)}
+
+
+def _others(features: np.ndarray, real: Reference) -> dict[str, Figure]:
+    """All figures but the kernel distance, of features in no order."""
     frechet = frechet_figures(features, real)
     return {
-        "kid": kernel_distance(features, real).figure,
         "frechet": frechet.frechet,
         "frechet_extrapolated": frechet.extrapolated,
         **manifolds(features, real)._asdict(),
     }
+
+
+def check_apart(**sets: ImageSet | None) -> None:
+    """:raises InputError: if two sets, by their flags, are of one folder."""
+    folders = {
+        flag: os.path.realpath(images.folder)
+        for flag, images in sets.items()
+        if isinstance(images, ImageFolder)
+    }
+    for (flag, folder), (other, same) in itertools.combinations(folders.items(), 2):
+        if folder == same:
+            raise InputError(
+                f"--{flag} and --{other} are one folder, {folder}: images cannot be judged by "
+                "themselves; give others"
+            )
 
 
 def check_count(flag: str, images: ImageSet) -> None:
@@ -204,7 +228,8 @@ def class_numbers(
         raise InputError("--train and --reference have different classes; give --labels False")
     names = list(reference.classes or ())
     if samples.classes is None:  # of an .npz: numbers as the model was trained with
-        unknown = [number for number in np.unique(samples.labels) if number >= len(names)]
+        known_numbers = range(len(names))
+        unknown = [number for number in np.unique(samples.labels) if number not in known_numbers]
         numbers = samples.labels
     else:
         unknown = [name for name in samples.classes if name not in names]

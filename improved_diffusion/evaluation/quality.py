@@ -170,7 +170,8 @@ def frechet_figures(samples: np.ndarray, reference: Reference) -> FrechetFigures
 
     The bias is about proportional to 1 / N (Chong & Forsyth 2020, arXiv 1911.07023, section 4). So
     a line over 1 / N through the distance of all samples and the mean distance of their two halves
-    meets 0 at that of infinitely many. The reference is taken as it is, and as large as it is.
+    meets 0 at that of infinitely many. It is NaN where there are fewer samples than features. The
+    reference is taken as it is, and as large as it is.
 
     :param samples: [N, D], N at least 4 times :data:`GROUPS`, not sorted, such as by class.
     """
@@ -182,10 +183,11 @@ def frechet_figures(samples: np.ndarray, reference: Reference) -> FrechetFigures
 
 
 def _both(samples: np.ndarray, reference: Reference) -> tuple[float, float]:
+    """The Fréchet distance, and the extrapolated one; NaN of fewer samples than features."""
     whole, *halves = (
         frechet_distance(part, reference) for part in (samples, samples[::2], samples[1::2])
     )
-    return whole, 2 * whole - sum(halves) / 2
+    return whole, math.nan if len(samples) < samples.shape[1] else 2 * whole - sum(halves) / 2
 
 
 # -- neighbours ----------------------------------------------------------------------------------
@@ -210,28 +212,53 @@ def manifolds(samples: np.ndarray, reference: Reference) -> Manifolds:
     """How samples and reference cover each other; all four depend on the numbers of images.
 
     An image lies among others if it is in the ball around one of them that reaches to that one's
-    third nearest neighbour (precision, recall) or fifth (density, coverage).
+    third nearest neighbour (precision, recall) or fifth (density, coverage). The errors of recall
+    and coverage are by leaving out groups of samples, which must not be sorted.
 
-    :param samples: [N, D], N at least 4.
+    :param samples: [N, D], N at least 4 times :data:`GROUPS`.
     """
-    own, _ = nearest(samples, samples, NEIGHBOURS_PRECISION + 1)  # the first is the image itself
-    radii = th.from_numpy(own[:, NEIGHBOURS_PRECISION]).split(BLOCK)
     third = th.from_numpy(reference.distances[:, NEIGHBOURS_PRECISION])
     fifth = th.from_numpy(reference.distances[:, NEIGHBOURS_DENSITY])
+    kept = _all_and_without_each_group(len(samples))
+    radii = th.stack([_radii(samples, rows) for rows in kept])  # [1 + GROUPS, N]
     precise, dense = [], []
-    recalled, covered = th.zeros(2, len(reference), dtype=th.bool)
-    for block, radius in zip(_blocks(samples), radii, strict=True):
+    recalled, covered = th.zeros(2, len(kept), len(reference), dtype=th.bool)
+    blocks = zip(_blocks(samples), radii.split(BLOCK, dim=1), kept.split(BLOCK, dim=1), strict=True)
+    for block, radius, rows in blocks:
         distances = _distances(block, reference.features)  # [block, M]
+        near = distances <= fifth
         precise.append((distances <= third).any(1))
-        dense.append((distances <= fifth).double().sum(1) / NEIGHBOURS_DENSITY)
-        recalled |= (distances <= radius[:, None]).any(0)
-        covered |= (distances <= fifth).any(0)
+        dense.append(near.double().sum(1) / NEIGHBOURS_DENSITY)
+        for number in range(len(kept)):
+            recalled[number] |= (distances <= radius[number][:, None]).any(0)
+            covered[number] |= near[rows[number]].any(0)
     return Manifolds(
         precision=mean_figure(th.cat(precise)),
-        recall=mean_figure(recalled),
+        recall=_of_all(recalled),
         density=mean_figure(th.cat(dense)),
-        coverage=mean_figure(covered),
+        coverage=_of_all(covered),
     )
+
+
+def _all_and_without_each_group(count: int) -> th.Tensor:
+    """Which rows to keep: all of them, then those that are not of a group, bool [1 + GROUPS, N]."""
+    groups = th.arange(count) % GROUPS
+    return th.stack([groups >= 0, *(groups != group for group in range(GROUPS))])
+
+
+def _radii(samples: np.ndarray, rows: th.Tensor) -> th.Tensor:
+    """The distance of each kept sample to its third nearest other; -1 of those left out, [N]."""
+    kept = samples[rows.numpy()]
+    distances, _ = nearest(kept, kept, NEIGHBOURS_PRECISION + 1)  # the first is the image itself
+    radii = th.full((len(samples),), -1.0)
+    radii[rows] = th.from_numpy(distances[:, NEIGHBOURS_PRECISION])
+    return radii
+
+
+def _of_all(found: th.Tensor) -> Figure:
+    """A share of reference images by all samples, with its error from those without each group."""
+    whole, *without = found.double().mean(1).tolist()
+    return Figure(whole, jackknife_error(np.array(without)))
 
 
 def nearest(x: np.ndarray, y: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

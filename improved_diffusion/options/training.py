@@ -317,13 +317,15 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
     def planned(self, updates: int) -> "TrainingOptions":
         """The same options with so many updates in place of the time budget.
 
-        :raises InputError: if there are fewer than the warm-up has.
+        The warm-up takes half of them at most: a slow machine has few.
         """
+        warmup = min(self.warmup_steps, updates // 2)
         if self.lr_schedule == "constant":
             most = min(filter(None, (self.max_steps, updates)))
-            return self.but(time_budget=0.0, max_steps=most)
+            return self.but(time_budget=0.0, warmup_steps=warmup, max_steps=most)
         hold = int(updates * self.lr_hold_share)
-        return self.but(time_budget=0.0, lr_anneal_steps=updates, lr_hold_steps=hold)
+        fall = {"lr_anneal_steps": updates, "lr_hold_steps": hold}
+        return self.but(time_budget=0.0, warmup_steps=warmup, **fall)
 
     def lr_factor(self, updates: int) -> float:
         """What to multiply ``lr`` by in the update that comes after so many.
@@ -350,7 +352,9 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
                         f"--time_budget says itself when the learning rate falls: leave --{name} "
                         "out (see --lr_hold_share)"
                     )
-        elif not end and self.lr_schedule == "cosine":
+        elif self.lr_hold_share != TrainingOptions.lr_hold_share:
+            yield "--lr_hold_share is for --time_budget; give --lr_hold_steps"
+        if not (end or self.time_budget) and self.lr_schedule == "cosine":
             yield "--lr_schedule cosine needs --lr_anneal_steps, the updates over which it falls"
         if self.lr_hold_steps and not self.lr_hold_steps < end:
             yield f"lr_hold_steps must be below lr_anneal_steps, {end}, got {self.lr_hold_steps}"

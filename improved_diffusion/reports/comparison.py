@@ -25,7 +25,13 @@ POINTS = 50  # a curve is smoothed over this part of its length
 PLACES = range(-29, 30, 2)  # log-SNRs at which errors are compared, in nats
 CHANGES = ("samples", "reference")  # arrays of a judgement's .npz
 SIZES = ("features", "num_samples", "num_reference")  # of a judgement
-ALIKE = (*SIZES, "names of reference images, sha256")  # in judgements that compare
+ALIKE = (
+    *SIZES,
+    "features, sha256",
+    "size",
+    "channels",
+    "names of reference images, sha256",
+)  # in judgements that compare
 NEAR = 1.0  # nats; timesteps as near as this tell the error at a log-SNR
 WARNING = (
     "Losses of different schedules are means over different noise levels and do not compare; "
@@ -116,7 +122,9 @@ def _read_judgement(path: Path) -> Judgement:
     changes = read_arrays(str(path.with_suffix(".npz")), CHANGES, max_bytes=2**30)
     figures = read_json(path)
     missing = [key for key in (*SIZES, *FIGURES_OF_ALL) if key not in figures]
-    missing += [name for name in CHANGES if name not in changes]
+    lengths = {name: figures.get(f"num_{name}") for name in CHANGES}
+    missing += [n for n in CHANGES if n not in changes or changes[n].shape != (lengths[n],)]
+    missing += [] if isinstance(figures.get("kid"), float) else ["number kid"]
     if missing:
         raise InputError(f"{path} is no judgement of samples: no {missing[0]}; make it again")
     return Judgement(path.parent.name, figures, *(changes[name] for name in CHANGES))

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,9 +139,12 @@ class Examiner:
     extractor: Extractor
     reference: Reference
 
-    def examine(self, model: th.nn.Module, average: Average) -> KernelDistance:
-        """The kernel distance of samples of an EMA."""
-        samples = ImageArray(self.sampler.images(model, average.weights))
+    def examine(
+        self, model: th.nn.Module, average: Average, autocast: AbstractContextManager
+    ) -> KernelDistance:
+        """The kernel distance of samples of an EMA, drawn in that context."""
+        with autocast:
+            samples = ImageArray(self.sampler.images(model, average.weights))
         features = features_of(self.extractor, samples)
         found = kernel_distance(features, self.reference)
         logger.log(

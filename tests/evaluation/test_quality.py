@@ -54,14 +54,15 @@ def test_halves_of_one_distribution_are_at_a_distance_of_0_within_the_error():
     assert (values < 0).any()
 
 
-@pytest.mark.parametrize("figure", ["kid", "frechet", "extrapolated"])
+@pytest.mark.parametrize("figure", ["kid", "frechet", "extrapolated", "recall", "coverage"])
 def test_errors_are_the_spread_of_repeated_draws(figure):
     def draw(seed: int):
         samples = normal(seed, 200, scale=1.2, shift=0.2)
         # Another reference each time, too: both sets are drawn.
         if figure == "kid":
             return kernel_distance(samples, Reference(normal(1000 + seed, 300))).figure
-        return getattr(frechet_figures(samples, REAL), figure.replace("kid", ""))
+        figures = manifolds if figure in ("recall", "coverage") else frechet_figures
+        return getattr(figures(samples, REAL), figure)
 
     values, errors = np.array([draw(seed) for seed in range(40)]).T
     assert 0.7 < errors.mean() / values.std() < 1.6

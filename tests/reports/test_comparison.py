@@ -45,7 +45,8 @@ def judge(folder, seed, *, count=60, scale=1.0):
     }
     lines["kid"] = Line("KID", kernel.figure, unknown, unknown)
     about = {"features": "Tiny", "num_samples": count, "num_reference": 90}
-    about["names of reference images, sha256"] = "0b"
+    about |= {"names of reference images, sha256": "0b", "features, sha256": "0c"}
+    about |= {"size": 8, "channels": 3}
     folder.mkdir(parents=True)
     save_verdict(str(folder), Verdict(lines, about, kernel, None), {})
 
@@ -289,6 +290,12 @@ def test_a_judgement_that_was_cut_short_is_said(tmp_path):
     (run / "judged" / "evaluation.json").write_text('{"features": "Tiny"}')
     with pytest.raises(InputError, match="is no judgement of samples: no num_samples"):
         comparison.read_run(run)
+    judge(run / "other", 0)
+    whole = json.loads((run / "other" / "evaluation.json").read_text())
+    for damage, said in (({"kid": "x"}, "no number kid"), ({"num_samples": 5}, "no samples")):
+        (run / "judged" / "evaluation.json").write_text(json.dumps(whole | damage))
+        with pytest.raises(InputError, match=said):
+            comparison.read_run(run)
     (run / "judged" / "evaluation.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"evaluation\.npz is no whole \.npz"):
         comparison.read_run(run)

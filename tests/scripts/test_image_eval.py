@@ -119,10 +119,9 @@ def test_noisy_samples_and_copies_are_found_out(verdict, data, tmp_path, to_word
     npz_of(tmp_path / "noisy.npz", seed=3, noise=40)
     assert judge(data, tmp_path / "noisy", to_words, samples=tmp_path / "noisy.npz") == 0
     assert read(tmp_path / "noisy")["kid"] > read(verdict)["kid"] + 3 * read(verdict)["kid_error"]
-    copies = {"samples": data / "train", "train": data / "train"}
+    copies = {"samples": npz_of(tmp_path / "copies.npz", seed=2), "train": data / "train"}
     assert judge(data, tmp_path / "copies", to_words, **copies) == 0
     assert read(tmp_path / "copies")["copies"] == 1
-    assert read(tmp_path / "copies")["recognised"] > 0.9  # by the names of the files
 
 
 def test_results_are_refused_or_replaced(data, tmp_path, to_words, capsys):
@@ -134,6 +133,7 @@ def test_results_are_refused_or_replaced(data, tmp_path, to_words, capsys):
     assert (out / "evaluation.json").read_bytes() == before
     assert judge(data, out, to_words, samples=data / "train", overwrite=True) == 0
     assert (out / "evaluation.json").read_bytes() != before
+    assert read(out)["recognised"] > 0.9  # by the names of the files
 
 
 def few(data, tmp_path):
@@ -161,9 +161,18 @@ def too_many_classes(data, tmp_path):
     return {"samples": tmp_path / "more.npz"}
 
 
+def negative(data, tmp_path):
+    pixels, labels = pictures(1, 60)
+    np.savez(tmp_path / "negative.npz", pixels, labels - 1)
+    return {"samples": tmp_path / "negative.npz"}
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (negative, "its arr_1 has no class numbers"),
+        (lambda data, tmp_path: {"samples": data / "test"}, "--samples and --reference are one"),
+        (lambda data, tmp_path: {"train": data / "test"}, "--reference and --train are one"),
         (lambda data, tmp_path: {"samples": ""}, "no --samples given"),
         (lambda data, tmp_path: {"samples": tmp_path / "none"}, "none does not exist"),
         (few, "--samples has 49 images, too few"),
@@ -234,7 +243,20 @@ def test_a_judged_training_goes_on_to_the_bit(images, data, tmp_path, to_words):
     assert killing.differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
+def test_every_row_has_its_step(images, data, tmp_path, to_words):
+    flags = {"log_interval": 1, "max_steps": 4}
+    assert train(images, data, tmp_path / "out", to_words, **flags) == 0
+    assert [(row["step"], bool(row["kid"])) for row in killing.rows(tmp_path / "out")] == [
+        ("0", False),
+        ("1", False),
+        ("2", False),
+        ("3", True),
+    ]
+
+
 def test_training_refuses_what_cannot_judge(images, data, tmp_path, to_words, capsys):
     few = killing.make_images(tmp_path / "few", count=20)
     assert train(images, data, tmp_path / "out", to_words, eval_dir=few) == 2
     assert "--eval_dir has 20 images, too few" in capsys.readouterr().err
+    assert train(data / "train", data, tmp_path / "out", to_words, eval_dir=data / "train") == 2
+    assert "--eval_dir is --data_dir" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def pretend(module, script, flags, *words):
         "image_train.py": ("progress.csv", "config.json"),
         "image_nll.py": ("bits_per_dim.json", "log.txt"),
         "image_sample.py": ("samples_1x1x1x3.png", "samples_1x1x1x3.npz"),
-        "image_eval.py": ("evaluation.json", "evaluation.xlsx"),
+        "image_eval.py": ("evaluation.json", "evaluation.npz", "evaluation.xlsx"),
     }
     for name in names[script]:
         (folder / name).touch()
@@ -101,6 +101,7 @@ def test_samples_are_judged_and_weights_published_in_half_the_size(reproduce, mo
     }
     assert judged[".judged_guided_ema_0.998"] == "runs/results/cifar10_hour/guided_ema_0.998"
     published = Path("results/cifar10_hour/ema_0.998_004400.pt")
+    assert Path("results/cifar10_hour/judged_guided_ema_0.998/evaluation.npz").exists()
     half = th.load(published, weights_only=True)["w"]
     assert half.dtype == th.float16
     share = 0.998**4400
