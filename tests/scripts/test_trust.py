@@ -271,6 +271,7 @@ def test_a_terminal_that_goes_away_costs_nothing(images, tmp_path, to_words, wor
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["OMP_NUM_THREADS"] = "1"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests were started by
         os.execv(sys.executable, [sys.executable, str(killing.SCRIPT), *to_words(flags)])
     progress = log_dir / "progress.csv"
     end = time.monotonic() + 60
