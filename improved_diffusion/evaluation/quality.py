@@ -316,7 +316,7 @@ class Probe:
     :param decay: weight of half the squared weights, beside the mean loss of an image.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, decay: float = 1e-3):
+    def __init__(self, features: np.ndarray, labels: np.ndarray, decay: float = 0.02):
         self.mean = features.mean(0)
         self.scale = features.std(0) + 1e-6
         x, y = self._standardised(features), th.from_numpy(labels).long()

@@ -352,9 +352,7 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
                         f"--time_budget says itself when the learning rate falls: leave --{name} "
                         "out (see --lr_hold_share)"
                     )
-        elif self.lr_hold_share != TrainingOptions.lr_hold_share:
-            yield "--lr_hold_share is for --time_budget; give --lr_hold_steps"
-        if not (end or self.time_budget) and self.lr_schedule == "cosine":
+        elif not end and self.lr_schedule == "cosine":
             yield "--lr_schedule cosine needs --lr_anneal_steps, the updates over which it falls"
         if self.lr_hold_steps and not self.lr_hold_steps < end:
             yield f"lr_hold_steps must be below lr_anneal_steps, {end}, got {self.lr_hold_steps}"
