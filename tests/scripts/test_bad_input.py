@@ -20,7 +20,7 @@ from improved_diffusion.commands import runs
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TRAIN, SAMPLE, NLL = "image_train.py", "image_sample.py", "image_nll.py"
 SR_TRAIN, SR_SAMPLE, EXPORT = "super_res_train.py", "super_res_sample.py", "export_results.py"
-BENCHMARK, DENOISE = "benchmark.py", "image_denoise.py"
+BENCHMARK, DENOISE, JUDGE = "benchmark.py", "image_denoise.py", "image_eval.py"
 PLOT = "plot_schedules.py"
 DIFFUSERS, COMPARE = "export_diffusers.py", "compare_runs.py"
 POLYNOMIAL = {"noise_schedule": "polynomial"}
@@ -227,6 +227,9 @@ BAD_INPUT = [
     (SR_SAMPLE, {"base_samples": "{npz_text}"}, r"is no whole \.npz"),
     (SR_SAMPLE, {"base_samples": "{npz_liar}"}, r"is no whole \.npz"),
     (SR_SAMPLE, CLASSES, r"is no \.npz of samples .*arr_1"),
+    # the judge; test_image_eval.py has the rest
+    (JUDGE, {"samples": "{npz_bomb}"}, r"is no whole \.npz"),
+    (JUDGE, {"reference": "{missing}"}, "missing does not exist"),
     # denoising; test_denoising.py has the rest
     (DENOISE, {"input": ""}, "no --input given"),
     (DENOISE, {"input": "{empty}"}, "no images .* in .*empty"),
@@ -307,6 +310,7 @@ def base(tiny, tiny_sr):
         NLL: tiny | using | {"model_path": "{run}", "data_dir": "{images}"},
         SR_SAMPLE: using | tiny_sr | {"model_path": "{sr_bare}", "base_samples": "{small}"},
         DENOISE: {"model_path": "{run}", "input": "{images}", "log_dir": "{out}"},
+        JUDGE: {"samples": "{images}", "reference": "{images}", "log_dir": "{out}"},
         EXPORT: {},
         BENCHMARK: tiny,
         COMPARE: {"out": "{out}.xlsx"},
