@@ -239,7 +239,13 @@ def run_two_with_kills(images: Path, log_dir: Path, rng: random.Random, **flags)
 
 
 def kill_a_launcher(
-    images: Path, log_dir: Path, rng: random.Random, *, script: Path = SCRIPT, **flags
+    images: Path,
+    log_dir: Path,
+    rng: random.Random,
+    *,
+    script: Path = SCRIPT,
+    seconds_an_update: float | None = None,
+    **flags,
 ) -> int:
     """Continue the training on two processes of ``torchrun``, which dies; the number of kills.
 
@@ -248,14 +254,17 @@ def kill_a_launcher(
     pids = Path(f"{log_dir}.pids")
     pids.unlink(missing_ok=True)
     argv = command(images, log_dir, script, flags)
-    settings = json.dumps([argv, str(log_dir), rng.randrange(2), rng.randrange(12)])
+    victim = rng.randrange(2), rng.randrange(12)
+    settings = json.dumps([argv, str(log_dir), seconds_an_update, *victim])
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    launcher = subprocess.Popen(
-        [sys.executable, *words, settings],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    said = Path(f"{log_dir}.launcher")
+    with open(said, "w") as file:
+        launcher = subprocess.Popen(
+            [sys.executable, *words, settings],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
     code = launcher.wait(HANGS)
     ranks = {int(line): os.pidfd_open(int(line)) for line in _running(pids)}
     doomed = [pid for pid in ranks if rng.random() < 0.5]
@@ -269,7 +278,7 @@ def kill_a_launcher(
         ended, _, _ = select.select([descriptor], [], [], HANGS)  # readable when it has ended
         os.close(descriptor)
         assert ended, f"a process hangs without its launcher: {error_of(log_dir)}"
-    assert code in (0, -signal.SIGKILL), f"{code} {error_of(log_dir)}"
+    assert code in (0, -signal.SIGKILL), f"{code} {error_of(log_dir)} {said.read_text()}"
     return kills
 
 
@@ -475,12 +484,12 @@ def run_with_kills(images: Path, log_dir: Path, rng: random.Random, **flags) -> 
 
 def _launched() -> None:
     """One of the processes that :func:`kill_a_launcher` has torchrun start."""
-    argv, log_dir, rank, number = json.loads(sys.argv[1])
+    argv, log_dir, seconds_an_update, rank, number = json.loads(sys.argv[1])
     with open(f"{log_dir}.pids", "a") as file:
         file.write(f"{os.getpid()}\n")
     if int(os.environ["RANK"]) == rank:
         die_at(None, number, Path(log_dir), victim=os.getppid())
-    _train(argv, Path(log_dir), None, None, None, {})
+    _train(argv, Path(log_dir), None, None, None, seconds_an_update, {})
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def _train_and_measure(argv: list[str], log_dir: Path) -> None:
         return loss
 
     TrainLoop.run_step = run_step
-    killing._train(argv, log_dir, None, None, None, {})
+    killing._train(argv, log_dir, None, None, None, None, {})
 
 
 def main() -> int:
