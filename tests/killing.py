@@ -165,6 +165,9 @@ def finish(*arguments, **flags) -> None:
     assert process.exitcode == 0, error_of(arguments[1])
 
 
+ONE_CLOCK = "RANKS_HAVE_ONE_CLOCK"
+
+
 def start_two(images: Path, log_dir: Path, *, kill_at=(None, None), **flags) -> list:
     """Start, or continue, the training on two processes.
 
@@ -174,6 +177,7 @@ def start_two(images: Path, log_dir: Path, *, kill_at=(None, None), **flags) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {ONE_CLOCK: ""} if any(kill_at) else {}
     return [
         start(
             images,
@@ -261,7 +265,7 @@ def kill_a_launcher(
     with open(said, "w") as file:
         launcher = subprocess.Popen(
             [sys.executable, *words, settings],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", ONE_CLOCK: ""},
             stdout=subprocess.DEVNULL,
             stderr=file,
         )
@@ -327,7 +331,8 @@ def _train(
 def _move_clock_by_updates(seconds: float) -> None:
     """An update takes so many seconds, on other ranks than 0 more, and nothing else takes any.
 
-    A time budget is measured over the second update.
+    A time budget is measured over the second update. Where ranks are killed they have one clock, as
+    in life: what a survivor saves has the seconds of its own.
     """
     from improved_diffusion import train_util
     from improved_diffusion.training import budget
@@ -336,7 +341,7 @@ def _move_clock_by_updates(seconds: float) -> None:
 
     def wrapped(self, *args):
         nonlocal now
-        now += seconds * (1 + int(os.environ.get("RANK", "0")))
+        now += seconds * (1 if ONE_CLOCK in os.environ else 1 + int(os.environ.get("RANK", "0")))
         return original(self, *args)
 
     budget.UNMEASURED = budget.FEWEST = 1
