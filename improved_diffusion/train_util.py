@@ -249,10 +249,11 @@ class TrainLoop:
         fitting = 0
         with dist_util.agreeing():
             if dist_util.rank() == 0:
-                fitting = self._pace.fitting(self._seconds(), pauses, last=saving)
+                fitting = self._pace.fitting(self._seconds(), pauses, last=2 * saving)
         fitting = dist_util.from_rank_0(fitting)
         with dist_util.agreeing():
             self._follow(self.updates + fitting)
+        self.save()  # with the number, which a run that goes on from here keeps
 
     def _seconds_of(self, make: Callable[[], None]) -> float:
         before = self._seconds()

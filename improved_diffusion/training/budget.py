@@ -45,7 +45,7 @@ class Pace:
 
         :param elapsed: seconds of it that are over.
         :param pauses: what interrupts updates: every so many of them, for so many seconds.
-        :param last: seconds of what follows the last of them.
+        :param last: seconds of what else is to come.
         :raises InputError: if there is no room for one.
         """
         pausing = sum(seconds / every for every, seconds in pauses)
