@@ -101,7 +101,7 @@ class TrainLoop:
         given = {name: value for name, value in locals().items() if name in TrainingOptions.flags()}
         given |= {"ema_rate": str(ema_rate), "schedule_sampler": "uniform"} | ours
         given["device"] = dist_util.dev().type  # use_device chooses it
-        self.options = options = TrainingOptions(**given)
+        self.options = self._given = options = TrainingOptions(**given)
         self.model = model
         self.diffusion = diffusion
         self.data = data
@@ -240,20 +240,25 @@ class TrainLoop:
                 known = self._pace.is_known(self._seconds())
         if not dist_util.from_rank_0(known):
             return
+        self._fix_updates([], last=0.0)  # so that no checkpoint from here on is without a number
         saving = self._seconds_of(self.save)
         pauses = [(self.options.save_interval, saving)]
         if every := self.options.sample_interval:
             pauses.append((every, self._seconds_of(self._draw_samples)))
         if self.examiner:
             pauses.append((self.examiner.interval, self._seconds_of(self._examine_samples)))
+        self._fix_updates(pauses, last=2 * saving)
+        self.save()  # with the number, which a run that goes on from here keeps
+
+    def _fix_updates(self, pauses: list[tuple[int, float]], last: float) -> None:
+        """Fix how many updates there will be; see :meth:`.training.budget.Pace.fitting`."""
         fitting = 0
         with dist_util.agreeing():
             if dist_util.rank() == 0:
-                fitting = self._pace.fitting(self._seconds(), pauses, last=2 * saving)
+                fitting = self._pace.fitting(self._seconds(), pauses, last)
         fitting = dist_util.from_rank_0(fitting)
         with dist_util.agreeing():
             self._follow(self.updates + fitting)
-        self.save()  # with the number, which a run that goes on from here keeps
 
     def _seconds_of(self, make: Callable[[], None]) -> float:
         before = self._seconds()
@@ -262,8 +267,8 @@ class TrainLoop:
 
     def _follow(self, updates: int) -> None:
         """Take so many updates for the time budget."""
-        minutes = f"{self.options.time_budget:g}"
-        self.options = self.options.planned(updates)
+        minutes = f"{self._given.time_budget:g}"
+        self.options = self._given.planned(updates)
         self.state.planned[minutes] = updates
         logger.log(f"Training: {updates} updates in the time budget of {minutes} minutes")
 
