@@ -135,7 +135,7 @@ class TrainLoop:
         self._pace = Pace(options.time_budget)
         self.resume_step = 0  # updates of earlier processes; step are those of this one
         self.last_saved: int | None = None
-        self._gathered_at = -1, -1  # the update and the last row before state.ranks
+        self._gathered_at: tuple[int, int, list[str]] = -1, -1, []  # update, row, columns of then
         with dist_util.agreeing():
             if self.resume_checkpoint:
                 self._resume(self.resume_checkpoint)
@@ -512,7 +512,7 @@ class TrainLoop:
     def _gather_ranks(self) -> None:
         """Know what each rank is to go on with after the update that is finished."""
         self.state.ranks = self._rank_state().of_all_ranks()
-        self._gathered_at = self.updates, self.state.last_row_step
+        self._gathered_at = self.updates, self.state.last_row_step, self.state.columns
 
     def _refresh_state(self) -> None:
         self.state.precision = self.precision.state_dict()
@@ -527,7 +527,8 @@ class TrainLoop:
         """
         self._refresh_state()
         parts, said = self._parts(), "saved"
-        updates, self.state.last_row_step = self._gathered_at
+        # Of a row that came after that, the log may have nothing.
+        updates, self.state.last_row_step, self.state.columns = self._gathered_at
         if updates != self.updates:
             parts = [part for part in parts if part.prefix != "state"]
             said = "saved the weights only, from which auto does not go on, of"
