@@ -248,6 +248,7 @@ class TrainLoop:
         if self.examiner:
             pauses.append((self.examiner.interval, self._seconds_of(self._examine_samples)))
         self._fix_updates(pauses, last=2 * saving)
+        self._say_planned()
         self.save()  # with the number, which a run that goes on from here keeps
 
     def _fix_updates(self, pauses: list[tuple[int, float]], last: float) -> None:
@@ -270,7 +271,10 @@ class TrainLoop:
         minutes = f"{self._given.time_budget:g}"
         self.options = self._given.planned(updates)
         self.state.planned[minutes] = updates
-        logger.log(f"Training: {updates} updates in the time budget of {minutes} minutes")
+
+    def _say_planned(self) -> None:
+        last, minutes = self.options.last_update, self._given.time_budget
+        logger.log(f"Training: {last} updates in the time budget of {minutes:g} minutes")
 
     def _next_batch(self) -> Batch:
         resumable: Any = self.data if hasattr(self.data, "state_dict") else None
@@ -622,6 +626,7 @@ class TrainLoop:
         self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
         if planned := saved.planned.get(f"{self.options.time_budget:g}"):
             self._follow(planned)
+            self._say_planned()
         self.precision.load_state_dict(saved.precision)
         logger.get_current().load_state_dict(mine.log_line)
         self.schedule_sampler.load_state_dict(mine.sampler)

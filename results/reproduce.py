@@ -18,6 +18,7 @@ import torch as th
 from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
+from improved_diffusion.options.presets import COURSE
 from improved_diffusion.system.cpu import processor_name
 from improved_diffusion.system.files import atomic_write
 from improved_diffusion.training import checkpoints
@@ -27,21 +28,7 @@ RUNS, RESULTS = Path("runs", "results"), Path("results")  # relative to the proj
 TRAIN_DATA, TEST_DATA = Path("datasets", "cifar_train"), Path("datasets", "cifar_test")
 
 # The course project's settings; bfloat16 where it set nothing.
-SETTINGS = {
-    "data_dir": TRAIN_DATA,
-    "image_size": 32,
-    "num_channels": 64,
-    "num_res_blocks": 2,
-    "diffusion_steps": 1000,
-    "lr": 1e-4,
-    "batch_size": 8,
-    "microbatch": 4,
-    "precision": "bf16",
-    "log_interval": 10,
-    "sample_interval": 1000,
-    "save_interval": 1000,
-    "keep_checkpoints": 1,
-}
+SETTINGS = COURSE | {"data_dir": TRAIN_DATA, "precision": "bf16"}
 IN_BF16 = {"batch_size": 16, "precision": "bf16"}
 FAST = IN_BF16 | {"sampler": "dpmpp", "sampling_steps": 20, "eta": 0.5}
 # How an EMA is evaluated, by the name that the folder of it begins with.
@@ -103,7 +90,7 @@ STUDY = [
         ("study_cosine", COSINE),
     )
 ]
-# What is published to be used: classes, and all that made samples better per minute.
+# What is published to be used, with the settings of short trials.
 HOUR = Job(
     "cifar10_hour",
     {

@@ -284,8 +284,9 @@ def quality_table(runs: Sequence[Run]) -> pd.DataFrame:
         | {key: found.figures.get(key) for key in SIZES}
         | {
             key: found.figures.get(key)
-            for name in (*FIGURES_OF_ALL, "recognised", "copies")
+            for name in found.figures
             for key in (name, f"{name}_error")
+            if f"{name}_error" in found.figures
         }
         for run in runs
         for found in run.judgements
