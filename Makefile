@@ -81,5 +81,5 @@ $(VENV)/.package: $(VENV)/.torch setup.py
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) install -q -c constraints.txt -e '.[test,digits,eval,lsun,tensorboard,plots,diffusers]'
+	$(PIP) install -q -c constraints.txt -e '.[test,digits,eval,lsun,parquet,tensorboard,plots,diffusers]'
 	@touch $@

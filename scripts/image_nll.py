@@ -65,6 +65,7 @@ def open_test_images(options: BoundOptions, trained: Trained) -> tuple[BoundOpti
         batch_size=options.batch_size,
         image_size=options.image_size,
         class_cond=options.class_cond,
+        labels=options.labels,
         seed=options.seed,
         in_channels=options.in_channels,
         drop_last=False,

@@ -8,6 +8,7 @@ nothing is written outside of the case's folder, and memory is bounded.
 import contextlib
 import functools
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -32,7 +33,9 @@ from PIL import Image
 from improved_diffusion import logger, script_util
 from improved_diffusion.commands import training as training_command
 from improved_diffusion.commands.trained import parse_for_model
-from improved_diffusion.data.image_files import read_image
+from improved_diffusion.data.cifar_archive import read_archive
+from improved_diffusion.data.image_files import open_image, squared
+from improved_diffusion.data.sources import open_source
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_datasets import load_data
 from improved_diffusion.logs import tables
@@ -721,7 +724,7 @@ def read_pictures(folder: Path, decode: Callable, data: bytes) -> None:
     path.write_bytes(data)
     for channels in (1, 3, 4):
         for read, shape in (
-            (lambda c=channels: read_image(str(path), 8, c), (8, 8, channels)),
+            (lambda c=channels: read_square(path, c), (8, 8, channels)),
             (lambda c=channels: read_picture(str(path), c, 3, 64), None),
         ):
             with contextlib.suppress(InputError):
@@ -729,6 +732,80 @@ def read_pictures(folder: Path, decode: Callable, data: bytes) -> None:
                 assert pixels.dtype == np.uint8
                 assert shape in (None, pixels.shape)
     assert decode(data, 8, "a database").size == (8, 8)
+
+
+def read_square(path: Path, channels: int) -> np.ndarray:
+    with open_image(str(path)) as image:
+        return squared(image, 8, channels)
+
+
+# -- images in one file --------------------------------------------------------------------------
+
+
+@st.composite
+def bad_zips(draw: Callable, _: Any = None) -> bytes:
+    """Archives of pictures, of which one thing is wrong."""
+    names = ("cat/1.png", "dog/2.jpg", "dog/3.gif")
+    pictures = [_pictures()[name] for name in ("PNG RGB", "JPEG RGB", "GIF P")]
+    records = dict(zip(names, pictures, strict=True))
+    name = draw(st.sampled_from(names))
+    kind = draw(st.integers(0, 5))
+    if kind == 0:
+        records[name] = draw(mangled(records[name]))
+    elif kind == 1:
+        odd = ("../harm.png", "/harm.png", "a/../../harm.png", "c:\\harm.png", ".png", "x\\y.png")
+        records[draw(st.sampled_from(odd))] = records.pop(name)
+    elif kind == 2:
+        labels = [[name, number] for number, name in enumerate(names)]
+        content = draw(changed({"labels": labels}))
+        with contextlib.suppress(TypeError, ValueError):
+            records["dataset.json"] = json.dumps(content).encode()
+    elif kind == 3:
+        records[name] = bytes(draw(st.sampled_from((0, 1, 2**26))))  # of which little is packed
+    data = _packed(records, draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))))
+    if kind == 4:  # the numbers of a header
+        start = draw(st.sampled_from((b"PK\1\2", b"PK\3\4", b"PK\5\6")))
+        at = data.index(start) + draw(st.integers(4, 42))
+        size = draw(st.sampled_from((1, 2, 4)))
+        number = draw(st.sampled_from(NUMBERS)) % 256**size
+        return data[:at] + number.to_bytes(size, "little") + data[at + size :]
+    return draw(mangled(data)) if kind == 5 else data
+
+
+@functools.cache
+def _parquet() -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cells = [{"bytes": data, "path": None} for data in list(_pictures().values())[:6]]
+    table = pa.table({"image": cells, "label": [0, 1, 2, 0, 1, 2]})
+    features = {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}
+    about = json.dumps({"info": {"features": features}})
+    file = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"huggingface": about}), file)
+    return file.getvalue()
+
+
+@st.composite
+def bad_tables(draw: Callable, _: Any = None) -> bytes:
+    data = _parquet()
+    if draw(st.booleans()):  # in the footer, which says where everything is
+        (length,) = struct.unpack("<I", data[-8:-4])
+        footer = draw(mangled(data[-8 - length : -8]))
+        return data[: -8 - length] + footer + struct.pack("<I", len(footer)) + data[-4:]
+    return draw(mangled(data))
+
+
+def read_images(path: Path, data: bytes) -> None:
+    """Open images of any kind, and read the first."""
+    path.write_bytes(data)
+    source = open_source(str(path))
+    for labels in filter(None, [source.labels]):
+        assert labels.numbers.shape == (len(source),)
+        assert labels.numbers.max() < len(labels.classes)
+    for index in range(min(3, len(source))):
+        with contextlib.suppress(InputError):
+            assert source.read(index, 8).shape == (8, 8, 3)
 
 
 # -- subjects ------------------------------------------------------------------------------------
@@ -749,6 +826,9 @@ NAMES = (
     "samples",
     "archives",
     "pictures",
+    "arrays",
+    "zips",
+    *(["tables"] if importlib.util.find_spec("pyarrow") else []),
 )
 
 
@@ -757,7 +837,6 @@ def subjects(folder: Path) -> dict[str, Subject]:
     run = Run(folder)
     for place in ("scripts", "datasets"):
         sys.path.append(str(PROJECT / place))
-    import cifar10
     import lsun_bedroom
     import super_res_sample
 
@@ -769,11 +848,12 @@ def subjects(folder: Path) -> dict[str, Subject]:
     )
     trained = super_res_sample.Trained({}, False, 3)
 
-    def read_archive(data: bytes) -> None:
+    def read_batches(data: bytes) -> None:
         archive.write_bytes(data)
-        for split in cifar10.read_archive(archive):
-            assert split.pixels.shape[1:] == (32, 32, 3)
-            assert split.pixels.dtype == np.uint8
+        for pixels, labels in read_archive(str(archive), ("train", "test")).values():
+            assert pixels.shape[1:] == (32, 32, 3)
+            assert pixels.dtype == np.uint8
+            assert labels.shape == (len(pixels),)
 
     def read_samples(data: bytes) -> None:
         samples.write_bytes(data)
@@ -793,10 +873,13 @@ def subjects(folder: Path) -> dict[str, Subject]:
         ),
         Subject(bad_json(config), functools.partial(read_config, run)),
         Subject(bad_arrays(_arrays()), read_samples),
-        Subject(bad_archives(), read_archive),
+        Subject(bad_archives(), read_batches),
         Subject(bad_pictures(), functools.partial(read_pictures, folder, lsun_bedroom.decode)),
+        Subject(bad_arrays(_arrays()), functools.partial(read_images, folder / "images.npz")),
+        Subject(bad_zips(), functools.partial(read_images, folder / "images.zip")),
+        Subject(bad_tables(), functools.partial(read_images, folder / "images.parquet")),
     )
-    return dict(zip(NAMES, found, strict=True))
+    return dict(zip(NAMES, found, strict=False))  # the last one needs pyarrow
 
 
 def is_read(subject: Subject, case: Any, folder: Path) -> bool:

@@ -9,7 +9,8 @@ import torch as th
 from .. import dist_util, logger
 from ..errors import InputError, LostRankError
 from ..evaluation.features import Extractor, open_extractor
-from ..evaluation.image_sets import ImageFolder, open_folder
+from ..evaluation.image_sets import ImageSet
+from ..evaluation.image_sets import open_images as open_real_images
 from ..evaluation.judge import check_count, kept_features
 from ..evaluation.quality import Reference
 from ..image_datasets import BatchStream, load_data
@@ -49,6 +50,7 @@ def open_images(options: AnyTraining) -> tuple[AnyTraining, BatchStream]:
             random_flip=options.random_flip,
             in_channels=options.in_channels,
             on_bad_image=options.on_bad_image,
+            labels=options.labels,
             shard=dist_util.rank(),
             num_shards=dist_util.world_size(),
         )
@@ -150,12 +152,12 @@ def make_sampler(
     )
 
 
-def _open_judge(options: ModelTraining) -> tuple[EvalOptions, Extractor, ImageFolder] | None:
+def _open_judge(options: ModelTraining) -> tuple[EvalOptions, Extractor, ImageSet] | None:
     """What ``--eval_interval`` needs, checked; None where nothing is to be judged."""
     if not isinstance(options, EvalOptions) or not options.eval_interval:
         return None
     folder = runs.find_data_dir(options.eval_dir, "cifar_test")
-    real = open_folder(folder, options.size, options.in_channels)
+    real = open_real_images(folder, options.size, options.in_channels)
     check_count("eval_dir", real)
     if os.path.realpath(folder) == os.path.realpath(options.data_dir):
         raise InputError("--eval_dir is --data_dir: judge by images that are not trained on")
@@ -169,7 +171,7 @@ def _make_examiner(
     folder: str,
     judging: EvalOptions,
     extractor: Extractor,
-    real: ImageFolder,
+    real: ImageSet,
 ) -> Examiner:
     sampler = make_sampler(options, images, diffusion, judging.eval_samples, {})
     seen = Reference(kept_features(extractor, real, folder))
@@ -250,7 +252,7 @@ def _say_what_is_ahead(
     options: ModelTraining, model: th.nn.Module, summary: Mapping[str, Any]
 ) -> None:
     classes = summary["classes"]
-    named = f", {len(classes)} classes" if classes else ""
+    named = f", {len(classes)} classes by {summary['classes_by']}" if classes else ""
     if classes and len(classes) < (options.class_count or 0):
         named += f" (of the {options.class_count} that the model has room for)"
     logger.log(f"Images: {summary['images']} in {os.path.abspath(options.data_dir)}{named}")

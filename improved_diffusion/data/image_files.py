@@ -1,10 +1,10 @@
-"""Image files: finding them in a folder, their classes, and reading them without trusting them."""
+"""Image files: finding them in a folder, and reading them without trusting them."""
 
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -71,27 +71,31 @@ def _walk(
             yield prefix + entry.name
 
 
-def class_indices(names: Sequence[str], folder: str = ".") -> tuple[list[str], list[int]]:
-    """Class names in sorted order, and the index into them of every file in ``names``.
+@contextlib.contextmanager
+def explaining(name: str) -> Iterator[None]:
+    """Have whatever a decoder stumbles over in a broken image name that image.
 
-    :raises InputError: naming the first file without a class, in ``folder``.
+    :raises InputError: in the place of any other error of the block.
     """
-    labels = [class_of(name) for name in names]
-    if not all(labels):
-        unlabelled = names[labels.index("")]
-        raise InputError(
-            f"{folder}/{unlabelled} carries no class label: name the files <class>_<number>.png, "
-            "or train without class_cond"
-        )
-    classes = sorted(set(labels))
-    numbers = {label: number for number, label in enumerate(classes)}
-    return classes, [numbers[label] for label in labels]
+    try:
+        yield
+    except (MemoryError, InputError):
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"cannot read image {name}: not one of {', '.join(FORMATS)}") from None
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"cannot read image {name}: {' '.join(reason.split())}") from error
 
 
-def class_of(name: str) -> str:
-    """The part of a file's name before the first ``_``; "" where there is none."""
-    label, underscore, _ = name.rpartition("/")[2].partition("_")
-    return label if underscore else ""
+@contextlib.contextmanager
+def decoding(file: IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image of a known format; its pixels are decoded when they are asked for."""
+    with warnings.catch_warnings():
+        # Pillow warns of large pictures; here, whoever opens one looks at its size.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
 
 
 @contextlib.contextmanager
@@ -100,36 +104,24 @@ def open_image(path: str) -> Iterator[Image.Image]:
 
     :raises InputError: naming the file, if it is missing, or breaks here or within the block.
     """
-    try:
-        with open_to_read(path) as file, warnings.catch_warnings():
-            # Pillow warns of large pictures; here, whoever opens one looks at its size.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
-                yield image
-    except (MemoryError, InputError):
-        raise
-    except UnidentifiedImageError:
-        raise InputError(f"cannot read image {path}: not one of {', '.join(FORMATS)}") from None
-    except Exception as error:  # a decoder raises whatever it stumbles over in a broken file
-        reason = str(error) or type(error).__name__
-        raise InputError(f"cannot read image {path}: {' '.join(reason.split())}") from error
+    with explaining(path), open_to_read(path) as file, decoding(file) as image:
+        yield image
 
 
-def read_image(path: str, resolution: int, in_channels: int = 3) -> np.ndarray:
-    """Read, scale and crop one image file: uint8 [resolution, resolution, in_channels].
+def squared(image: Image.Image, resolution: int, channels: int = 3) -> np.ndarray:
+    """Scale and crop an image: uint8 [resolution, resolution, channels].
 
-    :raises InputError: naming the file, if it is missing, broken, no image of a known format, or
-        claims more than ``MAX_PIXELS`` pixels.
+    :raises ValueError: if it claims more than ``MAX_PIXELS`` pixels, or is so long that it would
+        have as many on the way.
     """
-    with open_image(path) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
-        longer, shorter = max(image.size), min(image.size)
-        if resolution**2 * longer > MAX_PIXELS * shorter:
-            raise ValueError(f"it is {longer // shorter} times as long as it is wide")
-        pixels = fit(upright_8_bit(image, in_channels), resolution).convert(MODES[in_channels])
-        return np.asarray(pixels).reshape(resolution, resolution, in_channels)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
+    longer, shorter = max(image.size), min(image.size)
+    if resolution**2 * longer > MAX_PIXELS * shorter:
+        raise ValueError(f"it is {longer // shorter} times as long as it is wide")
+    pixels = fit(upright_8_bit(image, channels), resolution).convert(MODES[channels])
+    return np.asarray(pixels).reshape(resolution, resolution, channels)
 
 
 def upright_8_bit(image: Image.Image, channels: int) -> Image.Image:

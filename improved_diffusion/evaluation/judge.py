@@ -1,6 +1,5 @@
 """The judge: figures of samples, beside those of real images and of noise in their place."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -17,7 +16,7 @@ from ..errors import InputError
 from ..reports.sheets import new_book, put_pairs, put_picture, put_table, put_title, save_book
 from ..system.files import atomic_write, atomic_write_text
 from .features import Extractor, cached_features, features_of
-from .image_sets import ImageArray, ImageFolder
+from .image_sets import ImageSet, in_memory
 from .quality import (
     FIGURES_OF_ALL,
     RARE,
@@ -32,7 +31,6 @@ from .quality import (
     manifolds,
 )
 
-ImageSet = ImageFolder | ImageArray
 LEAST = 50  # images of a set, for figures that say anything
 HELD_OUT = 5  # one reference image of so many tests the probe, where there are no training images
 SHOWN = 12  # samples beside their nearest training images
@@ -97,8 +95,8 @@ def _plain(value: float) -> float | None:
 def judge(
     extractor: Extractor,
     samples: ImageSet,
-    reference: ImageFolder,
-    train: ImageFolder | None = None,
+    reference: ImageSet,
+    train: ImageSet | None = None,
     *,
     labels: bool = True,
     spare: str,
@@ -123,7 +121,7 @@ def judge(
     logger.log(f"Looking at {len(samples)} samples, and as many images of noise")
     seen = features_of(extractor, samples)
     shape = (len(samples), samples.size, samples.size, samples.channels)
-    noise = ImageArray(rng.integers(0, 256, shape, dtype=np.uint8))
+    noise = in_memory(rng.integers(0, 256, shape, dtype=np.uint8))
     kernel = kernel_distance(seen, real)
     of_samples = {"kid": kernel.figure, **_others(seen[order], real)}
     of_noise = _figures(features_of(extractor, noise), real)
@@ -143,7 +141,6 @@ def judge(
         title = f"nearer to a training image than {1 - RARE:.0%} of new ones are"
         lines["copies"] = Line(title, near.copies, Figure(RARE, 0.0), UNKNOWN)
         closest = _pairs(samples, train, near)
-    names = "\0".join(reference.names).encode("utf-8", "surrogateescape")
     about = {
         "features": extractor.title,
         "features, sha256": extractor.fingerprint,
@@ -152,12 +149,12 @@ def judge(
         "num_samples": len(samples),
         "num_reference": len(reference),
         "num_train": len(train) if train else 0,
-        "names of reference images, sha256": hashlib.sha256(names).hexdigest(),
+        "names of reference images, sha256": reference.source.fingerprint,
     }
     return Verdict(lines, about, kernel, closest)
 
 
-def kept_features(extractor: Extractor, images: ImageFolder, spare: str) -> np.ndarray:
+def kept_features(extractor: Extractor, images: ImageSet, spare: str) -> np.ndarray:
     """Features of real images, from a file beside their folder, or in ``spare``."""
     folders = [images.parent, spare]
     return cached_features(extractor, images, folders)
@@ -186,16 +183,16 @@ def _others(features: np.ndarray, real: Reference) -> dict[str, Figure]:
 
 
 def check_apart(**sets: ImageSet | None) -> None:
-    """:raises InputError: if two sets, by their flags, are of one folder."""
-    folders = {
-        flag: os.path.realpath(images.folder)
+    """:raises InputError: if two sets, by their flags, are of one place."""
+    paths = {
+        flag: os.path.realpath(images.source.path)
         for flag, images in sets.items()
-        if isinstance(images, ImageFolder)
+        if images is not None
     }
-    for (flag, folder), (other, same) in itertools.combinations(folders.items(), 2):
-        if folder == same:
+    for (flag, path), (other, same) in itertools.combinations(paths.items(), 2):
+        if path == same:
             raise InputError(
-                f"--{flag} and --{other} are one folder, {folder}: images cannot be judged by "
+                f"--{flag} and --{other} are the same, {path}: images cannot be judged by "
                 "themselves; give others"
             )
 
@@ -210,7 +207,7 @@ def check_count(flag: str, images: ImageSet) -> None:
 
 
 def class_numbers(
-    samples: ImageSet, reference: ImageFolder, train: ImageFolder | None
+    samples: ImageSet, reference: ImageSet, train: ImageSet | None
 ) -> np.ndarray | None:
     """The class of each sample as the reference numbers it, int64 [N]; None where there is none.
 
@@ -221,23 +218,23 @@ def class_numbers(
     for flag, images in (("reference", reference), ("train", train)):
         if images is not None and images.labels is None:
             raise InputError(
-                f"the samples have classes and the images of --{flag} have none: name these "
-                "<class>_<number>.png, or give --labels False"
+                f"the samples have classes and the images of --{flag} have none: "
+                f"{images.source.labelling}, or give --labels none"
             )
-    if train is not None and train.classes != reference.classes:
-        raise InputError("--train and --reference have different classes; give --labels False")
-    names = list(reference.classes or ())
-    if samples.classes is None:  # of an .npz: numbers as the model was trained with
-        known_numbers = range(len(names))
-        unknown = [number for number in np.unique(samples.labels) if number not in known_numbers]
-        numbers = samples.labels
-    else:
-        unknown = [name for name in samples.classes if name not in names]
-        place = [names.index(name) if name in names else -1 for name in samples.classes]
-        numbers = np.array(place)[samples.labels]
+    assert reference.labels is not None
+    names = reference.labels.classes
+    if train is not None and train.labels is not None and train.labels.classes != names:
+        raise InputError("--train and --reference have different classes; give --labels none")
+    classes, numbers = samples.labels.classes, samples.labels.numbers
+    if samples.labels.named:
+        unknown = [name for name in classes if name not in names]
+        place = [names.index(name) if name in names else -1 for name in classes]
+        numbers = np.array(place)[numbers]
+    else:  # as the model was trained with them
+        unknown = classes[len(names) :]
     if unknown:
         raise InputError(
-            f"samples are of the class {unknown[0]}, which --reference has not; give --labels False"
+            f"samples are of the class {unknown[0]}, which --reference has not; give --labels none"
         )
     return numbers
 
@@ -246,24 +243,25 @@ def _recognised(
     seen: np.ndarray,
     asked: np.ndarray,
     real: Reference,
-    reference: ImageFolder,
+    reference: ImageSet,
     known: np.ndarray | None,
-    train: ImageFolder | None,
+    train: ImageSet | None,
 ) -> Line:
     """How many samples a linear probe takes for their class, and how many real images."""
-    features, labels = real.features, np.asarray(reference.labels)
-    if known is not None and train is not None:
-        probe = Probe(known, np.asarray(train.labels))
+    assert reference.labels is not None
+    features, labels = real.features, reference.labels.numbers
+    if known is not None and train is not None and train.labels is not None:
+        probe = Probe(known, train.labels.numbers)
         own = probe.recognised(features, labels)
     else:
         test = np.random.default_rng(0).permutation(len(labels)) % HELD_OUT == 0
         probe = Probe(features[~test], labels[~test])
         own = probe.recognised(features[test], labels[test])
-    chance = Figure(1 / len(reference.classes or ()), 0.0)
+    chance = Figure(1 / len(reference.labels.classes), 0.0)
     return Line("recognised as their class", probe.recognised(seen, asked), own, chance)
 
 
-def _pairs(samples: ImageSet, train: ImageFolder, near: Closeness) -> np.ndarray:
+def _pairs(samples: ImageSet, train: ImageSet, near: Closeness) -> np.ndarray:
     """The samples nearest to training images, each before its nearest ones, [rows, H, W, C]."""
     rows = []
     for number in np.argsort(near.distances[:, 0], kind="stable")[:SHOWN]:

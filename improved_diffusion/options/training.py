@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .. import dist_util
+from ..data.image_source import BY
+from ..data.sources import KNOWN
 from ..diffusion.guidance import Guidance
 from ..errors import InputError
 from ..resample import LOGSNR_MEAN, LOGSNR_STD, TIMESTEP_SAMPLERS, density_named
@@ -117,7 +119,15 @@ class DataOptions(Options):
     """Flags of the images to train on."""
 
     data_dir: str = flag(
-        "", "folder of images; empty for datasets/cifar_train", on_resume="may change"
+        "", f"images: {KNOWN}; empty for datasets/cifar_train", on_resume="may change"
+    )
+    labels: str = flag(
+        "auto",
+        "what classes are taken from: the name of a file, before its first _; its folder; or auto, "
+        "what the data say themselves, or else the folder if all lie in folders one deep, or else "
+        "the name",
+        choices=BY,
+        on_resume="may change",
     )
     random_flip: bool = flag(False, "mirror every other image at random, left to right")
     on_bad_image: str = flag(
@@ -417,7 +427,7 @@ class EvalOptions(Options):
     )
     eval_dir: str = flag(
         "",
-        "folder of real images to judge them by, not those of data_dir; empty for "
+        "real images to judge them by, not those of data_dir but of the same kinds; empty for "
         "datasets/cifar_test",
         on_resume="may change",
     )

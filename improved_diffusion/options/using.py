@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..data.image_source import BY
+from ..data.sources import KNOWN
 from ..evaluation.features import NETWORKS
 from ..sampling.denoising import METHODS
 from ..sampling.samplers import SAMPLERS, Sampler
 from .flags import flag, with_default
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
-from .training import EmaOptions, GuidanceOptions, RunningOptions, ThreadOptions
+from .training import DataOptions, EmaOptions, GuidanceOptions, RunningOptions, ThreadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,8 @@ class SuperResSampling(SamplingOptions, SuperResOptions):
 class BoundOptions(UseOptions, ImageModelOptions):
     """Flags of ``image_nll.py``."""
 
-    data_dir: str = flag("", "folder of images; empty for datasets/cifar_test")
+    data_dir: str = flag("", f"images: {KNOWN}; empty for datasets/cifar_test")
+    labels: str = with_default(DataOptions, "labels", "auto")
     num_samples: int = with_default(SamplingOptions, "num_samples", 1000)
     batch_size: int = with_default(SamplingOptions, "batch_size", 1)
     clip_denoised: bool = with_default(SamplingOptions, "clip_denoised", True)
@@ -156,19 +159,23 @@ class JudgeOptions(ResultOptions):
     """Flags of ``image_eval.py``."""
 
     samples: str = flag(
-        "", "what image_sample.py made: its folder, or its .npz; or any folder of pictures"
+        "", "what image_sample.py made: its folder, or its .npz; or any other images"
     )
     reference: str = flag(
         "",
-        "folder of real images that the model was not trained on; empty for datasets/cifar_test",
+        "real images that the model was not trained on, of any kind that training takes; empty for "
+        "datasets/cifar_test",
     )
     train: str = flag(
         "",
-        "folder of the images that it was trained on, to see what figures real images have, and to "
-        "find copies; empty for neither",
+        "the images that it was trained on, to see what figures real images have, and to find "
+        "copies; empty for neither",
     )
-    labels: bool = flag(
-        True, "also judge whether samples show the class that was asked for, where they have one"
+    labels: str = flag(
+        "auto",
+        "what classes are taken from, as in training, to judge whether samples show the class that "
+        "was asked for; none not to",
+        choices=BY,
     )
     features: str = flag("lite0", "network that looks at the images", choices=NETWORKS)
     weights: str = flag("", "file of that network's weights, where no package brings them")

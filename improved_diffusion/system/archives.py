@@ -4,14 +4,17 @@
 at: a flipped bit becomes another weight.
 """
 
+import contextlib
 import io
+import math
 import mmap
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ..errors import InputError
 from .files import is_local, open_to_read, read_file
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 LEGACY = b"\x80"  # the first byte of files from before PyTorch 1.6, which have no checksums
 LENGTHS = struct.Struct("<HH")  # of a record's name and of its extra field
 LENGTHS_AT, HEADER_SIZE = 26, 30  # in the header before each record
+BLOCK = 2**20  # bytes to read at a time
 
 
 def find_damage(data: bytes) -> str:
@@ -60,39 +64,82 @@ def _find_damage(file: IO[bytes], view: memoryview) -> str:
     return ""
 
 
+class Header(NamedTuple):
+    """What an array in a file is, before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: "np.dtype"
+    is_fortran: bool
+
+
+def array_headers(path: str) -> dict[str, Header]:
+    """The arrays of an .npz by name, or the one of an .npy, named "".
+
+    :raises InputError: if the file is missing or damaged.
+    """
+    with _members(path) as members:
+        found = {}
+        for name, (_, start) in members.items():
+            with start() as file:
+                found[name] = _read_header(file)
+        return found
+
+
 def read_arrays(path: str, names: Sequence[str], max_bytes: int) -> "dict[str, np.ndarray]":
     """Those of the named arrays that an .npz holds, with their checksums compared.
 
+    They take no more memory than their numbers, even while they are read.
+
+    :param names: as :func:`array_headers` has them.
     :param max_bytes: the most that all of them together may have, unpacked.
     :raises InputError: if the file is missing or damaged, holds more, or needs unpickling.
     """
+    with _members(path) as members:
+        there = {name: members[name] for name in names if name in members}
+        size = sum(size for size, _ in there.values())
+        if size > max_bytes:
+            raise ValueError(f"it holds {size} bytes, more than {max_bytes}")
+        arrays = {}
+        for name, (size, start) in there.items():
+            with start() as file:
+                arrays[name] = _read_array(file, size)
+        return arrays
 
+
+# The size of a file, and what opens it.
+_Member = tuple[int, Callable[[], contextlib.AbstractContextManager[IO[bytes]]]]
+
+
+@contextlib.contextmanager
+def _members(path: str) -> Iterator[dict[str, _Member]]:
+    """The .npy files within a file, for a block whose errors become one that names the file."""
+    kind = ".npy" if path.lower().endswith(".npy") else ".npz"
     try:
-        with open_to_read(path) as file, zipfile.ZipFile(file) as archive:
-            members = {name: f"{name}.npy" for name in names}
-            there = {n: m for n, m in members.items() if m in archive.namelist()}
-            size = sum(archive.getinfo(member).file_size for member in there.values())
-            if size > max_bytes:
-                raise ValueError(f"it holds {size} bytes, more than {max_bytes}")
-            arrays = {}
-            for name, member in there.items():
-                with archive.open(member) as content:
-                    arrays[name] = _read_array(content)
-            return arrays
+        with open_to_read(path) as file:
+            if kind == ".npy":
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                yield {"": (size, lambda: contextlib.nullcontext(file))}
+                return
+            with zipfile.ZipFile(file) as archive:
+                yield {
+                    info.filename.removesuffix(".npy"): (
+                        info.file_size,
+                        partial(archive.open, info),
+                    )
+                    for info in archive.infolist()
+                    if info.filename.endswith(".npy")
+                }
     except OSError as error:
         raise InputError(
             f"cannot read {path} ({error.strerror or error}); check the path"
         ) from None
     except Exception as error:  # many kinds, for whatever stands in a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is no whole .npz: {reason}") from error
+        raise InputError(f"{path} is no whole {kind}: {reason}") from error
 
 
-def _read_array(file: IO[bytes]) -> "np.ndarray":
-    """The array of an .npy file; unlike numpy's reader it takes no memory that a header makes up.
-
-    :raises ValueError: if it holds objects, or less than its header says.
-    """
+def _read_header(file: IO[bytes]) -> Header:
     import numpy as np
 
     version = np.lib.format.read_magic(file)
@@ -101,5 +148,30 @@ def _read_array(file: IO[bytes]) -> "np.ndarray":
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     shape, is_fortran, dtype = readers[version](file)
-    numbers = np.frombuffer(file.read(), dtype)
-    return numbers.reshape(shape, order="F" if is_fortran else "C").copy()
+    return Header(shape, dtype, is_fortran)
+
+
+def _read_array(file: IO[bytes], size: int) -> "np.ndarray":
+    """The array of an .npy file of that many bytes, which a header cannot make larger.
+
+    :raises ValueError: if it holds objects, or less than its header says.
+    """
+    import numpy as np
+
+    shape, dtype, is_fortran = _read_header(file)
+    count = math.prod(shape)
+    if dtype.hasobject:
+        raise ValueError("it holds objects, which would have to be unpickled")
+    if min(shape, default=0) < 0 or count * dtype.itemsize > size:
+        raise ValueError(f"{dtype} {list(shape)} cannot be in its {size} bytes")
+    numbers = np.empty(count, dtype)
+    if count and dtype.itemsize:
+        room = memoryview(numbers.view(np.uint8).data)
+        while len(room):
+            read = file.readinto(room[:BLOCK])  # type: ignore[attr-defined]
+            if not read:
+                raise ValueError("it is cut short")
+            room = room[read:]
+    while file.read(BLOCK):  # the checksum is compared at the end
+        pass
+    return numbers.reshape(shape, order="F" if is_fortran else "C")

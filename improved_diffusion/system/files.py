@@ -225,7 +225,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def open_to_read(path: str | os.PathLike) -> ContextManager[IO[bytes]]:
+def open_to_read(path: str | os.PathLike) -> IO[bytes]:
     """Open a file for reading bytes, local or behind a URL."""
     return open(path, "rb") if is_local(path) else remote().BlobFile(os.fspath(path), "rb")
 

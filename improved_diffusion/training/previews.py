@@ -15,7 +15,7 @@ from .. import logger
 from ..data.image_grid import save_grid, to_uint8
 from ..diffusion.guidance import Guidance
 from ..evaluation.features import Extractor, features_of
-from ..evaluation.image_sets import ImageArray
+from ..evaluation.image_sets import in_memory
 from ..evaluation.quality import KernelDistance, Reference, kernel_distance
 from ..gaussian_diffusion import Model
 from ..respace import SpacedDiffusion
@@ -144,7 +144,7 @@ class Examiner:
     ) -> KernelDistance:
         """The kernel distance of samples of an EMA, drawn in that context."""
         with autocast:
-            samples = ImageArray(self.sampler.images(model, average.weights))
+            samples = in_memory(self.sampler.images(model, average.weights))
         features = features_of(self.extractor, samples)
         found = kernel_distance(features, self.reference)
         logger.log(

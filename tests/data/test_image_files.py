@@ -9,10 +9,15 @@ import pytest
 from PIL import Image
 
 from improved_diffusion.data import image_files
-from improved_diffusion.data.image_files import read_image
+from improved_diffusion.data.image_files import open_image, squared
 from improved_diffusion.errors import InputError
 
 SIZE = 8
+
+
+def read_image(path, size):
+    with open_image(path) as image:
+        return squared(image, size)
 
 
 def gradient(width, height, mode="RGB"):

@@ -22,7 +22,7 @@ from improved_diffusion.evaluation.features import (
     open_extractor,
     resized,
 )
-from improved_diffusion.evaluation.image_sets import ImageArray, ImageFolder
+from improved_diffusion.evaluation.image_sets import in_memory, open_images
 
 
 class Tiny(th.nn.Module):
@@ -161,7 +161,7 @@ def folder(make_images, tmp_path):
 
 
 def opened(folder):
-    return ImageFolder(str(folder), 12)
+    return open_images(str(folder), 12)
 
 
 def names(folder):
@@ -278,7 +278,7 @@ def test_an_image_that_cannot_be_read_is_named(extractor, folder):
 
 def test_more_images_than_a_batch_keep_their_places(extractor):
     pixels = noise(2 * BATCH_SIZE + 3)
-    np.testing.assert_array_equal(features_of(extractor, ImageArray(pixels)), extractor(pixels))
+    np.testing.assert_array_equal(features_of(extractor, in_memory(pixels)), extractor(pixels))
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -297,7 +297,7 @@ def test_threads_share_the_batches_and_leave_no_trace(extractor, monkeypatch, fa
     try:
         th.set_num_threads(2)
         with pytest.raises(InputError) if fails else contextlib.nullcontext():
-            features_of(extractor, ImageArray(noise(40)))
+            features_of(extractor, in_memory(noise(40)))
         assert th.get_num_threads() == 2
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(th.get_num_threads).result() == 2

@@ -170,14 +170,17 @@ def negative(data, tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (negative, "its arr_1 has no class numbers"),
-        (lambda data, tmp_path: {"samples": data / "test"}, "--samples and --reference are one"),
-        (lambda data, tmp_path: {"train": data / "test"}, "--reference and --train are one"),
+        (negative, "arr_1 has numbers that are no classes"),
+        (
+            lambda data, tmp_path: {"samples": data / "test"},
+            "--samples and --reference are",
+        ),
+        (lambda data, tmp_path: {"train": data / "test"}, "--reference and --train are"),
         (lambda data, tmp_path: {"samples": ""}, "no --samples given"),
         (lambda data, tmp_path: {"samples": tmp_path / "none"}, "none does not exist"),
         (few, "--samples has 49 images, too few"),
         (larger, "fewer than 16"),
-        (nameless, "have none: name these <class>_<number>.png, or give --labels False"),
+        (nameless, "have none: name the files <class>_<number>.png, or give each class"),
         (other_classes, "of the class bird, which --reference has not"),
         (too_many_classes, "of the class 3, which --reference has not"),
         (lambda data, tmp_path: {"features": "vgg"}, "choose from lite0, inception"),
@@ -195,7 +198,7 @@ def test_bad_input(data, tmp_path, to_words, capsys, make, said):
 
 
 def test_classes_can_be_left_out(data, tmp_path, to_words):
-    given = nameless(data, tmp_path) | {"labels": False}
+    given = nameless(data, tmp_path) | {"labels": "none"}
     assert judge(data, tmp_path / "out", to_words, **given) == 0
     assert "recognised" not in read(tmp_path / "out")
 

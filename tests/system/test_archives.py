@@ -129,13 +129,13 @@ def test_an_array_that_claims_more_than_the_memory_has_is_refused(npz):
 
 def test_nothing_is_unpickled(npz):
     np.savez(npz, arr_0=np.array([print], dtype=object))
-    with pytest.raises(InputError, match="OBJECT"):
+    with pytest.raises(InputError, match="it holds objects"):
         read_arrays(str(npz), ("arr_0",), 2**20)
 
 
 def test_other_files_and_none_are_refused(tmp_path):
-    np.save(tmp_path / "one.npy", np.ones(3))
-    with pytest.raises(InputError, match=r"one\.npy is no whole \.npz: File is not a zip file"):
-        read_arrays(str(tmp_path / "one.npy"), ("arr_0",), 2**20)
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(InputError, match=r"text\.npz is no whole \.npz: File is not a zip file"):
+        read_arrays(str(tmp_path / "text.npz"), ("arr_0",), 2**20)
     with pytest.raises(InputError, match=r"cannot read .*none\.npz \(No such file"):
         read_arrays(str(tmp_path / "none.npz"), ("arr_0",), 2**20)

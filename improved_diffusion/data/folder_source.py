@@ -1,0 +1,55 @@
+"""A folder of image files, here or behind a URL."""
+
+import hashlib
+import os
+from contextlib import AbstractContextManager
+
+from PIL import Image
+
+from ..errors import InputError
+from ..system.files import is_local, join, list_folder, parse_json, read_file, remote
+from .image_files import list_images, open_image
+from .image_source import LIST, Files, listed_labels
+
+
+class FolderSource(Files):
+    """The image files below a folder, found as :func:`.image_files.list_images` does.
+
+    :param path: the folder, which may lie behind a URL.
+    :param by: what classes are taken from, one of :data:`.image_source.BY`.
+    :param allow_empty_files: files without a byte are found when they are read, not before.
+    :raises InputError: if there is no such folder, or no image, or classes cannot be had ``by``
+        that.
+    """
+
+    def __init__(self, path: str, by: str = "auto", allow_empty_files: bool = False):
+        names = list_images(path, allow_empty_files=allow_empty_files)
+        listed = None
+        if by == "auto" and LIST in list_folder(path):
+            where = join(path, LIST)
+            try:
+                content = parse_json(read_file(where))
+            except ValueError as error:
+                raise InputError(f"{where} cannot be read ({error}); move it away") from None
+            listed = listed_labels(content, where)
+        super().__init__(path, names, by, listed)
+
+    def open(self, index: int) -> AbstractContextManager[Image.Image]:
+        return open_image(self.where(index))
+
+    @property
+    def stamp(self) -> str:
+        digest = hashlib.sha256()
+        for index, name in enumerate(self.names):
+            line = f"\0{name}\0{_stamp(self.where(index))}"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def _stamp(path: str) -> str:
+    """Size and time of change of a file."""
+    if is_local(path):
+        status = os.stat(path)
+        return f"{status.st_size} {status.st_mtime_ns}"
+    status = remote().stat(path)
+    return f"{status.size} {status.mtime}"

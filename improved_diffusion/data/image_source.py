@@ -1,0 +1,224 @@
+"""Images in one place, whatever form they have there: their names, their classes, reading them."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from .image_files import explaining, squared
+
+BY = ("auto", "name", "folder", "none")  # what classes are taken from
+MOST_CLASSES = 2**20
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The class of each image.
+
+    :param classes: names of the classes, of which the index is the number.
+    :param numbers: int64 [N].
+    :param origin: what says so, for people.
+    :param named: whether the names are known; else they are the numbers in words.
+    """
+
+    classes: list[str]
+    numbers: np.ndarray
+    origin: str
+    named: bool = True
+
+    @classmethod
+    def of_names(cls, names: Sequence[str], origin: str) -> "Labels":
+        """From each image's class name; classes are numbered in the sorted order of their names."""
+        classes, numbers = np.unique(np.array(names, dtype=object), return_inverse=True)
+        return cls([str(name) for name in classes], numbers.astype(np.int64), origin)
+
+    @classmethod
+    def of_numbers(cls, numbers: np.ndarray, origin: str, path: str) -> "Labels":
+        """From each image's class number, int [N], found at ``path``.
+
+        :raises InputError: if one is negative, or so large that it cannot be a class.
+        """
+        odd = numbers[(numbers < 0) | (numbers >= MOST_CLASSES)]
+        if len(odd):
+            raise InputError(
+                f"{path}: {origin} has numbers that are no classes, such as {odd[0]}; mend it, or "
+                "give --labels none"
+            )
+        classes = [str(number) for number in range(int(numbers.max(initial=-1)) + 1)]
+        return cls(classes, numbers.astype(np.int64), origin, named=False)
+
+
+class ImageSource(ABC):
+    """N images. Each kind of place is a class with a file of its own.
+
+    :ivar path: where they are, as the user named it.
+    :ivar names: what each is called there; no two alike, and always in the same order.
+    :ivar labels: their classes, or None where they have none.
+    """
+
+    path: str
+    names: Sequence[str]
+    labels: Labels | None
+    labelling = ""  # how to give images of this kind their classes
+
+    @abstractmethod
+    def open(self, index: int) -> AbstractContextManager[Image.Image]:
+        """Image ``index``; what cannot be read may raise any error here or within the block."""
+
+    @property
+    @abstractmethod
+    def stamp(self) -> str:
+        """What changes when an image changes, as far as can be seen without reading them all."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of what decides in which order the images are trained on."""
+        names = "\0".join(self.names)
+        return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, index: int) -> str:
+        """Image ``index`` in a message."""
+        return f"{self.path.rstrip('/')}/{self.names[index]}"
+
+    def read(self, index: int, resolution: int, channels: int = 3) -> np.ndarray:
+        """Image ``index``, scaled and cropped: uint8 [resolution, resolution, channels].
+
+        :raises InputError: naming the image, if it cannot be read.
+        """
+        with explaining(self.where(index)), self.open(index) as image:
+            return squared(image, resolution, channels)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """The shorter side of image ``index`` in pixels, and its channels: 1, 3 or 4.
+
+        :raises InputError: naming the image, if it cannot be read.
+        """
+        with explaining(self.where(index)), self.open(index) as image:
+            bands = image.getbands()
+            is_grey = len(bands) == 1 and image.mode != "P"  # a palette has colours
+            return min(image.size), 4 if bands[-1] == "A" else 1 if is_grey else 3
+
+    def needed_labels(self) -> Labels:
+        """``labels``.
+
+        :raises InputError: if there are none; names the first image without a class.
+        """
+        if self.labels is None:
+            raise InputError(
+                f"{self.unlabelled} carries no class label: {self.labelling}, or do without "
+                "classes (--class_cond False)"
+            )
+        return self.labels
+
+    @property
+    def unlabelled(self) -> str:
+        """What has no class, in a message."""
+        return self.path
+
+
+class Files(ImageSource):
+    """Images that are files with names, which may say their classes.
+
+    :param path: what the names are below.
+    :param names: of the files, parts joined by ``/``.
+    :param by: one of :data:`BY`.
+    :param listed: the class number of each name, where a list says so.
+    :raises InputError: if classes cannot be taken from where ``by`` says.
+    """
+
+    labelling = "name the files <class>_<number>.png, or give each class a folder of its own"
+
+    def __init__(
+        self,
+        path: str,
+        names: Sequence[str],
+        by: str = "auto",
+        listed: Mapping[str, int] | None = None,
+    ):
+        self.path, self.names = path, names
+        self.labels = self._labels(by, listed)
+
+    def _labels(self, by: str, listed: Mapping[str, int] | None) -> Labels | None:
+        if by == "auto" and listed is not None:
+            return self._from_list(listed)
+        if by == "folder" or (by == "auto" and self._are_in_folders):
+            if not all(self._folders):
+                raise InputError(
+                    f"{self.where(self._folders.index(''))} is in no folder of its class, which "
+                    "--labels folder asks for; put it into one, or leave --labels out"
+                )
+            return Labels.of_names(self._folders, "folder")
+        names = [] if by == "none" else [class_of(name) for name in self.names]
+        if by == "name" and not all(names):
+            raise InputError(
+                f"{self.where(names.index(''))} carries no class label, which --labels name asks "
+                f"for; {self.labelling}, or leave --labels out"
+            )
+        return Labels.of_names(names, "name") if names and all(names) else None
+
+    def _from_list(self, listed: Mapping[str, int]) -> Labels:
+        missing = next((name for name in self.names if name not in listed), None)
+        if missing is not None:
+            raise InputError(
+                f"{LIST} in {self.path} says no class of {missing}; add it, or give --labels none"
+            )
+        numbers = np.array([listed[name] for name in self.names], dtype=np.int64)
+        return Labels.of_numbers(numbers, LIST, self.path)
+
+    @cached_property
+    def _folders(self) -> list[str]:
+        """The folder that each file is in, but for folders around them all; "" for none."""
+        folders = [name.split("/")[:-1] for name in self.names]
+        shared = 0
+        while all(len(parts) > shared for parts in folders) and (
+            len({parts[shared] for parts in folders}) == 1
+        ):
+            shared += 1
+        return ["/".join(parts[shared:]) for parts in folders]
+
+    @property
+    def _are_in_folders(self) -> bool:
+        """Whether all files lie in folders one deep."""
+        return all(self._folders) and not any("/" in folder for folder in self._folders)
+
+    @property
+    def unlabelled(self) -> str:
+        classes = [class_of(name) for name in self.names]
+        return self.where(classes.index("")) if "" in classes else self.path
+
+
+LIST = "dataset.json"  # beside the images of a data set in EDM's form
+
+
+def listed_labels(content: object, where: str) -> dict[str, int] | None:
+    """The class numbers of :data:`LIST`, ``{"labels": [[name, number], ...]}``; None for none.
+
+    :raises InputError: if it says something else.
+    """
+    try:
+        pairs = content["labels"]  # type: ignore[index]
+        listed = None if pairs is None else {str(name): number for name, number in pairs}
+    except (TypeError, ValueError, KeyError):
+        raise InputError(
+            f'{where} is no list of labels, {{"labels": [["name.png", 0], ...]}}; mend it or '
+            "move it away"
+        ) from None
+    for name, number in (listed or {}).items():
+        if type(number) is not int or not 0 <= number < MOST_CLASSES:
+            raise InputError(f"{where} gives {name} the class {number!r}, which is no class number")
+    return listed
+
+
+def class_of(name: str) -> str:
+    """The part of a file's name before the first ``_``; "" where there is none."""
+    label, underscore, _ = name.rpartition("/")[2].partition("_")
+    return label if underscore else ""

@@ -1,0 +1,62 @@
+"""The kinds of places that images come in, and opening one of them.
+
+A new kind is one file with an :class:`.image_source.ImageSource`, and one line of :data:`KINDS`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..system.files import is_folder, is_local
+from .array_source import open_array
+from .cifar_archive import is_cifar, open_cifar
+from .folder_source import FolderSource
+from .image_source import BY, ImageSource
+from .parquet_source import ParquetSource, is_parquet
+from .zip_source import ZipSource
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of place.
+
+    :param name: what it is, for ``--help``.
+    :param fits: whether a path is of this kind.
+    :param open: its images, from the path, what classes are taken from (one of
+        :data:`.image_source.BY`), and whether images without a byte may be found later.
+    """
+
+    name: str
+    fits: Callable[[str], bool]
+    open: Callable[[str, str, bool], ImageSource]
+
+
+def _ending(*endings: str) -> Callable[[str], bool]:
+    return lambda path: path.lower().endswith(endings) and not is_folder(path)
+
+
+KINDS = (
+    Kind("a .zip of files", _ending(".zip"), ZipSource),
+    Kind("an .npz or .npy of uint8 [N, H, W, C]", _ending(".npz", ".npy"), open_array),
+    Kind("CIFAR-10's .tar.gz", is_cifar, open_cifar),
+    Kind("Hugging Face's .parquet files", is_parquet, ParquetSource),
+    # The last one, since it takes every path.
+    Kind("a folder of files", lambda path: True, FolderSource),
+)
+KNOWN = ", ".join(kind.name for kind in (KINDS[-1], *KINDS[:-1]))  # for help and messages
+
+
+def open_source(path: str, by: str = "auto", allow_empty_files: bool = False) -> ImageSource:
+    """The images at a path, of whatever kind.
+
+    :param by: what classes are taken from, one of :data:`.image_source.BY`.
+    :param allow_empty_files: images without a byte are found when they are read, not before.
+    :raises InputError: if there are no images, or ``by`` cannot be.
+    """
+    if by not in BY:
+        raise InputError(f"unknown labels {by!r}; choose from {', '.join(BY)}")
+    kind = next(kind for kind in KINDS if kind.fits(path))
+    if kind is KINDS[-1] and is_local(path) and os.path.isfile(path):
+        raise InputError(f"{path} is a file of no known kind; images can be {KNOWN}")
+    return kind.open(path, by, allow_empty_files)

@@ -1,0 +1,109 @@
+"""A .zip of image files, read in place: nothing is unpacked to the disk."""
+
+import contextlib
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+from ..errors import InputError
+from ..system.files import open_to_read, parse_json
+from .image_files import EXTENSIONS, decoding
+from .image_source import LIST, Files, listed_labels
+
+MAX_FILE = 2**27  # bytes of one image file, unpacked
+MAX_LIST = 2**28  # of the list of labels
+
+
+class ZipSource(Files):
+    """The image files in a zip archive, with folders and labels as :class:`.FolderSource` has them.
+
+    Checksums are compared as files are read, and no file is unpacked to more than it may have.
+
+    :param path: of the archive, which may lie behind a URL.
+    :param by: what classes are taken from, one of :data:`.image_source.BY`.
+    :param allow_empty_files: files without a byte are found when they are read, not before.
+    :raises InputError: if it is no archive, has no images, two of one name, or names that lead out
+        of it; or if classes cannot be had ``by`` that.
+    """
+
+    def __init__(self, path: str, by: str = "auto", allow_empty_files: bool = False):
+        self.path = path
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        self._infos: dict[str, zipfile.ZipInfo] = {}
+        listed = None
+        for info in self._archive().infolist():
+            name = info.filename
+            if name == LIST and by == "auto":
+                listed = listed_labels(self._parse(info), f"{path}/{LIST}")
+            if info.is_dir() or not name.lower().endswith(EXTENSIONS):
+                continue
+            self._check_name(name)
+            if not any(part.startswith(".") for part in name.split("/")):  # hidden
+                self._check(info, allow_empty_files)
+                self._infos[name] = info
+        if not self._infos:
+            raise InputError(f"no images ({' '.join(EXTENSIONS)}) in {path}")
+        super().__init__(path, sorted(self._infos), by, listed)
+
+    def _archive(self) -> zipfile.ZipFile:
+        """The archive as this process has opened it: processes must not share its position."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                self._opened = os.getpid(), zipfile.ZipFile(open_to_read(self.path))
+            except OSError as error:
+                raise InputError(
+                    f"cannot read {self.path} ({error.strerror or error}); check the path"
+                ) from None
+            except Exception as error:  # many kinds, for whatever stands in a damaged file
+                raise InputError(f"{self.path} is no whole .zip: {error}") from error
+        return self._opened[1]
+
+    def _check_name(self, name: str) -> None:
+        parts = name.replace("\\", "/").split("/")
+        if not parts[0] or ".." in parts or ":" in parts[0]:
+            raise InputError(f"{self.path}/{name} leads out of the archive; pack its files anew")
+
+    def _check(self, info: zipfile.ZipInfo, allow_empty: bool) -> None:
+        where = f"{self.path}/{info.filename}"
+        if info.filename in self._infos:
+            raise InputError(f"{self.path} has two files of the name {info.filename}; remove one")
+        if info.flag_bits & 1:
+            raise InputError(f"{where} is encrypted; pack the files without a password")
+        if info.file_size > MAX_FILE:
+            raise InputError(f"{where} claims {info.file_size} bytes, more than {MAX_FILE}")
+        if info.file_size == 0 and not allow_empty:
+            raise InputError(f"cannot read image {where}: it has no bytes")
+
+    def _parse(self, info: zipfile.ZipInfo) -> Any:
+        try:
+            if info.file_size > MAX_LIST:
+                raise ValueError(f"it claims {info.file_size} bytes")
+            return parse_json(self._archive().read(info))
+        except Exception as error:
+            raise InputError(f"{self.path}/{LIST} cannot be read: {error}") from error
+
+    @contextlib.contextmanager
+    def open(self, index: int) -> Iterator[Image.Image]:
+        data = self._archive().read(self._infos[self.names[index]])
+        with decoding(io.BytesIO(data)) as image:
+            yield image
+
+    @property
+    def fingerprint(self) -> str:
+        return self.stamp
+
+    @property
+    def stamp(self) -> str:
+        digest = hashlib.sha256()
+        for name in self.names:
+            line = f"{name}\0{self._infos[name].CRC}\0"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:  # for processes that are not forked
+        return {**self.__dict__, "_opened": None}
