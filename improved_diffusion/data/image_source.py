@@ -89,12 +89,19 @@ class ImageSource(ABC):
         """Image ``index`` in a message."""
         return f"{self.path.rstrip('/')}/{self.names[index]}"
 
-    def read(self, index: int, resolution: int, channels: int = 3) -> np.ndarray:
+    def read(
+        self, index: int, resolution: int, channels: int = 3, *, enlarge: bool = True
+    ) -> np.ndarray:
         """Image ``index``, scaled and cropped: uint8 [resolution, resolution, channels].
 
-        :raises InputError: naming the image, if it cannot be read.
+        :param enlarge: whether it may be smaller.
+        :raises InputError: naming the image, if it cannot be read, or must not be so small.
         """
         with explaining(self.where(index)), self.open(index) as image:
+            if min(image.size) < resolution and not enlarge:
+                raise ValueError(
+                    f"it is {min(image.size)} pixels wide or high, fewer than {resolution}"
+                )
             return squared(image, resolution, channels)
 
     def shape(self, index: int) -> tuple[int, int]:

@@ -60,9 +60,10 @@ class ImageSet:
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Images of those numbers, uint8 [n, size, size, channels].
 
-        :raises InputError: naming the image, if one cannot be read.
+        :raises InputError: naming the image, if one cannot be read, or is smaller.
         """
-        return np.stack([self.source.read(int(i), self.size, self.channels) for i in indices])
+        shape = self.size, self.channels
+        return np.stack([self.source.read(int(i), *shape, enlarge=False) for i in indices])
 
 
 def in_memory(pixels: np.ndarray) -> ImageSet:

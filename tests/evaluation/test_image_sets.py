@@ -68,6 +68,13 @@ def test_channels_are_those_of_the_first_picture(tmp_path, mode, channels):
 def test_pictures_are_not_made_larger(folder):
     with pytest.raises(InputError, match="are 12 pixels wide or high, fewer than 16"):
         open_images(str(folder), size=16)
+    Image.new("RGB", (11, 30)).save(folder / "dog_003.png")
+    images = open_images(str(folder))
+    images.read([0, 3])
+    with pytest.raises(
+        InputError, match=r"dog_003\.png: it is 11 pixels wide .* fewer than 12"
+    ):
+        images.read([0, 4])
 
 
 def test_the_identity_is_that_of_the_images(folder):
