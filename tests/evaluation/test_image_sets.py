@@ -71,9 +71,7 @@ def test_pictures_are_not_made_larger(folder):
     Image.new("RGB", (11, 30)).save(folder / "dog_003.png")
     images = open_images(str(folder))
     images.read([0, 3])
-    with pytest.raises(
-        InputError, match=r"dog_003\.png: it is 11 pixels wide .* fewer than 12"
-    ):
+    with pytest.raises(InputError, match=r"dog_003\.png: it is 11 pixels wide .* fewer than 12"):
         images.read([0, 4])
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import signal
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,37 @@ def test_images_of_any_kind_and_size(channels, size, tiny, images, scripts, tmp_
     settings = {"num_samples": 2, "data_dir": images, "log_dir": tmp_path / "nll"}
     out, _ = scripts.run("image_nll.py", **settings, **common)
     assert "done 2 samples: bpd=" in out
+
+
+def test_other_places_of_images_than_folders(tiny, tiny_sr, images, scripts, tmp_path):
+    """The same training from a .zip as from the folder; bits/dim and enlarging from an .npz."""
+    packed, arrays = tmp_path / "images.zip", tmp_path / "images.npz"
+    names = sorted(path.name for path in images.iterdir())
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.write(images / name, f"{name.split('_')[0]}/{name}")
+    pixels = [np.asarray(Image.open(images / name)) for name in names]
+    np.savez(arrays, np.stack(pixels), np.array([name.startswith("dog") for name in names], int))
+    flags = {**tiny, "class_cond": True, "num_classes": "auto", "batch_size": 4}
+    for name, data in (("folder", images), ("zip", packed)):
+        to = flags | {"data_dir": data, "log_dir": tmp_path / name, "resume_checkpoint": "auto"}
+        scripts.run("image_train.py", **to, max_steps=1)
+        out, _ = scripts.run("image_train.py", **to, max_steps=3)
+    assert f"Images: 10 in {packed}, 2 classes by folder" in out
+    logs = [rows(tmp_path / name) for name in ("folder", "zip")]
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+    model = {"model_path": tmp_path / "zip", "batch_size": 4, "num_samples": 10}
+    bits = []
+    for name, data in (("in_folder", images), ("in_zip", packed)):
+        scripts.run("image_nll.py", **model, data_dir=data, log_dir=tmp_path / name)
+        bits.append(json.loads((tmp_path / name / "bits_per_dim.json").read_text())["bits/dim"])
+    assert bits[0] == bits[1]
+    message = "images.npz has the classes 0, 1; the model was trained on cat, dog"
+    _, err = scripts.run("image_nll.py", **model, data_dir=arrays, status=2)
+    assert message in err
+    large = tiny_sr | {"data_dir": arrays, "batch_size": 4, "max_steps": 1}
+    scripts.run("super_res_train.py", **large, log_dir=tmp_path / "large")
+    assert (tmp_path / "large" / "model000001.pt").exists()
 
 
 def test_a_workbook_is_exported_again(trained, scripts, tmp_path):
