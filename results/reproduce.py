@@ -37,8 +37,8 @@ EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
         "image_nll.py",
         {"data_dir": TEST_DATA, "num_samples": 256, "batch_size": 16, "num_timesteps": 20},
     ),
-    "ddpm": ("image_sample.py", IN_BF16 | {"sampler": "ddpm", "num_samples": 64}),
-    "dpmpp": ("image_sample.py", FAST | {"num_samples": 64}),
+    "ddpm": ("image_sample.py", IN_BF16 | {"sampler": "ddpm", "num_samples": 500}),
+    "dpmpp": ("image_sample.py", FAST | {"num_samples": 2000}),
     "plain": ("image_sample.py", FAST | {"num_samples": 1000}),
     "guided": ("image_sample.py", FAST | {"num_samples": 1000, "guidance": 3}),
 }
@@ -60,13 +60,18 @@ class Job:
     flags: dict[str, object]
     updates: int
     ema_rates: tuple[str, ...] = ("0.999", "0.9999")
-    kinds: tuple[str, ...] = ("nll", "ddpm", "dpmpp")
+    kinds: tuple[str, ...] = ("nll", "dpmpp", "judged_dpmpp")  # of each EMA
+    of_the_first: tuple[str, ...] = ()  # further ones, of the first EMA alone
     workbook: str = ""
     weights: bool = False  # publish the first EMA, too
     evaluations: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.evaluations = [f"{kind}_ema_{rate}" for rate in self.ema_rates for kind in self.kinds]
+        self.evaluations = [
+            f"{kind}_ema_{rate}"
+            for number, rate in enumerate(self.ema_rates)
+            for kind in (*self.kinds, *(() if number else self.of_the_first))
+        ]
 
 
 COSINE: dict[str, object] = {"noise_schedule": "cosine"}
@@ -76,12 +81,16 @@ def polynomial(power: float) -> dict[str, object]:
     return {"noise_schedule": "polynomial", "poly_power": power}
 
 
+LINEAR: dict[str, object] = {"noise_schedule": "linear"}
 MAIN = [
-    Job("linear", {"noise_schedule": "linear"}, 20_000, workbook="results_lin_sched.xlsx"),
-    Job("polynomial", polynomial(2), 20_000, workbook="results_poly_sched.xlsx"),
+    Job(name, flags, 20_000, of_the_first=("ddpm", "judged_ddpm"), workbook=workbook)
+    for name, flags, workbook in (
+        ("linear", LINEAR, "results_lin_sched.xlsx"),
+        ("polynomial", polynomial(2), "results_poly_sched.xlsx"),
+    )
 ]
 STUDY = [
-    Job(name, flags, 3_000, ema_rates=("0.999",), kinds=("nll", "dpmpp"))
+    Job(name, flags, 3_000, ema_rates=("0.999",))
     for name, flags in (
         ("study_power_1", polynomial(1)),  # linear: the others are compared with the first
         ("study_power_0.5", polynomial(0.5)),
@@ -243,7 +252,7 @@ def present(made: list[Job], data: str) -> None:
 
 def export(job: Job, data: str) -> None:
     folder, rate = RESULTS / job.name, job.ema_rates[0]
-    kind = next(kind for kind in SHOWN if kind in job.kinds)
+    kind = next(kind for kind in SHOWN if f"{kind}_ema_{rate}" in job.evaluations)
     picture = next((folder / f"{kind}_ema_{rate}").glob("samples_*.png"))
     flags = {"log_dir": folder, "picture": picture, "out": RESULTS / job.workbook}
     note = f"{data} {WORKBOOK_NOTE.format(rate=rate, how=SHOWN[kind])}".strip()

@@ -60,9 +60,10 @@ def start(module, monkeypatch, *words):
 
 def test_a_run_is_trained_evaluated_and_published(reproduce, monkeypatch):
     called = start(reproduce, monkeypatch, "--only", "linear", "--data", "Data: copies.")
-    evaluated = ["image_nll.py", "image_sample.py", "image_sample.py"]
+    evaluated = ["image_nll.py", "image_sample.py", "image_eval.py"]
+    ancestral = ["image_sample.py", "image_eval.py"]  # of one EMA alone: it takes long
     presented = ["export_results.py", "compare_runs.py"]
-    assert called == ["image_train.py", *evaluated, *evaluated, *presented]
+    assert called == ["image_train.py", *evaluated, *ancestral, *evaluated, *presented]
     flags = reproduce.called[0][1]
     course = {"image_size": "32", "num_channels": "64", "num_res_blocks": "2", "lr": "0.0001"}
     course |= {"diffusion_steps": "1000", "batch_size": "8", "microbatch": "4"}
@@ -77,7 +78,7 @@ def test_a_run_is_trained_evaluated_and_published(reproduce, monkeypatch):
     assert workbook["out"] == "results/results_lin_sched.xlsx"
     assert workbook["picture"] == "results/linear/ddpm_ema_0.999/samples_1x1x1x3.png"
     assert (results / "linear" / "nll_ema_0.9999" / "bits_per_dim.json").exists()
-    assert not list(results.rglob("*.npz"))
+    assert {path.name for path in results.rglob("*.npz")} == {"evaluation.npz"}
     assert not list(results.rglob("log.txt"))
     assert not list(Path("runs").rglob(".nll*")), "evaluations have their final names"
 
@@ -132,7 +133,7 @@ def test_an_evaluation_that_was_interrupted_is_made_again(reproduce, monkeypatch
     (torn.parent / "progress.csv").touch()
     (torn.parent / "config.json").touch()
     called = start(reproduce, monkeypatch, "--only", "study_cosine")
-    assert called == ["image_nll.py", "image_sample.py", "compare_runs.py"]
+    assert called == ["image_nll.py", "image_sample.py", "image_eval.py", "compare_runs.py"]
     assert not (torn.parent / "nll_ema_0.999" / "half").exists()
 
 
