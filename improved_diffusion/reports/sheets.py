@@ -38,7 +38,7 @@ def new_book() -> "Workbook":
 
 
 def save_book(book: "Workbook", path: str | os.PathLike) -> None:
-    """Write ``book`` to ``path``, atomically, ready to print."""
+    """Write ``book`` to ``path``, atomically, ready to print; its cells are gone then."""
     sheet: Any
     for sheet in book:
         sheet.sheet_view.showGridLines = sheet.title == "metrics"
@@ -48,6 +48,10 @@ def save_book(book: "Workbook", path: str | os.PathLike) -> None:
         sheet.oddFooter.center.text = "&A, page &P of &N"
     with atomic_write(path) as file:
         book.save(file)
+    for sheet in book:
+        # Cells and their sheet know each other: they would stay until Python looks for circles,
+        # which in a training is workbooks later.
+        sheet.delete_rows(1, sheet.max_row)
 
 
 def put(sheet: "Worksheet", row: int, column: int, value: Any, **style: Any) -> None:
