@@ -88,7 +88,9 @@ def read_run(folder: str | os.PathLike) -> Run:
     if not csv.is_file():
         raise InputError(f"{folder} is no run: it has no progress.csv")
     log = pd.DataFrame(read_columns(csv)).apply(pd.to_numeric, errors="coerce")
-    if not {"step", "loss"} <= set(log) or log.empty or not np.isfinite(log["step"]).all():
+    if log.empty:
+        raise InputError(f"{csv} has no lines yet; compare the run after its first log interval")
+    if not {"step", "loss"} <= set(log) or not np.isfinite(log["step"]).all():
         raise InputError(f"{csv} is no log of a training: it has no step and loss")
     found = sorted(folder.glob("*/bits_per_dim.json"))
     grids = sorted(folder.glob("*/samples_*.png"), key=lambda path: path.stat().st_mtime)

@@ -301,9 +301,24 @@ def test_a_judgement_that_was_cut_short_is_said(tmp_path):
         comparison.read_run(run)
 
 
+def test_what_is_being_written_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
+    run, original, reads = tmp_path / "run", os.replace, []
+
+    def replace_and_read(*paths):
+        original(*paths)
+        reads.append(comparison.read_run(run))
+
+    monkeypatch.setattr(os, "replace", replace_and_read)
+    make_run(run)
+    judge(run / "judged", 0)
+    assert [len(read.judgements) for read in reads][-3:] == [0, 1, 1]  # npz, json, xlsx
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
+        ("progress.csv", "", "has no lines yet"),
+        ("progress.csv", "step,loss\n", "has no lines yet"),
         ("progress.csv", "a,b\n1,2\n", "has no step and loss"),
         ("progress.csv", "step,loss\n1,2\nx,3\n", "has no step and loss"),
         ("config.json", "{", "is not valid JSON"),
