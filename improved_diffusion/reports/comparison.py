@@ -110,7 +110,8 @@ def _read_evaluation(path: Path) -> Evaluation:
     images = path.with_name(f"{path.stem}_images.csv")
     try:
         terms = _read_numbers(path.with_suffix(".csv"), "log_snr", "mse", "images")
-        terms = terms[np.isfinite(terms).all(axis=1)]  # of a model that diverged nothing is left
+        # Of a model that diverged nothing is left.
+        terms = terms[np.isfinite(terms).all(axis=1) & (terms[:, 2] > 0)]
         totals = _read_numbers(images, "bits/dim")[:, 0] if images.exists() else np.array([])
         summary = read_json(path)
         for key in ("bits/dim", "standard error"):
@@ -126,6 +127,7 @@ def _read_judgement(path: Path) -> Judgement:
     missing = [key for key in (*SIZES, *FIGURES_OF_ALL) if key not in figures]
     lengths = {name: figures.get(f"num_{name}") for name in CHANGES}
     missing += [n for n in CHANGES if n not in changes or changes[n].shape != (lengths[n],)]
+    missing += [f"numbers {n}" for n in CHANGES if n in changes and changes[n].dtype.kind != "f"]
     missing += [] if isinstance(figures.get("kid"), float) else ["number kid"]
     if missing:
         raise InputError(f"{path} is no judgement of samples: no {missing[0]}; make it again")
@@ -206,7 +208,8 @@ def facts(run: Run) -> dict[str, Any]:
     flags = flags if isinstance(flags, Mapping) else {}
     schedule = flags.get("noise_schedule", "")
     if schedule == "polynomial":
-        schedule += f", power {flags.get('poly_power', 2.0):g}"
+        power = flags.get("poly_power", 2.0)
+        schedule += f", power {power:g}" if isinstance(power, (int, float)) else f", power {power}"
     log = run.log
     tail = log.tail(math.ceil(len(log) / 10))
     names = [c.name for c in COLUMNS if c.is_summarised and c.name in log]

@@ -64,6 +64,8 @@ def put(sheet: "Worksheet", row: int, column: int, value: Any, **style: Any) -> 
     cell: Any = sheet.cell(row, column)
     for name, setting in style.items():
         setattr(cell, name, setting)
+    if isinstance(value, (list, dict)):  # of a JSON file that somebody changed
+        value = str(value)
     if isinstance(value, str):
         value = value.encode("utf-8", "replace").decode()
         cell.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)

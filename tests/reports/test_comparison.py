@@ -296,9 +296,27 @@ def test_a_judgement_that_was_cut_short_is_said(tmp_path):
         (run / "judged" / "evaluation.json").write_text(json.dumps(whole | damage))
         with pytest.raises(InputError, match=said):
             comparison.read_run(run)
+    (run / "judged" / "evaluation.json").write_text(json.dumps(whole))
+    np.savez(run / "judged" / "evaluation.npz", samples=np.zeros(60, "U1"), reference=np.ones(90))
+    with pytest.raises(InputError, match="no numbers samples"):
+        comparison.read_run(run)
     (run / "judged" / "evaluation.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"evaluation\.npz is no whole \.npz"):
         comparison.read_run(run)
+
+
+def test_what_somebody_changed_is_shown_as_it_is(tmp_path):
+    one, two = (make_run(tmp_path / name) for name in ("one", "two"))
+    flags = {"noise_schedule": "polynomial", "poly_power": "x", "precision": {"a": [1]}}
+    (two / "config.json").write_text(json.dumps({"flags": flags}))
+    table = two / "nll" / "bits_per_dim.csv"
+    rows = csv.DictReader(table.read_text().splitlines())
+    lines = [f"{row['log_snr']},{row['mse']},0\n" for row in rows]  # of no images
+    table.write_text("log_snr,mse,images\n" + "".join(lines))
+    read = [comparison.read_run(folder) for folder in (one, two)]
+    comparison_report.save_workbook(read, tmp_path / "c.xlsx", {})
+    cells = [cell for row in load_workbook(tmp_path / "c.xlsx")["summary"].values for cell in row]
+    assert {"polynomial, power x", "{'a': [1]}"} <= set(cells)
 
 
 def test_what_is_being_written_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
