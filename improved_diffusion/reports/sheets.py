@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..system.files import atomic_write
+from ..system.files import atomic_write, legible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +67,7 @@ def put(sheet: "Worksheet", row: int, column: int, value: Any, **style: Any) -> 
     if isinstance(value, (list, dict)):  # of a JSON file that somebody changed
         value = str(value)
     if isinstance(value, str):
-        value = value.encode("utf-8", "replace").decode()
-        cell.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)
+        cell.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", legible(value))
         cell.data_type = "s"
     elif not isinstance(value, float) or math.isfinite(value):
         cell.value = value  # a duration gets a format of its own

@@ -215,6 +215,11 @@ def atomic_write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text.encode())
 
 
+def legible(text: str) -> str:
+    """Text with a question mark for what is no character, as in names of another encoding."""
+    return text.encode(errors="replace").decode()
+
+
 def parse_json(text: str | bytes) -> Any:
     """What a JSON text says.
 

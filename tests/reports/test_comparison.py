@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -317,6 +318,17 @@ def test_what_somebody_changed_is_shown_as_it_is(tmp_path):
     comparison_report.save_workbook(read, tmp_path / "c.xlsx", {})
     cells = [cell for row in load_workbook(tmp_path / "c.xlsx")["summary"].values for cell in row]
     assert {"polynomial, power x", "{'a': [1]}"} <= set(cells)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_and_texts_that_are_no_unicode(tmp_path):
+    run = make_run(tmp_path / "run\udcff", evaluated=("nll\udcff",))
+    (run / "config.json").write_text('{"flags": {"precision": "\\ud800"}}')
+    log = (run / "progress.csv").read_bytes()
+    (run / "progress.csv").write_bytes(log.replace(b"grad_norm", b"grad\xff", 1))
+    comparison_report.save_workbook([comparison.read_run(run)], tmp_path / "c.xlsx", {})
+    cells = [cell for row in load_workbook(tmp_path / "c.xlsx")["summary"].values for cell in row]
+    assert {"run?", "nll?", "?"} <= set(cells)
 
 
 def test_what_is_being_written_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
