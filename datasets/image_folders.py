@@ -117,5 +117,5 @@ def _flush_to_disk() -> None:
 def _marked_count(folder: Path) -> int | None:
     try:
         return int(parse_json((folder / MARKER).read_bytes())["images"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # the last by Infinity
         return None

@@ -135,7 +135,7 @@ class TrainLoop:
         self._pace = Pace(options.time_budget)
         self.resume_step = 0  # updates of earlier processes; step are those of this one
         self.last_saved: int | None = None
-        self._gathered_at: tuple[int, int, list[str]] = -1, -1, []  # update, row, columns of then
+        self._gathered: TrainState | None = None  # what all ranks knew after an update
         with dist_util.agreeing():
             if self.resume_checkpoint:
                 self._resume(self.resume_checkpoint)
@@ -516,7 +516,8 @@ class TrainLoop:
     def _gather_ranks(self) -> None:
         """Know what each rank is to go on with after the update that is finished."""
         self.state.ranks = self._rank_state().of_all_ranks()
-        self._gathered_at = self.updates, self.state.last_row_step, self.state.columns
+        seconds = [self._seconds(), self.state.seconds[1]]
+        self._gathered = replace(self.state, seconds=seconds)
 
     def _refresh_state(self) -> None:
         self.state.precision = self.precision.state_dict()
@@ -529,18 +530,21 @@ class TrainLoop:
         rank was to go on with, nothing can go on exactly: the weights are saved then, but no state,
         so that ``auto`` goes on from the checkpoint before.
         """
-        self._refresh_state()
-        parts, said = self._parts(), "saved"
-        # Of a row that came after that, the log may have nothing.
-        updates, self.state.last_row_step, self.state.columns = self._gathered_at
-        if updates != self.updates:
-            parts = [part for part in parts if part.prefix != "state"]
-            said = "saved the weights only, from which auto does not go on, of"
+        gone = "another process of this run is gone"
+        if self.step == 0:
+            return LostRankError(f"{gone} before an update was finished; there is nothing to save")
+        said, without = "saved", ""
+        if self._gathered and self._gathered.updates == self.updates:
+            # Neither a row that came after that, which the log may lack, nor the wait counts.
+            self.state = replace(self._gathered, precision=self.precision.state_dict())
+        else:
+            said, without = "saved the weights only, from which auto does not go on, of", "state"
+        parts = [part for part in self._parts() if part.prefix != without]
         folder = get_blob_logdir()
         with checkpoints.as_the_only_writer(folder):
             if self.updates not in checkpoints.complete_steps(folder):
                 checkpoints.save_parts(folder, self.updates, parts)
-        return LostRankError(f"another process of this run is gone; {said} {self.updates} updates")
+        return LostRankError(f"{gone}; {said} {self.updates} updates")
 
     def _keep_initial_weights(self) -> None:
         """Keep what the EMAs begin with, of a new run or of one that goes on in another folder."""

@@ -37,16 +37,27 @@ from improved_diffusion.data.cifar_archive import read_archive
 from improved_diffusion.data.image_files import open_image, squared
 from improved_diffusion.data.sources import open_source
 from improved_diffusion.errors import InputError
+from improved_diffusion.evaluation.bits_per_dim import BpdTable, estimate_bpd, save_table
+from improved_diffusion.evaluation.judge import Line, Verdict, save_verdict
+from improved_diffusion.evaluation.network_weights import load_network
+from improved_diffusion.evaluation.quality import (
+    FIGURES_OF_ALL,
+    Figure,
+    Reference,
+    kernel_distance,
+)
 from improved_diffusion.image_datasets import load_data
 from improved_diffusion.logs import tables
 from improved_diffusion.logs.formats import CSVOutputFormat, JSONOutputFormat
 from improved_diffusion.options.training import ImageTraining
 from improved_diffusion.options.using import ImageSampling
+from improved_diffusion.reports.comparison import Run as ComparedRun
 from improved_diffusion.reports.comparison import read_run
-from improved_diffusion.reports.comparison import tables as comparison_tables
+from improved_diffusion.reports.comparison_report import save_workbook
 from improved_diffusion.reports.run_workbook import export_workbook
 from improved_diffusion.resample import LossSecondMomentResampler
 from improved_diffusion.sampling.denoising import read_picture
+from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.train_util import TrainLoop
 from improved_diffusion.training import checkpoints
 
@@ -145,7 +156,10 @@ HARMFUL = (
     Harmful(bytearray, 2**40),
     Harmful(th.zeros, (2**40,)),
 )
-NUMBERS = (0, 1, -1, 2, 127, 2**15, 2**31 - 1, 2**31, -(2**31), 2**40, 2**63 - 1, 2**64, 10**30)
+NUMBERS = (
+    0, 1, -1, 2, 127, 2**15, 2**31 - 1, 2**31, -(2**31), 2**40, 2**63 - 1, 2**64, 10**30,
+    10**400,  # more than a float holds
+)  # fmt: skip
 PIECES = (
     b"\0",
     b"\xff" * 4,
@@ -300,9 +314,8 @@ def bad_pickles(draw: Callable, data: bytes) -> bytes:
 
 
 @st.composite
-def bad_checkpoints(draw: Callable, run: "Run") -> tuple[str, bytes]:
-    """One file of a run's checkpoint, and what stands in its place."""
-    files = run.checkpoint
+def bad_checkpoints(draw: Callable, files: dict[str, bytes]) -> tuple[str, bytes]:
+    """One file of a checkpoint, and what stands in its place."""
     name = draw(st.sampled_from(sorted(files)))
     data, kind = files[name], draw(st.integers(0, 7))
     if kind == 0:
@@ -442,7 +455,7 @@ def show(run: Run, data: bytes) -> None:
     """Make what shows a run, unless that refuses it."""
     if zlib.crc32(data) % 8 == 0:  # it takes longer than all else
         with contextlib.suppress(InputError):
-            comparison_tables([read_run(run.folder)])
+            save_workbook([read_run(run.folder)], run.folder / "compared.xlsx", {})
         with contextlib.suppress(InputError):
             export_workbook(run.folder / "progress.csv", run.folder / "results.xlsx")
 
@@ -550,6 +563,53 @@ def bad_arrays(draw: Callable, data: bytes) -> bytes:
     else:
         records[draw(st.sampled_from(("arr_0.npy", "../harm.npy", "arr_0")))] = records.pop(name)
     return _packed(records, draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))))
+
+
+# -- evaluations, and the networks that judge ----------------------------------------------------
+
+
+def evaluate(run: Run) -> dict[str, bytes]:
+    """Put evaluations of a model and of its samples into a run's folder; the files to be read."""
+    diffusion = run.loop.diffusion
+    table = BpdTable(diffusion)
+    x_start = next(run.data)[0]
+    table.add(estimate_bpd(diffusion, lambda x, t: x, x_start, 4, noise=ImageNoise(0, range(2))))
+    features = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+    kernel = kernel_distance(features[0], Reference(features[1]))
+    line = Line("Title", Figure(0.5, 0.1), *[Figure(np.nan, np.nan)] * 2)
+    about = {"features": "Tiny", "num_samples": 6, "num_reference": 6}
+    verdict = Verdict(dict.fromkeys(FIGURES_OF_ALL, line), about, kernel, None)
+    for name in ("nll", "judged"):
+        (run.folder / name).mkdir()
+    save_table(str(run.folder / "nll"), table, {"names of images, sha256": "0a", "seed": 0})
+    save_verdict(str(run.folder / "judged"), verdict, {})
+    names = ("nll/bits_per_dim.json", "nll/bits_per_dim.csv", "nll/bits_per_dim_images.csv")
+    names += ("judged/evaluation.json", "judged/evaluation.npz")
+    return {name: (run.folder / name).read_bytes() for name in names}
+
+
+@st.composite
+def bad_evaluations(draw: Callable, files: dict[str, bytes]) -> tuple[str, bytes]:
+    name = draw(st.sampled_from(sorted(files)))
+    change = {".json": bad_json, ".csv": bad_logs, ".npz": bad_arrays}[Path(name).suffix]
+    return name, draw(change(files[name]))
+
+
+def read_evaluation(run: Run, whole: ComparedRun, case: tuple[str, bytes]) -> None:
+    """Compare the run with what it was, as a workbook."""
+    with run.having(*case):
+        save_workbook([whole, read_run(run.folder)], run.folder / "compared.xlsx", {})
+
+
+def make_network() -> th.nn.Module:
+    return th.nn.Sequential(th.nn.Conv2d(3, 4, 3), th.nn.BatchNorm2d(4))
+
+
+def read_network(folder: Path, case: tuple[str, bytes]) -> None:
+    path = folder / "network.pt"
+    path.write_bytes(case[1])
+    images = th.ones(1, 3, 4, 4)
+    assert load_network(make_network, str(path))(images).dtype == th.float32
 
 
 # -- archives ------------------------------------------------------------------------------------
@@ -826,6 +886,8 @@ NAMES = (
     "samples",
     "archives",
     "pictures",
+    "evaluations",
+    "networks",
     "arrays",
     "zips",
     *(["tables"] if importlib.util.find_spec("pyarrow") else []),
@@ -862,10 +924,13 @@ def subjects(folder: Path) -> dict[str, Subject]:
         assert images.abs().max() <= 1
         assert len(classes) == len(images)
 
+    evaluations = evaluate(run)
+    whole = read_run(run.folder)._replace(name="whole")
+    network = {"network.pt": _saved(make_network().state_dict())}
     text = {name: (run.folder / name).read_bytes() for name in ("progress.csv", "progress.json")}
     config = (run.folder / "config.json").read_bytes()
     found = (
-        Subject(bad_checkpoints(run), run.read_checkpoint),
+        Subject(bad_checkpoints(run.checkpoint), run.read_checkpoint),
         Subject(bad_logs(text["progress.csv"]), functools.partial(read_log, run)),
         Subject(
             st.one_of(mangled(text["progress.json"]), bad_json(b'{"step": 1, "loss": [0.5]}')),
@@ -875,6 +940,8 @@ def subjects(folder: Path) -> dict[str, Subject]:
         Subject(bad_arrays(_arrays()), read_samples),
         Subject(bad_archives(), read_batches),
         Subject(bad_pictures(), functools.partial(read_pictures, folder, lsun_bedroom.decode)),
+        Subject(bad_evaluations(evaluations), functools.partial(read_evaluation, run, whole)),
+        Subject(bad_checkpoints(network), functools.partial(read_network, folder)),
         Subject(bad_arrays(_arrays()), functools.partial(read_images, folder / "images.npz")),
         Subject(bad_zips(), functools.partial(read_images, folder / "images.zip")),
         Subject(bad_tables(), functools.partial(read_images, folder / "images.parquet")),

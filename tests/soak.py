@@ -18,7 +18,7 @@ from killing import VARIANTS
 
 ROUND = 200  # cases of a kind in a row
 EARLY = 500  # updates after which memory is measured first, and then again and again
-MOST_GROWTH = 0.05
+MOST_GROWTH = 0.05  # most of it for the workbook, which has 50 rows early and 2,000 in the end
 
 
 def kill(processes: int, minutes: float, most: float, seed: int) -> int:

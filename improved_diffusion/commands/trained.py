@@ -136,7 +136,8 @@ def _read_flags(
         wrong = [name for name in flags if type(flags[name]) is not type(defaults[name])]
         if wrong:
             raise TypeError(f"its {wrong[0]} is {flags[wrong[0]]!r}")
-        if not all(isinstance(name, str) for name in data.get("classes") or ()):
+        classes = data.get("classes") or []
+        if type(classes) is not list or not all(isinstance(name, str) for name in classes):
             raise TypeError(f"its classes are {data['classes']!r}")
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None

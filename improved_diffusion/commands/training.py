@@ -125,6 +125,10 @@ def _say_how_to_go_on(loop: TrainLoop, folder: str) -> None:
     saved = loop.last_saved
     if newest and saved != loop.updates:
         saved = checkpoints.parse_resume_step_from_filename(newest)
+    if saved is None and loop.updates == 0:
+        logger.log("Stopped before the first update; nothing is saved")
+        logger.log(f"Start again with: {runs.command_to_continue(folder)}")
+        return
     part = "" if saved == loop.updates else f"of which {saved or 'none'} are "
     logger.log(f"Stopped after {loop.updates} updates, {part}saved in {get_blob_logdir()}")
     checkpoint = "auto" if newest else loop.resume_checkpoint or "auto"

@@ -12,10 +12,10 @@ import torch as th
 from .. import dist_util
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion
-from ..logs.tables import write_csv
+from ..logs.tables import csv_lines
 from ..reports.sheets import new_book, put_pairs, put_table, put_title, save_book
 from ..sampling.image_noise import ImageNoise
-from ..system.files import atomic_write_text
+from ..system.files import atomic_files
 
 TERMS = ("vb", "mse", "xstart_mse")
 COLUMNS = ("t", "alpha_bar", "log_snr", "images", *TERMS)
@@ -176,9 +176,16 @@ def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
     """
     said = {key: _finite_or_none(value) for key, value in {**table.summary(), **about}.items()}
     stem = os.path.join(folder, "bits_per_dim")
-    write_csv(f"{stem}.csv", COLUMNS, table.rows())
-    write_csv(f"{stem}_images.csv", ("image", "bits/dim"), enumerate(table.totals))
-    atomic_write_text(f"{stem}.json", json.dumps(said, indent=2) + "\n")
+    of_images = [("image", "bits/dim"), *enumerate(table.totals)]
+    contents = {
+        ".csv": csv_lines([COLUMNS, *table.rows()]),
+        "_images.csv": csv_lines(of_images),
+        ".json": f"{json.dumps(said, indent=2)}\n".encode(),
+    }
+    with atomic_files() as start:  # whoever finds the summary finds the tables that belong to it
+        for end, content in contents.items():
+            with start(f"{stem}{end}") as file:
+                file.write(content)
     book = new_book()
     put_title(book["summary"], 1, "Bits per dimension")
     put_pairs(book["summary"], 3, said)

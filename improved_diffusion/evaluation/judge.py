@@ -14,7 +14,7 @@ from .. import logger
 from ..data.image_grid import make_grid, save_png
 from ..errors import InputError
 from ..reports.sheets import new_book, put_pairs, put_picture, put_table, put_title, save_book
-from ..system.files import atomic_write, atomic_write_text
+from ..system.files import atomic_files
 from .features import Extractor, cached_features, features_of
 from .image_sets import ImageSet, in_memory
 from .quality import (
@@ -280,10 +280,12 @@ def save_verdict(folder: str, verdict: Verdict, about: Mapping[str, Any]) -> str
     """
     said = verdict.as_dict() | dict(about)
     stem = os.path.join(folder, "evaluation")
-    atomic_write_text(f"{stem}.json", json.dumps(said, indent=2) + "\n")
-    with atomic_write(f"{stem}.npz") as file:
-        of_images = verdict.kernel
-        np.savez(file, samples=of_images.of_samples, reference=of_images.of_reference)
+    of_images = verdict.kernel
+    with atomic_files() as start:  # whoever finds the summary finds the arrays that belong to it
+        with start(f"{stem}.npz") as file:
+            np.savez(file, samples=of_images.of_samples, reference=of_images.of_reference)
+        with start(f"{stem}.json") as file:
+            file.write(f"{json.dumps(said, indent=2)}\n".encode())
     book = new_book()
     put_title(book["summary"], 1, "How good the samples are")
     row = put_table(book["summary"], 3, verdict.table())

@@ -8,7 +8,7 @@ import torch as th
 
 from .. import dist_util
 from ..errors import InputError
-from ..models.architecture import check_fit
+from ..models.architecture import check_fit, is_plain
 
 Network = TypeVar("Network", bound=th.nn.Module)
 COUNTER = "num_batches_tracked"  # of a batch norm: no weight, and old files lack it
@@ -26,7 +26,7 @@ def load_network(make: Callable[[], Network], path: str) -> Network:
     """
     weights = dist_util.load_state_dict(path, map_location="cpu")
     if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and th.is_tensor(value) for name, value in weights.items()
+        isinstance(name, str) and is_plain(value) for name, value in weights.items()
     ):
         raise InputError(f"{path} holds no weights of a network; give a file with a state_dict")
     with th.device("meta"):  # or it would be initialised, with random numbers
@@ -34,8 +34,9 @@ def load_network(make: Callable[[], Network], path: str) -> Network:
     counters = {name: th.zeros(()) for name in network.state_dict() if name.endswith(COUNTER)}
     weights = {**counters, **weights}
     check_fit(network, weights, path)
-    network.load_state_dict(weights, assign=True)
-    network.float().eval().requires_grad_(False)
+    as_floats = {name: value.float() for name, value in weights.items()}  # no others get gradients
+    network.load_state_dict(as_floats, assign=True)
+    network.eval().requires_grad_(False)
     for module in list(network.modules()):
         _fold(module)
     return network

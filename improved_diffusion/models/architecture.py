@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch as th
 
@@ -11,6 +12,15 @@ from ..errors import InputError
 Weights = Mapping[str, th.Tensor]
 
 IMAGE_CHANNELS = (1, 3, 4)  # grey, colour, colour with alpha
+
+
+def is_plain(value: Any) -> bool:
+    """Whether something is a tensor that holds the numbers which its shape promises."""
+    return (
+        isinstance(value, th.Tensor)
+        and (value.layout, value.device.type, value.is_quantized) == (th.strided, "cpu", False)
+        and value.untyped_storage().nbytes() >= value.nbytes
+    )
 
 
 def infer_flags(

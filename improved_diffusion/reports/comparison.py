@@ -18,6 +18,7 @@ from ..evaluation.quality import FIGURES_OF_ALL, jackknife_error
 from ..logs.columns import COLUMNS
 from ..logs.tables import read_columns
 from ..system.archives import read_arrays
+from ..system.files import legible
 from .run_workbook import read_json
 
 PANELS = {c.name: c.panel for c in COLUMNS if c.panel}  # the columns that are compared
@@ -87,15 +88,19 @@ def read_run(folder: str | os.PathLike) -> Run:
     csv = folder / "progress.csv"
     if not csv.is_file():
         raise InputError(f"{folder} is no run: it has no progress.csv")
-    log = pd.DataFrame(read_columns(csv)).apply(pd.to_numeric, errors="coerce")
-    if not {"step", "loss"} <= set(log) or log.empty or not np.isfinite(log["step"]).all():
+    columns = read_columns(csv)
+    if not any(columns.values()):
+        raise InputError(f"{csv} has no lines yet; compare the run after its first log interval")
+    known = [column.name for column in COLUMNS if column.name in columns]
+    log = pd.DataFrame({name: _numbers(columns[name]) for name in known})
+    if not {"step", "loss"} <= set(log) or not np.isfinite(log["step"]).all():
         raise InputError(f"{csv} is no log of a training: it has no step and loss")
     found = sorted(folder.glob("*/bits_per_dim.json"))
     grids = sorted(folder.glob("*/samples_*.png"), key=lambda path: path.stat().st_mtime)
-    pictures = {path.parent.name: path for path in grids}  # the newest of each folder
+    pictures = {legible(path.parent.name): path for path in grids}  # the newest of each folder
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     return Run(
-        folder.resolve().name,
+        legible(folder.resolve().name),
         config,
         log,
         [_read_evaluation(path) for path in found],
@@ -104,18 +109,23 @@ def read_run(folder: str | os.PathLike) -> Run:
     )
 
 
+def _numbers(column: Sequence[Any]) -> list[float]:
+    return [value if isinstance(value, (int, float)) else math.nan for value in column]
+
+
 def _read_evaluation(path: Path) -> Evaluation:
     images = path.with_name(f"{path.stem}_images.csv")
     try:
         terms = _read_numbers(path.with_suffix(".csv"), "log_snr", "mse", "images")
-        terms = terms[np.isfinite(terms).all(axis=1)]  # of a model that diverged nothing is left
+        # Of a model that diverged nothing is left.
+        terms = terms[np.isfinite(terms).all(axis=1) & (terms[:, 2] > 0)]
         totals = _read_numbers(images, "bits/dim")[:, 0] if images.exists() else np.array([])
         summary = read_json(path)
         for key in ("bits/dim", "standard error"):
             summary[key] = math.nan if summary[key] is None else float(summary[key])
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path.parent} holds no evaluation ({error}); make it again") from None
-    return Evaluation(path.parent.name, summary, terms, totals)
+    return Evaluation(legible(path.parent.name), summary, terms, totals)
 
 
 def _read_judgement(path: Path) -> Judgement:
@@ -124,10 +134,11 @@ def _read_judgement(path: Path) -> Judgement:
     missing = [key for key in (*SIZES, *FIGURES_OF_ALL) if key not in figures]
     lengths = {name: figures.get(f"num_{name}") for name in CHANGES}
     missing += [n for n in CHANGES if n not in changes or changes[n].shape != (lengths[n],)]
+    missing += [f"numbers {n}" for n in CHANGES if n in changes and changes[n].dtype.kind != "f"]
     missing += [] if isinstance(figures.get("kid"), float) else ["number kid"]
     if missing:
         raise InputError(f"{path} is no judgement of samples: no {missing[0]}; make it again")
-    return Judgement(path.parent.name, figures, *(changes[name] for name in CHANGES))
+    return Judgement(legible(path.parent.name), figures, *(changes[name] for name in CHANGES))
 
 
 def _read_numbers(path: Path, *names: str) -> np.ndarray:
@@ -204,7 +215,8 @@ def facts(run: Run) -> dict[str, Any]:
     flags = flags if isinstance(flags, Mapping) else {}
     schedule = flags.get("noise_schedule", "")
     if schedule == "polynomial":
-        schedule += f", power {flags.get('poly_power', 2.0):g}"
+        power = flags.get("poly_power", 2.0)
+        schedule += f", power {power:g}" if isinstance(power, (int, float)) else f", power {power}"
     log = run.log
     tail = log.tail(math.ceil(len(log) / 10))
     names = [c.name for c in COLUMNS if c.is_summarised and c.name in log]

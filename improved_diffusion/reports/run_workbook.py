@@ -5,6 +5,7 @@ training would hold its 33 MB from the first workbook on, and the code would be 
 """
 
 import itertools
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..logs.columns import COLUMNS, in_order
 from ..logs.tables import read_columns
-from ..system.files import parse_json
+from ..system.files import legible, parse_json
 from .sheets import (
     add_chart,
     add_moving_mean,
@@ -86,7 +87,7 @@ def _read_log(path: str | os.PathLike) -> Log:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object.
+    """Read a file that holds a JSON object, with :func:`.system.files.legible` text.
 
     :raises InputError: if it does not.
     """
@@ -96,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid JSON ({error}); mend or move it") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is not what it should be; mend or move it")
-    return content
+    return parse_json(legible(json.dumps(content, ensure_ascii=False)))
 
 
 # --- sheets

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..system.files import atomic_write
+from ..system.files import atomic_write, legible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def new_book() -> "Workbook":
 
 
 def save_book(book: "Workbook", path: str | os.PathLike) -> None:
-    """Write ``book`` to ``path``, atomically, ready to print."""
+    """Write ``book`` to ``path``, atomically, ready to print; its cells are gone then."""
     sheet: Any
     for sheet in book:
         sheet.sheet_view.showGridLines = sheet.title == "metrics"
@@ -48,6 +48,10 @@ def save_book(book: "Workbook", path: str | os.PathLike) -> None:
         sheet.oddFooter.center.text = "&A, page &P of &N"
     with atomic_write(path) as file:
         book.save(file)
+    for sheet in book:
+        # Cells and their sheet know each other: they would stay until Python looks for circles,
+        # which in a training is workbooks later.
+        sheet.delete_rows(1, sheet.max_row)
 
 
 def put(sheet: "Worksheet", row: int, column: int, value: Any, **style: Any) -> None:
@@ -60,9 +64,10 @@ def put(sheet: "Worksheet", row: int, column: int, value: Any, **style: Any) -> 
     cell: Any = sheet.cell(row, column)
     for name, setting in style.items():
         setattr(cell, name, setting)
+    if isinstance(value, (list, dict)):  # of a JSON file that somebody changed
+        value = str(value)
     if isinstance(value, str):
-        value = value.encode("utf-8", "replace").decode()
-        cell.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)
+        cell.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", legible(value))
         cell.data_type = "s"
     elif not isinstance(value, float) or math.isfinite(value):
         cell.value = value  # a duration gets a format of its own

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -214,15 +215,27 @@ def atomic_write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text.encode())
 
 
+def legible(text: str) -> str:
+    """Text with a question mark for what is no character, as in names of another encoding."""
+    return text.encode(errors="replace").decode()
+
+
 def parse_json(text: str | bytes) -> Any:
     """What a JSON text says.
 
-    :raises ValueError: if it is none, or nested too deeply to be read.
+    :raises ValueError: if it is none, is nested too deeply to be read, or has a whole number that
+        no float can hold.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _whole_number(digits: str) -> int:
+    if math.isinf(float(digits)):
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
 
 
 def open_to_read(path: str | os.PathLike) -> IO[bytes]:

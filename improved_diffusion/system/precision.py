@@ -65,9 +65,15 @@ class Precision:
         return {"name": self.name, "lg_loss_scale": self.lg_loss_scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the loss scale, if it was saved by a run of the same precision."""
-        if state["name"] == self.name:
-            self.lg_loss_scale = state["lg_loss_scale"]
+        """Take over the loss scale, if it was saved by a run of the same precision and is used.
+
+        :raises ArithmeticError, TypeError, ValueError: if it is no scale.
+        """
+        if self.scales_loss and state["name"] == self.name:
+            scale = float(state["lg_loss_scale"])
+            if not math.isfinite(2.0**scale):
+                raise ValueError(f"lg_loss_scale is {scale}")
+            self.lg_loss_scale = scale
 
 
 def check_precision(name: str, device: th.device | str, allow_slow_bf16: bool = True) -> None:

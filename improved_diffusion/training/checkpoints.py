@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from .. import dist_util
 from ..errors import InputError
-from ..models.architecture import load_weights
+from ..models.architecture import is_plain, load_weights
 from ..system.archives import find_damage_in
 from ..system.files import (
     LOCK_NAME,
@@ -332,15 +332,6 @@ def load_optimizer_file(path: str) -> dict[str, Any]:
     if not whole:
         raise InputError(f"{path} is no optimizer's file; move it away or restore it")
     return state
-
-
-def is_plain(value: Any) -> bool:
-    """Whether something is a tensor that holds the numbers which its shape promises."""
-    return (
-        isinstance(value, th.Tensor)
-        and (value.layout, value.device.type, value.is_quantized) == (th.strided, "cpu", False)
-        and value.untyped_storage().nbytes() >= value.nbytes
-    )
 
 
 def is_for(params: Sequence[th.Tensor], state: Mapping[str, Any]) -> bool:

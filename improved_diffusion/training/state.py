@@ -119,7 +119,10 @@ def is_alike(value: Any, example: Any) -> bool:
 
     None is an example of anything, an empty list of names, an empty dictionary of plain values by
     their names. What another machine adds, such as its GPU's random numbers, may be there or not.
+    Whole numbers have no more than 64 bits: larger ones may be too large for a float.
     """
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return False
     if example is None:
         return True
     if isinstance(example, th.Tensor):
@@ -137,7 +140,8 @@ def is_alike(value: Any, example: Any) -> bool:
     if not example:
         plain = value.values() if isinstance(value, dict) else ()
         return all(isinstance(name, str) for name in value) and all(
-            isinstance(each, (str, int, float, type(None))) for each in plain
+            isinstance(each, (str, int, float, type(None))) and is_alike(each, None)
+            for each in plain
         )
     if isinstance(example, dict):
         needed = example.keys() - {"cuda"}

@@ -61,7 +61,17 @@ def parse(tmp_path, monkeypatch, *words, content=None):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"flags": 3}', '{"flags": {"image_size": "x"}}', "\xff"]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"flags": 3}',
+        '{"flags": {"image_size": "x"}}',
+        '{"flags": {}, "data": {"classes": "abc"}}',
+        f'{{"flags": {{"dropout": {"1" * 400}}}}}',
+        "\xff",
+    ],
 )
 def test_another_files_configuration(content, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"config\.json is not a run's configuration"):

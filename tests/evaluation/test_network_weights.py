@@ -45,6 +45,14 @@ def test_files_from_before_batch_norms_counted(net, tmp_path):
     th.testing.assert_close(load_network(Net, str(path))(images), net(images))
 
 
+def test_weights_of_other_types_are_read_as_floats(net, tmp_path):
+    weights = net.state_dict()
+    weights["last.bias"] = th.tensor([1, 2])
+    th.save(weights, tmp_path / "net.pt")
+    loaded = load_network(Net, str(tmp_path / "net.pt"))
+    assert loaded.last.bias.tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -56,6 +64,8 @@ def test_files_from_before_batch_norms_counted(net, tmp_path):
         ([th.ones(2)], "holds no weights"),
         ({"conv.weight": "none"}, "holds no weights"),
         ({3: th.ones(2)}, "holds no weights"),
+        ({**Net().state_dict(), "last.bias": th.ones(2).to_sparse()}, "holds no weights"),
+        ({"conv.weight": th.ones(1).expand(2**50)}, "holds no weights"),
         ({"print": print}, "loaded safely"),
     ],
 )

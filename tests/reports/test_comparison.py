@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -296,14 +297,58 @@ def test_a_judgement_that_was_cut_short_is_said(tmp_path):
         (run / "judged" / "evaluation.json").write_text(json.dumps(whole | damage))
         with pytest.raises(InputError, match=said):
             comparison.read_run(run)
+    (run / "judged" / "evaluation.json").write_text(json.dumps(whole))
+    np.savez(run / "judged" / "evaluation.npz", samples=np.zeros(60, "U1"), reference=np.ones(90))
+    with pytest.raises(InputError, match="no numbers samples"):
+        comparison.read_run(run)
     (run / "judged" / "evaluation.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"evaluation\.npz is no whole \.npz"):
         comparison.read_run(run)
 
 
+def test_what_somebody_changed_is_shown_as_it_is(tmp_path):
+    one, two = (make_run(tmp_path / name) for name in ("one", "two"))
+    flags = {"noise_schedule": "polynomial", "poly_power": "x", "precision": {"a": [1]}}
+    (two / "config.json").write_text(json.dumps({"flags": flags}))
+    table = two / "nll" / "bits_per_dim.csv"
+    rows = csv.DictReader(table.read_text().splitlines())
+    lines = [f"{row['log_snr']},{row['mse']},0\n" for row in rows]  # of no images
+    table.write_text("log_snr,mse,images\n" + "".join(lines))
+    read = [comparison.read_run(folder) for folder in (one, two)]
+    comparison_report.save_workbook(read, tmp_path / "c.xlsx", {})
+    cells = [cell for row in load_workbook(tmp_path / "c.xlsx")["summary"].values for cell in row]
+    assert {"polynomial, power x", "{'a': [1]}"} <= set(cells)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_and_texts_that_are_no_unicode(tmp_path):
+    run = make_run(tmp_path / "run\udcff", evaluated=("nll\udcff",))
+    (run / "config.json").write_text('{"flags": {"precision": "\\ud800"}}')
+    log = (run / "progress.csv").read_bytes()
+    (run / "progress.csv").write_bytes(log.replace(b"grad_norm", b"grad\xff", 1))
+    comparison_report.save_workbook([comparison.read_run(run)], tmp_path / "c.xlsx", {})
+    cells = [cell for row in load_workbook(tmp_path / "c.xlsx")["summary"].values for cell in row]
+    assert {"run?", "nll?", "?"} <= set(cells)
+
+
+def test_what_is_being_written_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
+    run, original, reads = tmp_path / "run", os.replace, []
+
+    def replace_and_read(*paths):
+        original(*paths)
+        reads.append(comparison.read_run(run))
+
+    monkeypatch.setattr(os, "replace", replace_and_read)
+    make_run(run)
+    judge(run / "judged", 0)
+    assert [len(read.judgements) for read in reads][-3:] == [0, 1, 1]  # npz, json, xlsx
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
+        ("progress.csv", "", "has no lines yet"),
+        ("progress.csv", "step,loss\n", "has no lines yet"),
         ("progress.csv", "a,b\n1,2\n", "has no step and loss"),
         ("progress.csv", "step,loss\n1,2\nx,3\n", "has no step and loss"),
         ("config.json", "{", "is not valid JSON"),

@@ -1,4 +1,5 @@
 import datetime
+import gc
 import json
 import math
 import subprocess
@@ -43,6 +44,18 @@ def test_no_workbook_costs_a_training_the_memory_of_pandas(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_no_cells_stay_in_memory(tmp_path):
+    log = write_log(tmp_path / "progress.csv")
+    gc.collect()
+    gc.disable()
+    try:
+        export_workbook(log, tmp_path / "results.xlsx")
+        left = [thing for thing in gc.get_objects() if type(thing) is openpyxl.cell.Cell]
+    finally:
+        gc.enable()
+    assert len(left) == 0
 
 
 def records(sheet):

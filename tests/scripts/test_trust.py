@@ -262,6 +262,28 @@ def test_a_rank_that_is_lost_before_it_said_how_to_go_on_costs_no_weights(images
     assert steps_saved(run) == []
 
 
+def test_a_rank_that_is_lost_in_the_first_update_leaves_nothing_and_says_so(images, tmp_path):
+    run = tmp_path / "run"
+    pair = killing.start_two(images, run, kill_at=[None, ("update begins", 0)], **TWO)
+    for process in pair:
+        process.join(60)
+    (line,) = killing.error_of(run).splitlines()
+    assert line.endswith("gone before an update was finished; there is nothing to save")
+    said = (run / "log.txt").read_text()
+    assert "Stopped before the first update; nothing is saved\nStart again with: " in said
+    assert [path.name for path in run.glob("*.pt")] == ["model000000.pt"]  # of the EMAs
+
+
+def test_a_rank_that_is_lost_while_a_time_budget_is_measured_changes_no_number(images, tmp_path):
+    run, budget = tmp_path / "run", killing.VARIANTS["guided"] | {"sample_interval": 0}
+    pair = killing.start_two(images, run, kill_at=[("update begins", 1), None], **budget)
+    for process in pair:
+        process.join(60)
+    assert steps_saved(run) == [1]
+    assert killing.end_both(killing.start_two(images, run, **budget)) == [0, 0]
+    assert max(steps_saved(run)) == STEPS
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_terminal_that_goes_away_costs_nothing(images, tmp_path, to_words, workers):
     """It takes its signal and the output along."""

@@ -92,6 +92,12 @@ def test_json_that_is_nested_too_deeply_is_none():
         files.parse_json("[" * 10**5)
 
 
+def test_json_with_a_number_that_no_float_holds_is_none():
+    assert files.parse_json("-1" + "0" * 300) == -(10**300)
+    with pytest.raises(ValueError, match="a number of 310 digits"):
+        files.parse_json(f'{{"a": {"9" * 310}}}')
+
+
 def test_urls_are_not_local():
     assert is_local("/a/b")
     assert is_local("b:c")

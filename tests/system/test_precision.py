@@ -72,6 +72,15 @@ def test_the_scale_of_another_precision_is_not_taken_over():
     assert precision.loss_scale == 1
 
 
+def test_a_scale_that_is_none_is_ignored_or_refused():
+    precision = Precision("fp32")
+    precision.load_state_dict({"name": "fp32", "lg_loss_scale": 5.0})
+    assert precision.loss_scale == 1
+    for scale, error in ((None, TypeError), (math.inf, ValueError), (2000, OverflowError)):
+        with pytest.raises(error):
+            Precision("fp16", "cuda").load_state_dict({"name": "fp16", "lg_loss_scale": scale})
+
+
 def test_fp16_needs_a_gpu():
     with pytest.raises(InputError, match="use --precision bf16 or fp32"):
         Precision("fp16", "cpu")

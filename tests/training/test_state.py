@@ -41,6 +41,8 @@ def test_a_field_that_is_younger_than_the_file_has_its_default():
         ({"version": th.ones(0)}, "no run's state"),
         ({"skipped": [0]}, "no run's state"),
         ({"seconds": ["1", "2"]}, "no run's state"),
+        ({"seconds": [10**400, 0.0]}, "no run's state"),
+        ({"planned": {"1": 10**400}}, "no run's state"),
         ({"columns": [1]}, "no run's state"),
         ({"flags": {"lr": th.ones(2)}}, "no run's state"),
     ],
