@@ -63,6 +63,7 @@ def sample(
         sampler=options.chosen_sampler.name,
         eta=options.chosen_eta,
         clip_denoised=options.clip_denoised,
+        film=options.save_gif,
     )
     noise = "" if options.chosen_sampler.usual_eta is None else f", eta {order.eta:g}"
     logger.log(

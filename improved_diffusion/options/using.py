@@ -71,6 +71,9 @@ class SamplingOptions(UseOptions, GuidanceOptions, ModelOptions):
     show_process: bool = flag(
         False, "also draw how the first samples came about, from noise on: process.png"
     )
+    save_gif: bool = flag(
+        False, "also make a film of how the first samples come about, from noise on: process.gif"
+    )
 
     @property
     def chosen_sampler(self) -> Sampler:

@@ -106,6 +106,7 @@ BAD_INPUT = [
     (TRAIN, {"patch_size": 2, "channel_mult": ""}, "image_size / patch_size 32,64,256 only; for 8"),
     (TRAIN, {"in_channels": 2}, "in_channels must be 1 .*, got 2"),
     (TRAIN, {"sample_interval": -1}, "sample_interval must be at least 0"),
+    (TRAIN, {"save_gif": True}, "--save_gif makes a film of the grids of --sample_interval"),
     (TRAIN, {"num_classes": "many"}, "expected a number or auto, got 'many'"),
     (TRAIN, {"attention_resolutions": "7"}, "image size 16: 16,8, got '7'"),
     (TRAIN, {"attention_resolutions": "16;8"}, "image size 16: 16,8, got '16;8'"),

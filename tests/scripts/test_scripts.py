@@ -55,6 +55,7 @@ DENOISING_FLAGS = {"input": "", "clean": "", "sigma": 0.0, "method": "mean", "la
 NEW_TRAINING_FLAGS = {
     "random_flip": False,
     "sample_interval": 0,
+    "save_gif": False,
     "in_channels": 3,
     "max_steps": 0,
     "seed": 0,
@@ -365,12 +366,13 @@ def test_super_resolution(tiny_sr, make_images, scripts, tmp_path):
     np.savez(tmp_path / "small.npz", small)
     settings = {"num_samples": 4, "batch_size": 2, "base_samples": tmp_path / "small.npz"}
     settings |= {"model_path": tmp_path / "run" / "model000002.pt", "log_dir": tmp_path / "out"}
-    settings |= {"sampler": "dpmpp", "sampling_steps": 3}
+    settings |= {"sampler": "dpmpp", "sampling_steps": 3, "save_gif": True}
     out, _ = scripts.run("super_res_sample.py", num_threads=1, **settings)
     assert "Sampling 4 images in 3 steps of dpmpp, eta 0.5" in out
     _, content = arrays(tmp_path / "out")
     assert content["arr_0"].shape == (4, 16, 16, 3)
     assert list(content) == ["arr_0"]
+    assert (tmp_path / "out" / "process.gif").exists()
 
 
 def test_super_resolution_with_classes_draws_while_training(tiny_sr, images, scripts, tmp_path):
