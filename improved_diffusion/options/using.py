@@ -39,14 +39,29 @@ class UseOptions(TrainedOptions, ResultOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(UseOptions, GuidanceOptions, ModelOptions):
-    """Flags that the sampling scripts share."""
+class GuideOptions(TrainedOptions, GuidanceOptions, ModelOptions):
+    """The flag of what a trained model is guided by."""
 
     guide_model: str = flag(
         "",
         "a smaller or less trained model, to lead samples away from: a file or a run's folder; "
         "empty for the model itself without labels",
     )
+
+    def check(self) -> Iterator[str]:
+        if self.guide_model and self.guidance == 1:
+            yield "--guide_model does nothing with --guidance 1; give a --guidance such as 2"
+        if self.guidance != 1 and not (self.guide_model or self.class_cond):
+            yield (
+                "--guidance leads samples to their class, and the model has no classes; give a "
+                "--guide_model to lead away from, or leave it out"
+            )
+        yield from super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(UseOptions, GuideOptions):
+    """Flags that the sampling scripts share."""
 
     num_samples: int = flag(10000, "how many images", at_least=1)
     batch_size: int = flag(16, "images at a time", at_least=1)
@@ -98,13 +113,6 @@ class SamplingOptions(UseOptions, GuidanceOptions, ModelOptions):
             yield "--sampling_steps and --timestep_respacing both given; give one of them"
         if self.use_ddim and self.sampler not in ("", "ddim"):
             yield f"--use_ddim True contradicts --sampler {self.sampler}; give one of them"
-        if self.guide_model and self.guidance == 1:
-            yield "--guide_model does nothing with --guidance 1; give a --guidance such as 2"
-        if self.guidance != 1 and not (self.guide_model or self.class_cond):
-            yield (
-                "--guidance leads samples to their class, and the model has no classes; give a "
-                "--guide_model to lead away from, or leave it out"
-            )
         yield from self._check_eta()
         yield from super().check()
 
@@ -178,7 +186,18 @@ class JudgeOptions(ResultOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingOptions(UseOptions, ImageModelOptions):
+class LabelOptions(ImageModelOptions):
+    """Flags of what a model makes of given pictures."""
+
+    label: str = flag(
+        "",
+        "class of the pictures, by name or number, for a class-conditional model only; one that "
+        "was trained with label_dropout can do without",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingOptions(UseOptions, LabelOptions):
     """Flags of ``image_denoise.py``."""
 
     input: str = flag(
@@ -200,9 +219,41 @@ class DenoisingOptions(UseOptions, ImageModelOptions):
         "possible: sharper, a lower PSNR",
         choices=METHODS,
     )
-    label: str = flag(
-        "", "class of the pictures, by name or number, for a class-conditional model only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedLabelOptions(GuideOptions, LabelOptions):
+    """Flags of what is drawn from given pictures."""
+
+    def check(self) -> Iterator[str]:
+        if self.guidance != 1 and self.class_cond and not (self.label or self.guide_model):
+            yield "--guidance leads to a class: give its --label, or a --guide_model"
+        yield from super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingOptions(SamplingOptions, GuidedLabelOptions):
+    """Flags of ``image_inpaint.py``."""
+
+    input: str = flag("", "a picture of the model's image_size")
+    mask: str = flag(
+        "", "a picture of the same size: what is white there is made, what is black there is kept"
     )
+    jump_length: int = flag(
+        5, "timesteps that the walk jumps up by, to join what is made to the rest", at_least=1
+    )
+    resamplings: int = flag(
+        8, "how often each stretch of jump_length timesteps is walked; 1 is no jump", at_least=1
+    )
+    num_samples: int = with_default(SamplingOptions, "num_samples", 8)
+    sampler: str = with_default(SamplingOptions, "sampler", "dpmpp")
+    save_png: bool = with_default(SamplingOptions, "save_png", True)
+
+    def check(self) -> Iterator[str]:
+        for name in ("input", "mask"):
+            if not getattr(self, name):
+                yield f"no --{name} given; name a picture of {self.size} x {self.size} pixels"
+        yield from super().check()
 
 
 @dataclass(frozen=True, kw_only=True)

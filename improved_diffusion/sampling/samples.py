@@ -21,10 +21,12 @@ from ..data.image_grid import (
     save_png,
     to_uint8,
 )
+from ..diffusion.guidance import NO_LABEL
 from ..gaussian_diffusion import GaussianDiffusion
 from ..logs.progress import progress_bar
 from ..system.files import atomic_write
 from .image_noise import ImageNoise
+from .inpainting import Inpainting, inpaint
 from .samplers import draw
 
 GRID_IMAGES = 64  # of the picture beside the .npz
@@ -47,6 +49,7 @@ class Order:
     :param eta: noise of its steps, in [0, 1]; None for what is usual.
     :param clip_denoised: clip the predicted image at each step.
     :param film: keep how the first samples come about, for a film.
+    :param inpainting: a picture that all images are to be but for a part of them.
     """
 
     num_samples: int
@@ -57,6 +60,12 @@ class Order:
     eta: float | None = None
     clip_denoised: bool = True
     film: bool = False
+    inpainting: Inpainting | None = None
+
+    def steps(self, diffusion: GaussianDiffusion) -> int:
+        """How many steps of the sampler make an image."""
+        count = diffusion.num_timesteps
+        return self.inpainting.steps(count) if self.inpainting else count
 
 
 @dataclass
@@ -91,7 +100,7 @@ def make_samples(
     """
     rounds = _rounds(order)
     started = time.monotonic()
-    steps = diffusion.num_timesteps
+    steps = order.steps(diffusion)
     shown = evenly(steps, SHOWN_MOMENTS)
     filmed = evenly(steps, FILM_MOMENTS) if order.film else []
     moments = itertools.count()
@@ -106,7 +115,7 @@ def make_samples(
             bar.update()
 
         draw_some = partial(
-            draw,
+            partial(inpaint, order.inpainting) if order.inpainting else draw,
             order.sampler,
             diffusion,
             model,
@@ -154,7 +163,7 @@ def _frame(x_t: th.Tensor) -> np.ndarray:
 def _add(made: Samples, order: Order, sample: th.Tensor, classes: th.Tensor | None) -> None:
     room = slice(order.num_samples - len(made))
     made.images.append(dist_util.all_gather_cat(to_uint8(sample)).cpu().numpy()[room])
-    if classes is not None:
+    if classes is not None and NO_LABEL not in classes:
         made.classes.append(dist_util.all_gather_cat(classes).cpu().numpy()[room])
 
 
@@ -168,6 +177,7 @@ def save_samples(
     names: Sequence[str] | None = None,
     single: bool = False,
     process: bool = False,
+    before: np.ndarray | None = None,
 ) -> None:
     """Write ``samples_NxHxWxC.npz`` (``arr_0``, classes as ``arr_1``) and a PNG grid beside it.
 
@@ -176,13 +186,17 @@ def save_samples(
     :param names: of the classes, for the names of single pictures.
     :param single: also write each picture, to ``images/``.
     :param process: also write how the first ones came about, to ``process.png``.
+    :param before: a picture, [H, W, C], that the grid begins with.
     """
     images, classes = made.arrays()
     stem = os.path.join(folder, f"samples_{'x'.join(map(str, images.shape))}")
     with atomic_write(f"{stem}.npz") as file:
         np.savez(file, *([images] if classes is None else [images, classes]))
     logger.log(f"Saved {len(images)} samples to {stem}.npz")
-    save_grid(f"{stem}.png", images[:GRID_IMAGES])
+    shown_first = images[:GRID_IMAGES]
+    if before is not None:
+        shown_first = np.stack([before, *shown_first])
+    save_grid(f"{stem}.png", shown_first)
     shown = "" if len(images) <= GRID_IMAGES else f" (the first {GRID_IMAGES})"
     logger.log(f"Picture of them{shown}: {stem}.png")
     if single:

@@ -52,6 +52,15 @@ SR_SAMPLING_FLAGS = {
     "model_path": "",
 }
 DENOISING_FLAGS = {"input": "", "clean": "", "sigma": 0.0, "method": "mean", "label": ""}
+INPAINTING_FLAGS = {
+    "input": "",
+    "mask": "",
+    "num_samples": 8,
+    "sampler": "dpmpp",
+    "jump_length": 5,
+    "resamplings": 8,
+    "label": "",
+}
 NEW_TRAINING_FLAGS = {
     "random_flip": False,
     "sample_interval": 0,
@@ -69,6 +78,7 @@ FLAGS = {
     "image_sample.py": SAMPLING_FLAGS | {"classes": "", "save_png": False} | REFERENCE["model"],
     "image_nll.py": NLL_FLAGS | {"num_timesteps": 0} | REFERENCE["model"],
     "image_denoise.py": DENOISING_FLAGS | REFERENCE["model"],
+    "image_inpaint.py": INPAINTING_FLAGS | REFERENCE["model"],
     "export_diffusers.py": {"model_path": "", "out_dir": ""} | REFERENCE["model"],
     "plot_schedules.py": {"poly_powers": "0.5,1,2,3", "out": "noise_schedules.png"},
     "super_res_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["super_resolution"],
