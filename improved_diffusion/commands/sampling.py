@@ -13,6 +13,7 @@ from ..gaussian_diffusion import GaussianDiffusion
 from ..options.model import DiffusionOptions
 from ..options.using import (
     GuideOptions,
+    InterpolationOptions,
     LabelOptions,
     SamplingOptions,
 )
@@ -41,7 +42,7 @@ def evaluating(model: th.nn.Module, precision: str, compile: bool = False) -> It
 
 @contextlib.contextmanager
 def guided(
-    options: SamplingOptions,
+    options: SamplingOptions | InterpolationOptions,
     trained: Trained,
     model: th.nn.Module,
     diffusion: GaussianDiffusion,
@@ -59,7 +60,7 @@ def guided(
         yield options.chosen_guidance.around(call, diffusion, worse)
 
 
-def spaced_diffusion(options: SamplingOptions) -> SpacedDiffusion:
+def spaced_diffusion(options: SamplingOptions | InterpolationOptions) -> SpacedDiffusion:
     """The model's diffusion with the timesteps that the flags ask to sample in.
 
     :raises InputError: if it has not as many.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..evaluation.features import NETWORKS
 from ..sampling.denoising import METHODS
+from ..sampling.interpolation import USUAL_STEPS
 from ..sampling.samplers import SAMPLERS, Sampler
 from .flags import flag, with_default
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
@@ -253,6 +254,43 @@ class InpaintingOptions(SamplingOptions, GuidedLabelOptions):
         for name in ("input", "mask"):
             if not getattr(self, name):
                 yield f"no --{name} given; name a picture of {self.size} x {self.size} pixels"
+        yield from super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolationOptions(UseOptions, GuidedLabelOptions):
+    """Flags of ``image_interpolate.py``."""
+
+    first: str = flag(
+        "",
+        "where to begin: a picture of the model's image_size; or a number, for the image of that "
+        "number that image_sample.py draws with --sampler ddim and the same seed",
+    )
+    last: str = flag("", "where to end: another picture or number")
+    num_samples: int = flag(24, "how many images, both ends included", at_least=2)
+    batch_size: int = with_default(SamplingOptions, "batch_size", 16)
+    clip_denoised: bool = with_default(SamplingOptions, "clip_denoised", True)
+    sampling_steps: int = flag(
+        0,
+        f"timesteps of each way, to noise and back, evenly spaced; 0 for {USUAL_STEPS}",
+        at_least=0,
+    )
+
+    @property
+    def spacing(self) -> str:
+        """Which timesteps to walk over, as ``timestep_respacing`` has them."""
+        usual = min(USUAL_STEPS, self.diffusion_steps)
+        return self.timestep_respacing or str(self.sampling_steps or usual)
+
+    def check(self) -> Iterator[str]:
+        for name in ("first", "last"):
+            if not getattr(self, name):
+                yield f"no --{name} given; name a picture, or give a number"
+        ends = [int(end) if end.isdecimal() else end for end in (self.first, self.last)]
+        if self.first and ends[0] == ends[1]:
+            yield f"--first and --last are both {self.first}; give two that differ"
+        if self.sampling_steps and self.timestep_respacing:
+            yield "--sampling_steps and --timestep_respacing both given; give one of them"
         yield from super().check()
 
 

@@ -22,7 +22,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TRAIN, SAMPLE, NLL = "image_train.py", "image_sample.py", "image_nll.py"
 SR_TRAIN, SR_SAMPLE, EXPORT = "super_res_train.py", "super_res_sample.py", "export_results.py"
 BENCHMARK, DENOISE, JUDGE = "benchmark.py", "image_denoise.py", "image_eval.py"
-PLOT, INPAINT = "plot_schedules.py", "image_inpaint.py"
+PLOT, INPAINT, INTERPOLATE = "plot_schedules.py", "image_inpaint.py", "image_interpolate.py"
 DIFFUSERS, COMPARE = "export_diffusers.py", "compare_runs.py"
 POLYNOMIAL = {"noise_schedule": "polynomial"}
 CLASSES = {"class_cond": True}
@@ -255,6 +255,20 @@ BAD_INPUT = [
     (INPAINT, {"model_path": "{known}", "guidance": 2}, "leads to a class: give its --label"),
     (INPAINT, {"model_path": "{known}", "guidance": 2, "label": "cat"}, "trained without labels"),
     (INPAINT, {"guidance": 2}, "--guidance leads samples to their class, and .* no classes"),
+    # interpolation
+    (INTERPOLATE, {"first": ""}, "no --first given; name a picture, or give a number"),
+    (INTERPOLATE, {"last": ""}, "no --last given; name a picture, or give a number"),
+    (INTERPOLATE, {"first": "{missing}"}, "cannot read .*missing"),
+    (INTERPOLATE, {"first": "-1"}, "cannot read image -1: "),
+    (INTERPOLATE, {"last": "{wide}"}, "wide.png has 20 x 16 pixels; .* take sides of 16, so cut"),
+    (INTERPOLATE, {"first": "{half}"}, "--first and --last are both .*half.png"),
+    (INTERPOLATE, {"first": "{half_again}"}, "half_again.png and .*half.png show the same"),
+    (INTERPOLATE, {"first": "1", "last": "01"}, "--first and --last are both 1"),
+    (INTERPOLATE, {"num_samples": 1}, "num_samples must be at least 2"),
+    (INTERPOLATE, {"sampling_steps": 99}, "cannot keep 99 of 4 timesteps"),
+    (INTERPOLATE, {"sampling_steps": 2, "timestep_respacing": "2"}, "give one of them"),
+    (INTERPOLATE, {"model_path": "{known}"}, "needs one --label, got ''"),
+    (INTERPOLATE, {"guidance": 2}, "--guidance leads samples to their class, and .* no classes"),
     # the export to diffusers
     (DIFFUSERS, {"model_path": ""}, "no --model_path given"),
     (DIFFUSERS, {"model_path": "{missing}"}, "cannot read .*missing"),
@@ -331,6 +345,8 @@ def base(tiny, tiny_sr):
         JUDGE: {"samples": "{images}", "reference": "{images}", "log_dir": "{out}"},
         INPAINT: using
         | {"model_path": "{run}", "input": "{half}", "mask": "{half}", "sampling_steps": 2},
+        INTERPOLATE: using
+        | {"model_path": "{run}", "num_samples": 2, "first": "1", "last": "{half}"},
         EXPORT: {},
         BENCHMARK: tiny,
         COMPARE: {"out": "{out}.xlsx"},
@@ -429,7 +445,7 @@ def make_pictures(root):
     """Pictures of the model's size, or not, in black and white."""
     half = np.zeros((16, 16), dtype=np.uint8)
     half[:8] = 255
-    pictures = {"half": half, "black": half * 0, "white": half | 255}
+    pictures = {"half": half, "half_again": half, "black": half * 0, "white": half | 255}
     pictures["wide"] = np.zeros((16, 20), dtype=np.uint8)
     for name, picture in pictures.items():
         Image.fromarray(picture).save(root / f"{name}.png")

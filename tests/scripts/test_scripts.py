@@ -61,6 +61,7 @@ INPAINTING_FLAGS = {
     "resamplings": 8,
     "label": "",
 }
+INTERPOLATION_FLAGS = {"first": "", "last": "", "num_samples": 24, "label": ""}
 NEW_TRAINING_FLAGS = {
     "random_flip": False,
     "sample_interval": 0,
@@ -79,6 +80,7 @@ FLAGS = {
     "image_nll.py": NLL_FLAGS | {"num_timesteps": 0} | REFERENCE["model"],
     "image_denoise.py": DENOISING_FLAGS | REFERENCE["model"],
     "image_inpaint.py": INPAINTING_FLAGS | REFERENCE["model"],
+    "image_interpolate.py": INTERPOLATION_FLAGS | REFERENCE["model"],
     "export_diffusers.py": {"model_path": "", "out_dir": ""} | REFERENCE["model"],
     "plot_schedules.py": {"poly_powers": "0.5,1,2,3", "out": "noise_schedules.png"},
     "super_res_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["super_resolution"],
