@@ -28,7 +28,7 @@ from .training import checkpoints
 from .training.budget import Pace
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
-from .training.previews import Average, Examiner, Preview, newest_picture
+from .training.previews import Average, Examiner, Preview, newest_picture, save_film
 from .training.state import (
     RankState,
     TrainState,
@@ -419,6 +419,9 @@ class TrainLoop:
             return
         with _survived("samples"), self.precision.autocast():
             self.preview.draw(folder, self.updates, self.model, self._average_to_draw_from())
+        if self.options.save_gif:
+            with _survived("film"):
+                save_film(folder, self.updates)
 
     def _examine_samples(self) -> None:
         """Judge samples of an average; the line in hand has what was found."""

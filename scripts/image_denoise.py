@@ -9,18 +9,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch as th
 
 from improved_diffusion import dist_util, logger
 from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.runs import open_run, prepare
-from improved_diffusion.commands.sampling import evaluating
-from improved_diffusion.commands.trained import (
-    Trained,
-    describe,
-    load_trained,
-    parse_for_model,
-)
+from improved_diffusion.commands.sampling import choose_label, evaluating
+from improved_diffusion.commands.trained import describe, load_trained, parse_for_model
 from improved_diffusion.data.image_files import list_images
 from improved_diffusion.data.image_grid import make_grid, save_png
 from improved_diffusion.errors import InputError
@@ -132,22 +126,6 @@ def choose_sigma(given: float, diffusion: SpacedDiffusion, picture: np.ndarray) 
     sigma = given / EIGHT_BITS or denoising.estimate_sigma(denoising.to_tensor(picture)[0])
     denoising.matching_timestep(diffusion, sigma)
     return sigma
-
-
-def choose_label(options: DenoisingOptions, trained: Trained) -> dict[str, th.Tensor]:
-    """What a class-conditional model is told of the pictures' class.
-
-    :raises InputError: if ``--label`` is missing, unknown or not wanted.
-    """
-    if options.label and not options.class_cond:
-        raise InputError("the model was trained without classes; leave --label out")
-    if not options.class_cond:
-        return {}
-    chosen = trained.class_numbers(options.label)
-    if len(chosen) != 1:
-        known = trained.known_classes()
-        raise InputError(f"the model needs one --label, got {options.label!r}; choose from {known}")
-    return {"y": th.tensor(chosen)}
 
 
 if __name__ == "__main__":

@@ -7,11 +7,18 @@ from typing import Any
 import torch as th
 
 from .. import dist_util, logger
+from ..diffusion.guidance import NO_LABEL
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion
 from ..options.model import DiffusionOptions
-from ..options.using import SamplingOptions
+from ..options.using import (
+    GuideOptions,
+    InterpolationOptions,
+    LabelOptions,
+    SamplingOptions,
+)
 from ..respace import SpacedDiffusion
+from ..sampling.inpainting import Inpainting
 from ..sampling.samples import Condition, Order, Samples, make_samples, save_samples
 from ..script_util import build_diffusion, build_model
 from ..system.compiling import Compiled
@@ -33,7 +40,27 @@ def evaluating(model: th.nn.Module, precision: str, compile: bool = False) -> It
         yield Compiled(model, logger.log) if compile else model
 
 
-def spaced_diffusion(options: SamplingOptions) -> SpacedDiffusion:
+@contextlib.contextmanager
+def guided(
+    options: SamplingOptions | InterpolationOptions,
+    trained: Trained,
+    model: th.nn.Module,
+    diffusion: GaussianDiffusion,
+    guide: th.nn.Module | None,
+) -> Iterator[Any]:
+    """Say how ``model`` is guided, and yield it to be called so; see :func:`evaluating`.
+
+    :param guide: the model that ``--guide_model`` names.
+    """
+    _say_guidance(options, trained)
+    with contextlib.ExitStack() as stack:
+        how = options.precision, options.compile
+        call = stack.enter_context(evaluating(model, *how))
+        worse = guide and stack.enter_context(evaluating(guide, *how))
+        yield options.chosen_guidance.around(call, diffusion, worse)
+
+
+def spaced_diffusion(options: SamplingOptions | InterpolationOptions) -> SpacedDiffusion:
     """The model's diffusion with the timesteps that the flags ask to sample in.
 
     :raises InputError: if it has not as many.
@@ -49,11 +76,13 @@ def sample(
     diffusion: GaussianDiffusion,
     condition: Condition,
     guide: th.nn.Module | None = None,
+    inpainting: Inpainting | None = None,
 ) -> None:
     """Make the samples that the flags ask for, and write them; what is made survives Ctrl-C.
 
     :param condition: see :func:`improved_diffusion.sampling.samples.make_samples`.
     :param guide: the model that ``--guide_model`` names.
+    :param inpainting: a picture that all samples are to be but for a part of them.
     """
     order = Order(
         num_samples=options.num_samples,
@@ -63,20 +92,17 @@ def sample(
         sampler=options.chosen_sampler.name,
         eta=options.chosen_eta,
         clip_denoised=options.clip_denoised,
+        film=options.save_gif,
+        inpainting=inpainting,
     )
     noise = "" if options.chosen_sampler.usual_eta is None else f", eta {order.eta:g}"
     logger.log(
-        f"Sampling {order.num_samples} images in {diffusion.num_timesteps} steps "
+        f"Sampling {order.num_samples} images in {order.steps(diffusion)} steps "
         f"of {order.sampler}{noise}"
     )
-    _say_guidance(options, trained)
     made = Samples()
     try:
-        with contextlib.ExitStack() as stack:
-            how = options.precision, options.compile
-            call = stack.enter_context(evaluating(model, *how))
-            worse = guide and stack.enter_context(evaluating(guide, *how))
-            call = options.chosen_guidance.around(call, diffusion, worse)
+        with guided(options, trained, model, diffusion, guide) as call:
             make_samples(made, order, call, diffusion, condition)
     finally:
         if len(made) and dist_util.rank() == 0:
@@ -86,10 +112,31 @@ def sample(
                 names=trained.names,
                 single=options.save_png,
                 process=options.show_process,
+                before=inpainting.masked_picture() if inpainting else None,
             )
 
 
-def _say_guidance(options: SamplingOptions, trained: Trained) -> None:
+def choose_label(options: LabelOptions, trained: Trained) -> dict[str, th.Tensor]:
+    """What a class-conditional model is told of the class of given pictures: ``y``, [1].
+
+    A model that was trained with ``label_dropout`` may be told that there is none.
+
+    :raises InputError: if ``--label`` is missing, unknown or not wanted.
+    """
+    if options.label and not options.class_cond:
+        raise InputError("the model was trained without classes; leave --label out")
+    if not options.class_cond:
+        return {}
+    if options.label_dropout and not options.label:
+        return {"y": th.tensor([NO_LABEL])}
+    chosen = trained.class_numbers(options.label)
+    if len(chosen) != 1:
+        known = trained.known_classes()
+        raise InputError(f"the model needs one --label, got {options.label!r}; choose from {known}")
+    return {"y": th.tensor(chosen)}
+
+
+def _say_guidance(options: GuideOptions, trained: Trained) -> None:
     if options.guidance == 1:
         return
     away = options.guide_model or "its samples without a class"
@@ -104,7 +151,7 @@ def _say_guidance(options: SamplingOptions, trained: Trained) -> None:
         )
 
 
-def load_guide(options: SamplingOptions, trained: Trained) -> th.nn.Module | None:
+def load_guide(options: GuideOptions, trained: Trained) -> th.nn.Module | None:
     """The model of ``--guide_model``, ready to evaluate; None where none is given.
 
     :raises InputError: if it makes other images than the model, or by another process; or if the

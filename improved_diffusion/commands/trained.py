@@ -20,7 +20,7 @@ from ..options.model import (
     ModelOptions,
     SuperResOptions,
 )
-from ..options.using import SamplingOptions, TrainedOptions, UseOptions
+from ..options.using import GuideOptions, TrainedOptions, UseOptions
 from ..system.files import is_folder, join, list_folder, parse_json, read_file
 from ..training import checkpoints
 from .runs import CONFIG_NAME, say_what_computes
@@ -177,7 +177,7 @@ def adopted(
     }
 
 
-def options_of_guide(options: SamplingOptions, trained: Trained) -> tuple[ModelOptions, str]:
+def options_of_guide(options: GuideOptions, trained: Trained) -> tuple[ModelOptions, str]:
     """The flags of the model that ``--guide_model`` names, and the path of its file.
 
     Without a ``config.json`` beside it, its flags are those of the model to guide.

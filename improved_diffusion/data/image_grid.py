@@ -1,7 +1,9 @@
-"""Tensors to pictures: uint8, grids, PNG files."""
+"""Tensors to pictures: uint8, grids, PNG files, films."""
 
+import io
 import math
 import os
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +18,9 @@ AnyImages = TypeVar("AnyImages", np.ndarray, torch.Tensor)
 LARGEST_TILE = 128  # pixels a side that small images are enlarged to, at most
 LARGEST_GRID = 1024  # pixels a side of a grid that enlarging may reach
 WHITE = 255
+LARGEST_FILM = 300  # pixels a side of a film that enlarging may reach: noise makes large GIFs
+FILM_MS, FASTEST_MS, SLOWEST_MS = 4000, 80, 400  # of a film, and of a frame at least and at most
+HELD_MS = 2000  # of a frame that is to be looked at
 
 
 def to_uint8(x: AnyImages) -> AnyImages:
@@ -79,6 +84,47 @@ def save_png(path: str | os.PathLike, image: Images) -> None:
 def save_grid(path: str | os.PathLike, images: Images) -> None:
     """Write pictures, [N, H, W, C], uint8, as one PNG file: :func:`make_grid` of them."""
     save_png(path, make_grid(images))
+
+
+def save_gif(
+    path: str | os.PathLike, frames: Sequence[np.ndarray], held: Collection[int] = (-1,)
+) -> None:
+    """Write pictures as a film that begins anew when it ends, a GIF file, atomically.
+
+    :param frames: pictures of one size, [H, W, C] each, uint8, 1, 3 or 4 channels; what is
+        transparent becomes white.
+    :param held: numbers of the frames that are shown for longer.
+    :raises InputError: if a shape or type is not as said.
+    """
+    from PIL import Image
+
+    if len(shapes := {frame.shape for frame in frames}) != 1:
+        raise InputError(f"the frames of a film must have one shape, not {sorted(shapes)}")
+    film = _checked(np.stack(frames), dimensions=4)
+    if film.shape[-1] == 4:
+        alpha = film[..., 3:] / 255
+        film = (film[..., :3] * alpha + WHITE * (1 - alpha)).round().astype(np.uint8)
+    first, *others = (Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in film)
+    durations = [min(SLOWEST_MS, max(FASTEST_MS, FILM_MS // len(film)))] * len(film)
+    for number in held:
+        durations[number] = HELD_MS
+    whole = io.BytesIO()
+    first.save(whole, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    with atomic_write(path) as file:
+        file.write(whole.getvalue())
+
+
+def make_frame(images: Images) -> np.ndarray:
+    """:func:`make_grid` of pictures, small enough for a film: [H, W, C]."""
+    columns = math.ceil(math.sqrt(len(images)))
+    longest = max(images.shape[1:3])
+    return make_grid(images, columns, scale=max(1, LARGEST_FILM // (columns * longest)))
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Numbers below ``count``, ``most`` of them or all, evenly apart, both ends included."""
+    shown = min(count, most)
+    return [round(i * (count - 1) / max(shown - 1, 1)) for i in range(shown)]
 
 
 def _pleasant_scale(size: int, columns: int, padding: int) -> int:

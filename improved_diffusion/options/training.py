@@ -272,6 +272,11 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
         at_least=0,
         on_resume="may change",
     )
+    save_gif: bool = flag(
+        False,
+        "also make a film of these grids, anew with each: progress.gif",
+        on_resume="may change",
+    )
     resume_checkpoint: str = flag(
         "",
         "a modelNNNNNN.pt to go on from, or auto for the newest in log_dir; an older one of a run "
@@ -373,6 +378,8 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
         yield from self._check_learning_rate()
         if self.use_fp16 and self.precision == "bf16":
             yield "--use_fp16 True contradicts --precision bf16; give one of them"
+        if self.save_gif and not self.sample_interval:
+            yield "--save_gif makes a film of the grids of --sample_interval; give that, too"
         try:
             parse_ema_rates(self.ema_rate)
         except InputError as error:

@@ -8,6 +8,7 @@ from ..data.image_source import BY
 from ..data.sources import KNOWN
 from ..evaluation.features import NETWORKS
 from ..sampling.denoising import METHODS
+from ..sampling.interpolation import USUAL_STEPS
 from ..sampling.samplers import SAMPLERS, Sampler
 from .flags import flag, with_default
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
@@ -41,14 +42,29 @@ class UseOptions(TrainedOptions, ResultOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(UseOptions, GuidanceOptions, ModelOptions):
-    """Flags that the sampling scripts share."""
+class GuideOptions(TrainedOptions, GuidanceOptions, ModelOptions):
+    """The flag of what a trained model is guided by."""
 
     guide_model: str = flag(
         "",
         "a smaller or less trained model, to lead samples away from: a file or a run's folder; "
         "empty for the model itself without labels",
     )
+
+    def check(self) -> Iterator[str]:
+        if self.guide_model and self.guidance == 1:
+            yield "--guide_model does nothing with --guidance 1; give a --guidance such as 2"
+        if self.guidance != 1 and not (self.guide_model or self.class_cond):
+            yield (
+                "--guidance leads samples to their class, and the model has no classes; give a "
+                "--guide_model to lead away from, or leave it out"
+            )
+        yield from super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(UseOptions, GuideOptions):
+    """Flags that the sampling scripts share."""
 
     num_samples: int = flag(10000, "how many images", at_least=1)
     batch_size: int = flag(16, "images at a time", at_least=1)
@@ -72,6 +88,9 @@ class SamplingOptions(UseOptions, GuidanceOptions, ModelOptions):
     save_png: bool = flag(False, "also write each sample as a picture of its own, to images/")
     show_process: bool = flag(
         False, "also draw how the first samples came about, from noise on: process.png"
+    )
+    save_gif: bool = flag(
+        False, "also make a film of how the first samples come about, from noise on: process.gif"
     )
 
     @property
@@ -97,13 +116,6 @@ class SamplingOptions(UseOptions, GuidanceOptions, ModelOptions):
             yield "--sampling_steps and --timestep_respacing both given; give one of them"
         if self.use_ddim and self.sampler not in ("", "ddim"):
             yield f"--use_ddim True contradicts --sampler {self.sampler}; give one of them"
-        if self.guide_model and self.guidance == 1:
-            yield "--guide_model does nothing with --guidance 1; give a --guidance such as 2"
-        if self.guidance != 1 and not (self.guide_model or self.class_cond):
-            yield (
-                "--guidance leads samples to their class, and the model has no classes; give a "
-                "--guide_model to lead away from, or leave it out"
-            )
         yield from self._check_eta()
         yield from super().check()
 
@@ -182,7 +194,18 @@ class JudgeOptions(ResultOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingOptions(UseOptions, ImageModelOptions):
+class LabelOptions(ImageModelOptions):
+    """Flags of what a model makes of given pictures."""
+
+    label: str = flag(
+        "",
+        "class of the pictures, by name or number, for a class-conditional model only; one that "
+        "was trained with label_dropout can do without",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingOptions(UseOptions, LabelOptions):
     """Flags of ``image_denoise.py``."""
 
     input: str = flag(
@@ -204,9 +227,78 @@ class DenoisingOptions(UseOptions, ImageModelOptions):
         "possible: sharper, a lower PSNR",
         choices=METHODS,
     )
-    label: str = flag(
-        "", "class of the pictures, by name or number, for a class-conditional model only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedLabelOptions(GuideOptions, LabelOptions):
+    """Flags of what is drawn from given pictures."""
+
+    def check(self) -> Iterator[str]:
+        if self.guidance != 1 and self.class_cond and not (self.label or self.guide_model):
+            yield "--guidance leads to a class: give its --label, or a --guide_model"
+        yield from super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingOptions(SamplingOptions, GuidedLabelOptions):
+    """Flags of ``image_inpaint.py``."""
+
+    input: str = flag("", "a picture of the model's image_size")
+    mask: str = flag(
+        "", "a picture of the same size: what is white there is made, what is black there is kept"
     )
+    jump_length: int = flag(
+        5, "timesteps that the walk jumps up by, to join what is made to the rest", at_least=1
+    )
+    resamplings: int = flag(
+        8, "how often each stretch of jump_length timesteps is walked; 1 is no jump", at_least=1
+    )
+    num_samples: int = with_default(SamplingOptions, "num_samples", 8)
+    sampler: str = with_default(SamplingOptions, "sampler", "dpmpp")
+    save_png: bool = with_default(SamplingOptions, "save_png", True)
+
+    def check(self) -> Iterator[str]:
+        for name in ("input", "mask"):
+            if not getattr(self, name):
+                yield f"no --{name} given; name a picture of {self.size} x {self.size} pixels"
+        yield from super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolationOptions(UseOptions, GuidedLabelOptions):
+    """Flags of ``image_interpolate.py``."""
+
+    first: str = flag(
+        "",
+        "where to begin: a picture of the model's image_size; or a number, for the image of that "
+        "number that image_sample.py draws with --sampler ddim and the same seed",
+    )
+    last: str = flag("", "where to end: another picture or number")
+    num_samples: int = flag(24, "how many images, both ends included", at_least=2)
+    batch_size: int = with_default(SamplingOptions, "batch_size", 16)
+    clip_denoised: bool = with_default(SamplingOptions, "clip_denoised", True)
+    sampling_steps: int = flag(
+        0,
+        f"timesteps of each way, to noise and back, evenly spaced; 0 for {USUAL_STEPS}",
+        at_least=0,
+    )
+
+    @property
+    def spacing(self) -> str:
+        """Which timesteps to walk over, as ``timestep_respacing`` has them."""
+        usual = min(USUAL_STEPS, self.diffusion_steps)
+        return self.timestep_respacing or str(self.sampling_steps or usual)
+
+    def check(self) -> Iterator[str]:
+        for name in ("first", "last"):
+            if not getattr(self, name):
+                yield f"no --{name} given; name a picture, or give a number"
+        ends = [int(end) if end.isdecimal() else end for end in (self.first, self.last)]
+        if self.first and ends[0] == ends[1]:
+            yield f"--first and --last are both {self.first}; give two that differ"
+        if self.sampling_steps and self.timestep_respacing:
+            yield "--sampling_steps and --timestep_respacing both given; give one of them"
+        yield from super().check()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,9 +126,10 @@ def read_picture(path: str, channels: int, smallest: int, largest: int) -> np.nd
     with open_image(path) as image:
         if min(image.size) < smallest or max(image.size) > largest:
             width, height = image.size
+            sides = f"{smallest} to {largest}" if smallest < largest else smallest
             raise InputError(
-                f"{path} has {width} x {height} pixels; this model can take sides of {smallest} "
-                f"to {largest}, so cut or scale it"
+                f"{path} has {width} x {height} pixels; this model can take sides of {sides}, so "
+                "cut or scale it"
             )
         pixels = upright_8_bit(image, channels).convert(MODES[channels])
         return np.array(pixels).reshape(pixels.height, pixels.width, channels)

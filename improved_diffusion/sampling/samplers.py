@@ -57,6 +57,26 @@ SAMPLERS.add(
 )
 
 
+def step_maker(
+    sampler: str,
+    diffusion: GaussianDiffusion,
+    model: Model,
+    *,
+    eta: float | None = None,
+    **settings: Any,
+) -> Callable[[], Step]:
+    """What makes the step functions of a sampler: one for each walk, as some remember its steps.
+
+    The arguments are those of :func:`draw`, which has the errors too.
+    """
+    chosen = SAMPLERS[sampler]
+    if chosen.usual_eta is not None:
+        settings["eta"] = _checked_eta(chosen.usual_eta if eta is None else eta)
+    elif eta:
+        raise InputError(f"the noise of the sampler {sampler} cannot be chosen: leave eta out")
+    return partial(chosen.make_step, diffusion, model, **settings)
+
+
 def draw(
     sampler: str,
     diffusion: GaussianDiffusion,
@@ -89,14 +109,9 @@ def draw(
     :return: images of ``shape``, about [-1, 1].
     :raises InputError: for an unknown sampler, or an ``eta`` that it cannot have.
     """
-    chosen = SAMPLERS[sampler]
-    if chosen.usual_eta is not None:
-        settings["eta"] = _checked_eta(chosen.usual_eta if eta is None else eta)
-    elif eta:
-        raise InputError(f"the noise of the sampler {sampler} cannot be chosen: leave eta out")
-    step = chosen.make_step(diffusion, model, randn_like=randn_like, **settings)
+    make_step = step_maker(sampler, diffusion, model, eta=eta, randn_like=randn_like, **settings)
     x = starting_noise(model, shape, noise, device, randn_like)
-    return finish(walk(step, x, descending(diffusion.num_timesteps, progress)), callback)
+    return finish(walk(make_step(), x, descending(diffusion.num_timesteps, progress)), callback)
 
 
 def _checked_eta(eta: float) -> float:

@@ -1,5 +1,6 @@
 """Making samples batch by batch, on all ranks together, and writing what was made."""
 
+import itertools
 import math
 import os
 import time
@@ -11,16 +12,27 @@ import numpy as np
 import torch as th
 
 from .. import dist_util, logger
-from ..data.image_grid import make_grid, save_grid, save_png, to_uint8
+from ..data.image_grid import (
+    evenly,
+    make_frame,
+    make_grid,
+    save_gif,
+    save_grid,
+    save_png,
+    to_uint8,
+)
+from ..diffusion.guidance import NO_LABEL
 from ..gaussian_diffusion import GaussianDiffusion
 from ..logs.progress import progress_bar
 from ..system.files import atomic_write
 from .image_noise import ImageNoise
+from .inpainting import Inpainting, inpaint
 from .samplers import draw
 
 GRID_IMAGES = 64  # of the picture beside the .npz
-RESULTS = ("samples_*.npz", "samples_*.png", "images/*.png", "process.png")
+RESULTS = ("samples_*.npz", "samples_*.png", "images/*.png", "process.png", "process.gif")
 SHOWN_IMAGES, SHOWN_MOMENTS = 4, 11  # of the picture of the process
+FILM_IMAGES, FILM_MOMENTS = 16, 30  # of the film of it
 
 Condition = Callable[[Sequence[int], ImageNoise], dict[str, th.Tensor]]
 
@@ -36,6 +48,8 @@ class Order:
     :param sampler: one of :data:`.samplers.SAMPLERS`.
     :param eta: noise of its steps, in [0, 1]; None for what is usual.
     :param clip_denoised: clip the predicted image at each step.
+    :param film: keep how the first samples come about, for a film.
+    :param inpainting: a picture that all images are to be but for a part of them.
     """
 
     num_samples: int
@@ -45,6 +59,13 @@ class Order:
     sampler: str
     eta: float | None = None
     clip_denoised: bool = True
+    film: bool = False
+    inpainting: Inpainting | None = None
+
+    def steps(self, diffusion: GaussianDiffusion) -> int:
+        """How many steps of the sampler make an image."""
+        count = diffusion.num_timesteps
+        return self.inpainting.steps(count) if self.inpainting else count
 
 
 @dataclass
@@ -54,6 +75,7 @@ class Samples:
     images: list[np.ndarray] = field(default_factory=list)  # uint8 [N, H, W, C] each
     classes: list[np.ndarray] = field(default_factory=list)  # int64 [N] each
     process: list[th.Tensor] = field(default_factory=list)  # [n, 2, C, H, W]: x_t, predicted x_0
+    film: list[np.ndarray] = field(default_factory=list)  # uint8 [n, H, W, C] each: x_t
 
     def __len__(self) -> int:
         return sum(map(len, self.images))
@@ -78,16 +100,22 @@ def make_samples(
     """
     rounds = _rounds(order)
     started = time.monotonic()
-    shown = _moments(diffusion.num_timesteps)
-    with progress_bar(len(rounds) * diffusion.num_timesteps, "step") as bar:
+    steps = order.steps(diffusion)
+    shown = evenly(steps, SHOWN_MOMENTS)
+    filmed = evenly(steps, FILM_MOMENTS) if order.film else []
+    moments = itertools.count()
+    with progress_bar(len(rounds) * steps, "step") as bar:
 
         def on_step(out: dict[str, th.Tensor]) -> None:
-            if not made.images and int(out["t"][0]) in shown:
+            moment = next(moments)  # those of the first batch alone are among the shown
+            if moment in shown:
                 made.process.append(_pair(out["x_t"], out["pred_xstart"]))
+            if moment in filmed:
+                made.film.append(_frame(out["x_t"]))
             bar.update()
 
         draw_some = partial(
-            draw,
+            partial(inpaint, order.inpainting) if order.inpainting else draw,
             order.sampler,
             diffusion,
             model,
@@ -101,6 +129,8 @@ def make_samples(
             kwargs = {k: v.to(dist_util.dev()) for k, v in condition(indices, noise).items()}
             shape = (len(noise), *order.shape)
             sample = draw_some(shape, model_kwargs=kwargs, randn_like=noise.randn_like)
+            if order.film and number == 1:
+                made.film.append(_frame(sample))
             _add(made, order, sample, kwargs.get("y"))
             seconds = (time.monotonic() - started) / number * (len(rounds) - number)
             logger.log(f"created {len(made)} of {order.num_samples} samples, {seconds:.0f} s left")
@@ -120,21 +150,20 @@ def _rounds(order: Order) -> list[list[int]]:
     return rounds
 
 
-def _moments(steps: int) -> set[int]:
-    """Which timesteps are shown: the last, the first, and some evenly between."""
-    shown = min(steps, SHOWN_MOMENTS)
-    return {steps - 1 - round(i * (steps - 1) / max(shown - 1, 1)) for i in range(shown)}
-
-
 def _pair(x_t: th.Tensor, pred_xstart: th.Tensor) -> th.Tensor:
     """The first images of both, float32 [n, 2, C, H, W]."""
     return th.stack([x_t[:SHOWN_IMAGES], pred_xstart[:SHOWN_IMAGES]], dim=1).float().cpu()
 
 
+def _frame(x_t: th.Tensor) -> np.ndarray:
+    """The first images, uint8 [n, H, W, C]."""
+    return to_uint8(x_t[:FILM_IMAGES].float()).cpu().numpy()
+
+
 def _add(made: Samples, order: Order, sample: th.Tensor, classes: th.Tensor | None) -> None:
     room = slice(order.num_samples - len(made))
     made.images.append(dist_util.all_gather_cat(to_uint8(sample)).cpu().numpy()[room])
-    if classes is not None:
+    if classes is not None and NO_LABEL not in classes:
         made.classes.append(dist_util.all_gather_cat(classes).cpu().numpy()[room])
 
 
@@ -148,19 +177,26 @@ def save_samples(
     names: Sequence[str] | None = None,
     single: bool = False,
     process: bool = False,
+    before: np.ndarray | None = None,
 ) -> None:
     """Write ``samples_NxHxWxC.npz`` (``arr_0``, classes as ``arr_1``) and a PNG grid beside it.
+
+    What was kept for a film becomes ``process.gif``.
 
     :param names: of the classes, for the names of single pictures.
     :param single: also write each picture, to ``images/``.
     :param process: also write how the first ones came about, to ``process.png``.
+    :param before: a picture, [H, W, C], that the grid begins with.
     """
     images, classes = made.arrays()
     stem = os.path.join(folder, f"samples_{'x'.join(map(str, images.shape))}")
     with atomic_write(f"{stem}.npz") as file:
         np.savez(file, *([images] if classes is None else [images, classes]))
     logger.log(f"Saved {len(images)} samples to {stem}.npz")
-    save_grid(f"{stem}.png", images[:GRID_IMAGES])
+    shown_first = images[:GRID_IMAGES]
+    if before is not None:
+        shown_first = np.stack([before, *shown_first])
+    save_grid(f"{stem}.png", shown_first)
     shown = "" if len(images) <= GRID_IMAGES else f" (the first {GRID_IMAGES})"
     logger.log(f"Picture of them{shown}: {stem}.png")
     if single:
@@ -168,6 +204,10 @@ def save_samples(
     if process:
         save_png(os.path.join(folder, "process.png"), process_picture(made.process))
         logger.log(f"From noise to image: {os.path.join(folder, 'process.png')}")
+    if made.film:
+        path = os.path.join(folder, "process.gif")
+        save_gif(path, [make_frame(images) for images in made.film])
+        logger.log(f"Film of it: {path}")
 
 
 def _save_each(

@@ -12,7 +12,8 @@ import numpy as np
 import torch as th
 
 from .. import logger
-from ..data.image_grid import save_grid, to_uint8
+from ..data.image_files import open_image
+from ..data.image_grid import LARGEST_FILM, evenly, save_gif, save_grid, to_uint8
 from ..diffusion.guidance import Guidance
 from ..evaluation.features import Extractor, features_of
 from ..evaluation.image_sets import in_memory
@@ -24,6 +25,7 @@ from ..sampling.samplers import SAMPLERS, draw
 from .checkpoints import SETTLED
 
 FOLDER = "samples"
+FILM, FILM_FRAMES = "progress.gif", 40
 SAMPLER = SAMPLERS["dpmpp"]  # a fast one
 NO_GUIDANCE = Guidance()
 
@@ -163,3 +165,28 @@ def newest_picture(folder: str) -> str | None:
     grids = [p for p in samples.glob("*.png") if re.match(r"\d+(_model)?\.|samples_", p.name)]
     newest = max(grids, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
     return None if newest is None else str(newest)
+
+
+def save_film(folder: str, updates: int) -> None:
+    """Write ``progress.gif`` of a run's folder: its grids of samples, up to so many updates.
+
+    Where the model's own picture was drawn because the EMA was young, that is shown. Of many grids
+    some are left out.
+
+    :raises InputError: if a grid cannot be read, or differs in size from the others.
+    """
+    grids: dict[int, Path] = {}
+    for path in sorted(Path(folder, FOLDER).glob("*.png")):  # 000100.png, then 000100_model.png
+        match = re.fullmatch(r"(\d+)(_model)?\.png", path.name)
+        if match and int(match[1]) <= updates:
+            grids[int(match[1])] = path
+    steps = sorted(grids)
+    chosen = [grids[steps[i]] for i in evenly(len(steps), FILM_FRAMES)]
+    save_gif(os.path.join(folder, FILM), [_frame(str(path)) for path in chosen])
+
+
+def _frame(path: str) -> np.ndarray:
+    """A grid that was saved, small enough for a film: [H, W, C]."""
+    with open_image(path) as image:
+        smaller = image.reduce(-(-max(image.size) // LARGEST_FILM))
+        return np.array(smaller).reshape(smaller.height, smaller.width, -1)

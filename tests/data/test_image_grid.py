@@ -3,7 +3,15 @@ import pytest
 import torch
 from PIL import Image
 
-from improved_diffusion.data.image_grid import make_grid, save_grid, save_png, to_uint8
+from improved_diffusion.data.image_grid import (
+    evenly,
+    make_frame,
+    make_grid,
+    save_gif,
+    save_grid,
+    save_png,
+    to_uint8,
+)
 from improved_diffusion.errors import InputError
 
 
@@ -96,3 +104,82 @@ def test_save_grid(tmp_path):
 def test_what_is_no_grid_of_pictures_is_refused(images, options, message):
     with pytest.raises(InputError, match=message):
         make_grid(images, **options)
+
+
+def frames_of(path):
+    with Image.open(path) as film:
+        found = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            found.append((np.array(film.convert("RGB")), film.info["duration"]))
+        return film.info.get("loop"), found
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_film_has_its_frames_for_ever(channels, tmp_path):
+    frames = pictures(4, size=8, channels=channels)
+    save_gif(tmp_path / "a.gif", frames)
+    loop, found = frames_of(tmp_path / "a.gif")
+    assert loop == 0
+    assert len(found) == 4
+    for frame, (shown, _) in zip(frames, found, strict=True):
+        assert np.abs(shown.astype(int) - frame).max() <= 1  # 64 colours need no others
+    durations = [duration for _, duration in found]
+    assert durations[:3] == durations[:1] * 3
+    assert durations[3] >= 5 * durations[0]
+
+
+@pytest.mark.parametrize(("count", "milliseconds"), [(4, 400), (20, 200), (100, 80)])
+def test_a_film_takes_a_few_seconds(count, milliseconds, tmp_path):
+    save_gif(tmp_path / "a.gif", pictures(count))
+    assert frames_of(tmp_path / "a.gif")[1][0][1] == milliseconds
+
+
+def test_other_frames_can_be_held(tmp_path):
+    save_gif(tmp_path / "a.gif", pictures(4), held=(0, 2))
+    durations = [duration for _, duration in frames_of(tmp_path / "a.gif")[1]]
+    assert durations[0] == durations[2] > durations[1] == durations[3]
+
+
+def test_a_film_of_one_frame_and_of_equal_ones(tmp_path):
+    for frames in (pictures(1), pictures(1).repeat(3, axis=0)):
+        save_gif(tmp_path / "a.gif", frames)
+        with Image.open(tmp_path / "a.gif") as film:
+            assert film.n_frames == 1
+
+
+def test_what_is_transparent_is_white_in_a_film(tmp_path):
+    frame = np.zeros((4, 4, 4), dtype=np.uint8)
+    frame[:2, :, 3] = 255
+    save_gif(tmp_path / "a.gif", [frame])
+    with Image.open(tmp_path / "a.gif") as film:
+        shown = np.array(film.convert("RGB"))
+    assert (shown[:2] == 0).all()
+    assert (shown[2:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [[], [pictures()[0], pictures(size=5)[0]], [pictures()[0].astype(np.float32)], [pictures()]],
+)
+def test_frames_that_make_no_film(frames, tmp_path):
+    with pytest.raises(InputError):
+        save_gif(tmp_path / "a.gif", frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("count", "size", "side"), [(16, 32, 266), (1, 32, 292), (4, 256, 518)])
+def test_frames_are_small(count, size, side):
+    assert make_frame(pictures(count, size=size)).shape == (side, side, 3)
+
+
+@pytest.mark.parametrize(("count", "most", "expected"), [(1, 9, [0]), (4, 9, [0, 1, 2, 3])])
+def test_all_of_a_few(count, most, expected):
+    assert evenly(count, most) == expected
+
+
+def test_some_of_many():
+    chosen = evenly(1000, 11)
+    assert len(chosen) == 11
+    assert (chosen[0], chosen[-1]) == (0, 999)
+    assert set(np.diff(chosen)) <= {99, 100}

@@ -138,12 +138,23 @@ def test_the_process_goes_from_noise_to_the_sample(diffusion):
     assert picture.shape[0] < picture.shape[1]
 
 
-@pytest.mark.parametrize(("steps", "shown"), [(1, [0]), (4, [0, 1, 2, 3]), (1000, 11)])
-def test_moments(steps, shown):
-    moments = sorted(samples._moments(steps))
-    assert moments == shown or len(moments) == shown
-    assert moments[0] == 0
-    assert moments[-1] == steps - 1
+def test_a_film_goes_from_noise_to_the_samples(diffusion, tmp_path):
+    made = make(diffusion, order(batch_size=3, film=True), lambda *_: {})
+    assert [len(images) for images in made.film] == [3] * 13, "of the first batch alone"
+    assert (made.film[0] == 0).mean() > 0.1  # noise is often beyond the visible range
+    assert np.array_equal(made.film[-1], made.arrays()[0][:3])
+    with logger.scoped_configure(dir=tmp_path, format_strs=[]):
+        save_samples(str(tmp_path), made)
+    with Image.open(tmp_path / "process.gif") as film:
+        assert film.n_frames == 13
+    assert make(diffusion, order(), lambda *_: {}).film == []
+
+
+def test_a_film_of_many_steps_leaves_some_out():
+    diffusion = create_gaussian_diffusion(steps=100, noise_schedule="cosine")
+    made = make(diffusion, order(num_samples=20, batch_size=20, film=True))
+    assert len(made.film) == samples.FILM_MOMENTS + 1
+    assert len(made.film[0]) == samples.FILM_IMAGES
 
 
 def test_no_condition_needs_no_classes(diffusion):

@@ -14,6 +14,7 @@ import pytest
 import torch as th
 from filelock import FileLock
 from in_process import in_process
+from PIL import Image
 
 from improved_diffusion.commands import runs
 
@@ -21,7 +22,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TRAIN, SAMPLE, NLL = "image_train.py", "image_sample.py", "image_nll.py"
 SR_TRAIN, SR_SAMPLE, EXPORT = "super_res_train.py", "super_res_sample.py", "export_results.py"
 BENCHMARK, DENOISE, JUDGE = "benchmark.py", "image_denoise.py", "image_eval.py"
-PLOT = "plot_schedules.py"
+PLOT, INPAINT, INTERPOLATE = "plot_schedules.py", "image_inpaint.py", "image_interpolate.py"
 DIFFUSERS, COMPARE = "export_diffusers.py", "compare_runs.py"
 POLYNOMIAL = {"noise_schedule": "polynomial"}
 CLASSES = {"class_cond": True}
@@ -106,6 +107,7 @@ BAD_INPUT = [
     (TRAIN, {"patch_size": 2, "channel_mult": ""}, "image_size / patch_size 32,64,256 only; for 8"),
     (TRAIN, {"in_channels": 2}, "in_channels must be 1 .*, got 2"),
     (TRAIN, {"sample_interval": -1}, "sample_interval must be at least 0"),
+    (TRAIN, {"save_gif": True}, "--save_gif makes a film of the grids of --sample_interval"),
     (TRAIN, {"num_classes": "many"}, "expected a number or auto, got 'many'"),
     (TRAIN, {"attention_resolutions": "7"}, "image size 16: 16,8, got '7'"),
     (TRAIN, {"attention_resolutions": "16;8"}, "image size 16: 16,8, got '16;8'"),
@@ -243,6 +245,36 @@ BAD_INPUT = [
     (DENOISE, {"sigma": "nan"}, "sigma must be at least 0, got nan"),
     (DENOISE, {"model_path": ""}, "no --model_path given"),
     (DENOISE, {"log_dir": "{file}"}, "cannot write to the log directory"),
+    # inpainting
+    (INPAINT, {"input": ""}, "no --input given; name a picture of 16 x 16 pixels"),
+    (INPAINT, {"mask": ""}, "no --mask given; name a picture of 16 x 16 pixels"),
+    (INPAINT, {"input": "{missing}"}, "cannot read .*missing"),
+    (INPAINT, {"input": "{wide}"}, "wide.png has 20 x 16 pixels; .* take sides of 16, so cut or"),
+    (INPAINT, {"mask": "{wide}"}, "wide.png has 20 x 16 pixels; .* take sides of 16, so cut or"),
+    (INPAINT, {"mask": "{text}/cat_000.png"}, "cannot read image .*text/cat_000.png"),
+    (INPAINT, {"mask": "{black}"}, "black.png is black everywhere: nothing is to be made"),
+    (INPAINT, {"mask": "{white}"}, "white.png is white everywhere: nothing .* would stay"),
+    (INPAINT, {"jump_length": 0}, "jump_length must be at least 1"),
+    (INPAINT, {"resamplings": 0}, "resamplings must be at least 1"),
+    (INPAINT, {"label": "cat"}, "trained without classes; leave --label out"),
+    (INPAINT, {"model_path": "{known}"}, "needs one --label, got ''; choose from cat, dog"),
+    (INPAINT, {"model_path": "{known}", "guidance": 2}, "leads to a class: give its --label"),
+    (INPAINT, {"model_path": "{known}", "guidance": 2, "label": "cat"}, "trained without labels"),
+    (INPAINT, {"guidance": 2}, "--guidance leads samples to their class, and .* no classes"),
+    # interpolation
+    (INTERPOLATE, {"first": ""}, "no --first given; name a picture, or give a number"),
+    (INTERPOLATE, {"last": ""}, "no --last given; name a picture, or give a number"),
+    (INTERPOLATE, {"first": "{missing}"}, "cannot read .*missing"),
+    (INTERPOLATE, {"first": "-1"}, "cannot read image -1: "),
+    (INTERPOLATE, {"last": "{wide}"}, "wide.png has 20 x 16 pixels; .* take sides of 16, so cut"),
+    (INTERPOLATE, {"first": "{half}"}, "--first and --last are both .*half.png"),
+    (INTERPOLATE, {"first": "{half_again}"}, "half_again.png and .*half.png show the same"),
+    (INTERPOLATE, {"first": "1", "last": "01"}, "--first and --last are both 1"),
+    (INTERPOLATE, {"num_samples": 1}, "num_samples must be at least 2"),
+    (INTERPOLATE, {"sampling_steps": 99}, "cannot keep 99 of 4 timesteps"),
+    (INTERPOLATE, {"sampling_steps": 2, "timestep_respacing": "2"}, "give one of them"),
+    (INTERPOLATE, {"model_path": "{known}"}, "needs one --label, got ''"),
+    (INTERPOLATE, {"guidance": 2}, "--guidance leads samples to their class, and .* no classes"),
     # the export to diffusers
     (DIFFUSERS, {"model_path": ""}, "no --model_path given"),
     (DIFFUSERS, {"model_path": "{missing}"}, "cannot read .*missing"),
@@ -317,6 +349,10 @@ def base(tiny, tiny_sr):
         SR_SAMPLE: using | tiny_sr | {"model_path": "{sr_bare}", "base_samples": "{small}"},
         DENOISE: {"model_path": "{run}", "input": "{images}", "log_dir": "{out}"},
         JUDGE: {"samples": "{images}", "reference": "{images}", "log_dir": "{out}"},
+        INPAINT: using
+        | {"model_path": "{run}", "input": "{half}", "mask": "{half}", "sampling_steps": 2},
+        INTERPOLATE: using
+        | {"model_path": "{run}", "num_samples": 2, "first": "1", "last": "{half}"},
         EXPORT: {},
         BENCHMARK: tiny,
         COMPARE: {"out": "{out}.xlsx"},
@@ -340,6 +376,7 @@ def world(base, images, make_images, tiny, tmp_path_factory, to_words):
     found |= make_folders(root, make_images)
     found |= make_checkpoints(root, found["run"], found["sr_run"])
     found |= make_arrays(root)
+    found |= make_pictures(root)
     found["locked"].mkdir()
     found["ragged"].mkdir()
     (found["ragged"] / "progress.csv").write_text("step,loss\n1,2,3\n2,3\n")
@@ -408,6 +445,17 @@ def make_arrays(root):
     found["npy"] = root / "array.npy"
     np.save(found["npy"], arrays["small"])
     return found
+
+
+def make_pictures(root):
+    """Pictures of the model's size, or not, in black and white."""
+    half = np.zeros((16, 16), dtype=np.uint8)
+    half[:8] = 255
+    pictures = {"half": half, "half_again": half, "black": half * 0, "white": half | 255}
+    pictures["wide"] = np.zeros((16, 20), dtype=np.uint8)
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(root / f"{name}.png")
+    return {name: root / f"{name}.png" for name in pictures}
 
 
 @pytest.fixture

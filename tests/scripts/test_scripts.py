@@ -53,9 +53,20 @@ SR_SAMPLING_FLAGS = {
     "model_path": "",
 }
 DENOISING_FLAGS = {"input": "", "clean": "", "sigma": 0.0, "method": "mean", "label": ""}
+INPAINTING_FLAGS = {
+    "input": "",
+    "mask": "",
+    "num_samples": 8,
+    "sampler": "dpmpp",
+    "jump_length": 5,
+    "resamplings": 8,
+    "label": "",
+}
+INTERPOLATION_FLAGS = {"first": "", "last": "", "num_samples": 24, "label": ""}
 NEW_TRAINING_FLAGS = {
     "random_flip": False,
     "sample_interval": 0,
+    "save_gif": False,
     "in_channels": 3,
     "max_steps": 0,
     "seed": 0,
@@ -69,6 +80,8 @@ FLAGS = {
     "image_sample.py": SAMPLING_FLAGS | {"classes": "", "save_png": False} | REFERENCE["model"],
     "image_nll.py": NLL_FLAGS | {"num_timesteps": 0} | REFERENCE["model"],
     "image_denoise.py": DENOISING_FLAGS | REFERENCE["model"],
+    "image_inpaint.py": INPAINTING_FLAGS | REFERENCE["model"],
+    "image_interpolate.py": INTERPOLATION_FLAGS | REFERENCE["model"],
     "export_diffusers.py": {"model_path": "", "out_dir": ""} | REFERENCE["model"],
     "plot_schedules.py": {"poly_powers": "0.5,1,2,3", "out": "noise_schedules.png"},
     "super_res_train.py": TRAINING_FLAGS | NEW_TRAINING_FLAGS | REFERENCE["super_resolution"],
@@ -397,12 +410,13 @@ def test_super_resolution(tiny_sr, make_images, scripts, tmp_path):
     np.savez(tmp_path / "small.npz", small)
     settings = {"num_samples": 4, "batch_size": 2, "base_samples": tmp_path / "small.npz"}
     settings |= {"model_path": tmp_path / "run" / "model000002.pt", "log_dir": tmp_path / "out"}
-    settings |= {"sampler": "dpmpp", "sampling_steps": 3}
+    settings |= {"sampler": "dpmpp", "sampling_steps": 3, "save_gif": True}
     out, _ = scripts.run("super_res_sample.py", num_threads=1, **settings)
     assert "Sampling 4 images in 3 steps of dpmpp, eta 0.5" in out
     _, content = arrays(tmp_path / "out")
     assert content["arr_0"].shape == (4, 16, 16, 3)
     assert list(content) == ["arr_0"]
+    assert (tmp_path / "out" / "process.gif").exists()
 
 
 def test_super_resolution_with_classes_draws_while_training(tiny_sr, images, scripts, tmp_path):

@@ -8,11 +8,12 @@ from in_process import in_process
 from PIL import Image
 
 from improved_diffusion import logger
+from improved_diffusion.data.image_grid import save_grid
 from improved_diffusion.diffusion.guidance import Guidance
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from improved_diffusion.system.precision import Precision
 from improved_diffusion.training import state
-from improved_diffusion.training.previews import Average, Preview, newest_picture
+from improved_diffusion.training.previews import Average, Preview, newest_picture, save_film
 
 
 @pytest.fixture
@@ -101,8 +102,11 @@ def test_a_run_that_draws_is_the_run_that_does_not(tiny, images, to_words, tmp_p
     settings |= {"dropout": 0.3, "random_flip": True, "num_threads": 1, "ema_rate": "0.1,0.9"}
     for name, interval in (("drawing", 1), ("not", 0)):
         words = {"log_dir": tmp_path / name, "sample_interval": interval}
+        words |= {"save_gif": bool(interval)}
         assert in_process("image_train.py", to_words(tiny | settings | words)) == 0
     assert (tmp_path / "drawing" / "samples" / "000004.png").exists()
+    with Image.open(tmp_path / "drawing" / "progress.gif") as film:
+        assert film.n_frames == 4
     drawing, other = (killing.tensors(tmp_path / name, 4) for name in ("drawing", "not"))
     assert drawing.keys() == other.keys()
     assert [name for name in other if not th.equal(drawing[name], other[name])] == []
@@ -119,3 +123,40 @@ def test_the_newest_picture(tmp_path):
         os.utime(folder / name, (age, age))
         expected = name if name in names else names[-1]
         assert newest_picture(str(tmp_path)) == str(folder / expected)
+
+
+def save_grids(folder, **levels):
+    """Grids of one level each, by name."""
+    (folder / "samples").mkdir(exist_ok=True)
+    for name, level in levels.items():
+        images = np.full((16, 32, 32, 3), level, dtype=np.uint8)
+        save_grid(folder / "samples" / f"{name.removeprefix('of_')}.png", images)
+
+
+def levels_of(path):
+    with Image.open(path) as film:
+        found = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            found.append(film.convert("L").getpixel((20, 20)))
+        return found, film.size
+
+
+def test_a_film_shows_what_is_newest_of_each_step(tmp_path):
+    """Not what image_sample.py put there, nor what comes later in a run that went back."""
+    save_grids(tmp_path, of_000100=10, of_000100_model=50, of_000200=90, of_999999=130)
+    save_grids(tmp_path, samples_4x8x8x3=200, process=200, of_1000000=170)
+    save_film(str(tmp_path), 200)
+    levels, size = levels_of(tmp_path / "progress.gif")
+    assert levels == [50, 90]
+    assert size == (261, 261)
+    save_film(str(tmp_path), 1000000)
+    assert levels_of(tmp_path / "progress.gif")[0] == [50, 90, 130, 170]
+
+
+def test_a_film_of_many_grids_leaves_some_out(tmp_path):
+    save_grids(tmp_path, **{f"of_{step:06d}": step for step in range(100)})
+    save_film(str(tmp_path), 99)
+    levels, _ = levels_of(tmp_path / "progress.gif")
+    assert len(levels) == 40
+    assert (levels[0], levels[-1]) == (0, 99)
