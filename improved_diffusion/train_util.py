@@ -466,6 +466,7 @@ class TrainLoop:
                 workbook = os.path.join(folder, "results.xlsx")
                 if os.path.getsize(progress):
                     export_workbook(progress, workbook, picture=newest_picture(folder))
+            allocator.give_back_memory()  # a long log's workbook takes more than a step does
 
     def _cut_log(self, step: int) -> None:
         """Remove the log's rows of updates that this run is going to make."""

@@ -28,6 +28,7 @@ def main() -> None:
     inpainting = read_inpainting(
         options.input, options.mask, options.in_channels, options.size, *jumps
     )
+    inpainting.descents(diffusion.num_timesteps)  # jumps that are too long are refused here
     prepare(options)
     guide = load_guide(options, trained)
     model = load_trained(build_model(options), options.model_path, options.ema_correction)

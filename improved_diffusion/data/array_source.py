@@ -15,6 +15,7 @@ from .image_files import MODES
 from .image_source import ImageSource, Labels
 
 MAX_BYTES = 2**36  # of a file's pixels, all of which are held in memory
+CLASS_NAMES = "classes"  # the array of what the class numbers are called
 WANTED = "uint8 [N, H, W] or [N, H, W, 1, 3 or 4]"
 
 
@@ -78,10 +79,14 @@ def open_array(path: str, by: str = "auto", allow_empty_files: bool = False) -> 
             f"{path} has several arrays of class numbers ({', '.join(chosen)}); call one of them "
             "arr_1, or give --labels none"
         )
-    arrays = read_arrays(path, (images, *chosen), MAX_BYTES)
+    named = chosen and CLASS_NAMES in headers and headers[CLASS_NAMES].dtype.kind == "U"
+    names = [CLASS_NAMES] if named else []
+    arrays = read_arrays(path, (images, *chosen, *names), MAX_BYTES)
     labels = None
     if chosen:
         labels = Labels.of_numbers(arrays[chosen[0]].reshape(-1), chosen[0], path)
+    if labels and names:
+        labels = labels.called([str(name) for name in arrays[CLASS_NAMES].reshape(-1)], path)
     return ArraySource(arrays[images].reshape(*shape[:3], -1), labels, path)
 
 

@@ -53,6 +53,18 @@ class Labels:
         classes = [str(number) for number in range(int(numbers.max(initial=-1)) + 1)]
         return cls(classes, numbers.astype(np.int64), origin, named=False)
 
+    def called(self, names: list[str], path: str) -> "Labels":
+        """The same numbers, whose names are those at ``path``.
+
+        :raises InputError: if there are too few, or two alike.
+        """
+        if len(set(names)) < len(names) or len(names) < len(self.classes):
+            raise InputError(
+                f"{path} names the classes {', '.join(names)}, and its {self.origin} has "
+                f"{len(self.classes)}; mend it, or give --labels none"
+            )
+        return Labels(names, self.numbers, self.origin)
+
 
 class ImageSource(ABC):
     """N images. Each kind of place is a class with a file of its own.

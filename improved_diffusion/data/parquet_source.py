@@ -65,14 +65,7 @@ class ParquetSource(ImageSource):
             raise InputError(f"{self.path} has images without a {label}; give --labels none")
         labels = Labels.of_numbers(column.to_numpy(), f"the column {label}", self.path)
         classes = _features(table.schema).get(label, {}).get("names")
-        if classes is None:
-            return labels
-        if len(classes) < len(labels.classes):
-            raise InputError(
-                f"{self.path} names {len(classes)} classes, and its {label} has more; give "
-                "--labels none"
-            )
-        return Labels.of_names([classes[number] for number in labels.numbers], labels.origin)
+        return labels if classes is None else labels.called(list(map(str, classes)), self.path)
 
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[Image.Image]:

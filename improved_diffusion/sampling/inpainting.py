@@ -76,7 +76,14 @@ def descents(num_timesteps: int, jump_length: int, resamplings: int) -> list[ran
 
     At every ``jump_length``-th timestep, from the least noisy one on, it jumps up by as many,
     ``resamplings - 1`` times (the paper's appendix on the schedule of its jumps).
+
+    :raises InputError: if there are to be jumps, and there is no room for one.
     """
+    if resamplings > 1 and jump_length >= num_timesteps:
+        raise InputError(
+            f"jumps of {jump_length} timesteps do not fit into a walk of {num_timesteps}; give a "
+            "--jump_length below that, or --resamplings 1"
+        )
     ranges, start = [], num_timesteps - 1
     for level in reversed(range(0, num_timesteps - jump_length, jump_length)):
         for _ in range(resamplings - 1):

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch as th
 
 from .. import dist_util, logger
+from ..data.array_source import CLASS_NAMES
 from ..data.image_grid import (
     evenly,
     make_frame,
@@ -183,15 +185,18 @@ def save_samples(
 
     What was kept for a film becomes ``process.gif``.
 
-    :param names: of the classes, for the names of single pictures.
+    :param names: of the classes, for the names of single pictures and the .npz (``classes``).
     :param single: also write each picture, to ``images/``.
     :param process: also write how the first ones came about, to ``process.png``.
     :param before: a picture, [H, W, C], that the grid begins with.
     """
     images, classes = made.arrays()
     stem = os.path.join(folder, f"samples_{'x'.join(map(str, images.shape))}")
+    arrays: dict[str, Any] = {"arr_0": images}
+    if classes is not None:
+        arrays |= {"arr_1": classes} | ({CLASS_NAMES: np.array(names)} if names else {})
     with atomic_write(f"{stem}.npz") as file:
-        np.savez(file, *([images] if classes is None else [images, classes]))
+        np.savez(file, **arrays)
     logger.log(f"Saved {len(images)} samples to {stem}.npz")
     shown_first = images[:GRID_IMAGES]
     if before is not None:

@@ -345,6 +345,16 @@ def test_grey_arrays_and_arrays_of_other_names(tmp_path):
     assert open_source(str(tmp_path / "c.npz")).labels is None
 
 
+def test_class_numbers_of_an_npz_may_have_names(tmp_path):
+    source = open_source(str(make_npz(tmp_path / "a.npz", classes=np.array(CLASSES))))
+    assert source.labels.classes == list(CLASSES)
+    assert source.labels.named
+    refused(
+        make_npz(tmp_path / "a.npz", classes=np.array(["a", "b"])), r"a, b, and its arr_1 has 3"
+    )
+    refused(make_npz(tmp_path / "a.npz", classes=np.array(["a", "b", "a"])), r"classes a, b, a")
+
+
 def test_what_an_npz_must_not_hold(tmp_path):
     pixels, labels = pictures()
 

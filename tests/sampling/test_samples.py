@@ -105,6 +105,7 @@ def test_files(diffusion, tmp_path):
         save_samples(str(tmp_path), made, names=["a", "b", "c", "d"], single=True, process=True)
     with np.load(tmp_path / "samples_5x8x8x3.npz") as file:
         images, labels = file["arr_0"], file["arr_1"]
+        assert file["classes"].tolist() == ["a", "b", "c", "d"]
     assert np.array_equal(images, made.arrays()[0])
     pictures = sorted((tmp_path / "images").iterdir(), key=lambda path: path.stem[-6:])
     assert [path.name for path in pictures] == [

@@ -255,6 +255,7 @@ BAD_INPUT = [
     (INPAINT, {"mask": "{black}"}, "black.png is black everywhere: nothing is to be made"),
     (INPAINT, {"mask": "{white}"}, "white.png is white everywhere: nothing .* would stay"),
     (INPAINT, {"jump_length": 0}, "jump_length must be at least 1"),
+    (INPAINT, {"jump_length": 4}, "jumps of 4 timesteps do not fit into a walk of 4"),
     (INPAINT, {"resamplings": 0}, "resamplings must be at least 1"),
     (INPAINT, {"label": "cat"}, "trained without classes; leave --label out"),
     (INPAINT, {"model_path": "{known}"}, "needs one --label, got ''; choose from cat, dog"),
