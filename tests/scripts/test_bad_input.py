@@ -255,12 +255,16 @@ BAD_INPUT = [
     (INPAINT, {"mask": "{black}"}, "black.png is black everywhere: nothing is to be made"),
     (INPAINT, {"mask": "{white}"}, "white.png is white everywhere: nothing .* would stay"),
     (INPAINT, {"jump_length": 0}, "jump_length must be at least 1"),
-    (INPAINT, {"jump_length": 4}, "jumps of 4 timesteps do not fit into a walk of 4"),
+    (INPAINT, {"jump_length": 4}, "jumps of 4 timesteps do not fit into a walk of 2"),
     (INPAINT, {"resamplings": 0}, "resamplings must be at least 1"),
     (INPAINT, {"label": "cat"}, "trained without classes; leave --label out"),
     (INPAINT, {"model_path": "{known}"}, "needs one --label, got ''; choose from cat, dog"),
     (INPAINT, {"model_path": "{known}", "guidance": 2}, "leads to a class: give its --label"),
-    (INPAINT, {"model_path": "{known}", "guidance": 2, "label": "cat"}, "trained without labels"),
+    (
+        INPAINT,
+        {"model_path": "{known}", "guidance": 2, "label": "cat", "resamplings": 1},
+        "trained without labels",
+    ),
     (INPAINT, {"guidance": 2}, "--guidance leads samples to their class, and .* no classes"),
     # interpolation
     (INTERPOLATE, {"first": ""}, "no --first given; name a picture, or give a number"),
