@@ -38,7 +38,7 @@ class Picture(NamedTuple):
 
 def main() -> None:
     options, trained = parse_for_model(DenoisingOptions, __doc__)
-    prepare(options)
+    prepare(options, alone=True)
     label = choose_label(options, trained)
     diffusion, model = build_diffusion(options), build_model(options)
     multiple = model.side_multiple

@@ -28,7 +28,7 @@ def main() -> None:
     for name, images in sets.items():
         if images is not None:
             check_count(name, images)
-    prepare(options)
+    prepare(options, alone=True)
     extractor = open_extractor(options.features, options.weights, options.precision)
     with open_run("image_eval", options, results=RESULTS) as folder:
         say_what_computes(options.precision)

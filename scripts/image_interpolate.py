@@ -40,7 +40,7 @@ def main() -> None:
     label = choose_label(options, trained)
     diffusion = spaced_diffusion(options)
     pictures = read_ends(options)
-    prepare(options)
+    prepare(options, alone=True)
     label = {name: value.to(dist_util.dev()) for name, value in label.items()}
     guide = load_guide(options, trained)
     model = load_trained(build_model(options), options.model_path, options.ema_correction)

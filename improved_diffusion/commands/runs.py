@@ -65,12 +65,22 @@ def find_data_dir(data_dir: str, default: str = "cifar_train") -> str:
     )
 
 
-def prepare(options: RunningOptions) -> None:
-    """Make this process ready: threads and memory, device, process group, random numbers."""
+def prepare(options: RunningOptions, alone: bool = False) -> None:
+    """Make this process ready: threads and memory, device, process group, random numbers.
+
+    :param alone: whether it cannot share its work with other processes.
+    :raises InputError: if there are others all the same.
+    """
     cpu.configure_cpu(options.num_threads)
     dist_util.use_device(options.device)
     dist_util.setup_dist()
     seed_everything(options.seed)
+    with dist_util.agreeing():
+        if alone and dist_util.world_size() > 1:
+            raise InputError(
+                f"{os.path.basename(sys.argv[0])} works in one process: start it with python, "
+                "without torchrun"
+            )
 
 
 @contextlib.contextmanager

@@ -127,6 +127,16 @@ def test_bits_per_dimension_share_the_work(trained, images, tmp_path):
         assert found[0][key] == pytest.approx(found[1][key], rel=1e-4)
 
 
+def test_what_cannot_be_shared_is_refused(trained, tmp_path):
+    folder, _ = trained
+    flags = {"model_path": folder, "first": 1, "last": 2, "label": 0, "log_dir": tmp_path / "out"}
+    said = with_flags(SCRIPTS / "image_interpolate.py", status=2, **flags)
+    lines = [line for line in said.splitlines() if ": error: " in line]
+    assert len(lines) == 1, said
+    assert "image_interpolate.py works in one process: start it with python" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
 def run_both(images, log_dir, **flags):
     """Train on two processes that import nothing anew; their exit codes and lines of stderr."""
     codes = killing.end_both(killing.start_two(images, log_dir, **flags))
