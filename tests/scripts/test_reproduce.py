@@ -1,5 +1,6 @@
 """results/reproduce.py: what it runs, skips and leaves; the scripts do nothing here."""
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -231,3 +232,14 @@ def test_only_what_is_not_done_needs_images(reproduce, monkeypatch):
     assert start(reproduce, monkeypatch, "--only", "linear") == []
     with pytest.raises(reproduce.InputError, match="no images in datasets/cifar_train"):
         start(reproduce, monkeypatch, "--only", "linear,polynomial")
+
+
+def test_an_update_of_every_run_can_be_timed(monkeypatch, tiny):
+    monkeypatch.syspath_prepend(str(PROJECT / "results"))
+    step_times = importlib.import_module("step_times")
+    flags = {"class_cond": True, "num_classes": 3, "batch_size": 2, "precision": "fp32"}
+    job = step_times.Job("some", tiny | flags, 9)
+    worker = step_times.Worker(step_times.updates, job, 1)
+    worker.step()
+    assert worker.milliseconds[0] > 0
+    assert worker.close() > 0

@@ -1,0 +1,81 @@
+"""Time an update of each run of reproduce.py beside the course project's, interleaved.
+
+Prints how many updates fit into the time of the course project's 20,000, and into a quarter of it,
+so that runs with other settings can be given the same time on any machine.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch as th
+from reproduce import MAIN, SETTINGS, Job, chosen_jobs
+from tqdm import tqdm
+
+from improved_diffusion import logger
+from improved_diffusion.commands.cli import run
+from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import Parser
+from improved_diffusion.options.training import ImageTraining, TrainingOptions
+from improved_diffusion.resample import create_named_schedule_sampler
+from improved_diffusion.script_util import build_diffusion, build_model
+from improved_diffusion.system import cpu
+from improved_diffusion.train_util import TrainLoop
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+from benchmark import Worker
+
+COURSE = MAIN[0]
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--only", default="", help="names of runs, comma-separated; empty for all")
+    parser.add_argument("--rounds", type=int, default=15, help="updates of each run to time")
+    parser.add_argument("--num_threads", type=int, default=1, help="of each; 0 for all cores")
+    args = parser.parse_args()
+    if args.rounds < 1:
+        raise InputError(f"--rounds must be at least 1, got {args.rounds}")
+    jobs = [COURSE, *(job for job in chosen_jobs(args.only) if job is not COURSE)]
+    print(cpu.configure_cpu(args.num_threads), flush=True)
+    workers = [Worker(updates, job, args.num_threads) for job in jobs]
+    for _ in tqdm(range(args.rounds), unit="round", disable=None):
+        for worker in workers:
+            worker.step()
+    medians = [statistics.median(worker.milliseconds) for worker in workers]
+    print("| run | median ms | updates | in a quarter |")
+    print("| --- | ---: | ---: | ---: |")
+    for job, worker, median in zip(jobs, workers, medians, strict=True):
+        fitting = COURSE.updates * medians[0] / median
+        print(f"| {job.name} | {median:.0f} | {fitting:.0f} | {fitting / 4:.0f} |", flush=True)
+        worker.close()
+
+
+def updates(job: Job, num_threads: int) -> Iterator[float]:
+    """Updates with the job's flags, on images of noise."""
+    logger.Logger.CURRENT = logger.Logger(dir=None, output_formats=[])  # they say nothing
+    cpu.configure_cpu(num_threads)
+    flags = {**SETTINGS, **job.flags, "num_threads": num_threads, "resume_checkpoint": ""}
+    options = ImageTraining(**{**ImageTraining.defaults(), **flags})
+    settings = options.of(TrainingOptions).as_dict()
+    model, diffusion = build_model(options), build_diffusion(options)
+    density = options.logsnr_mean, options.logsnr_std
+    sampler = create_named_schedule_sampler(settings.pop("schedule_sampler"), diffusion, *density)
+    loop = TrainLoop(
+        model=model,
+        diffusion=diffusion,
+        data=iter(()),
+        schedule_sampler=sampler,
+        flags=options.as_dict(),
+        **settings,
+    )
+    size = options.image_size
+    images = th.rand(options.batch_size, options.in_channels, size, size) * 2 - 1
+    labels = {"y": th.zeros(len(images), dtype=th.int64)} if options.class_cond else {}
+    while True:
+        yield loop.run_step(images, labels)
+
+
+if __name__ == "__main__":
+    run(main)
