@@ -26,14 +26,14 @@ quickstart: $(VENV)/.package
 	    $(PIP) install -q -c constraints.txt -e '.[digits]' && $(PY) datasets/digits.py; \
 	fi
 	@if [ -d datasets/cifar_train ]; then \
-	    data=datasets/cifar_train preset=cifar10_hour guidance=3 classes=0,1,2,3,4,5,6,7,8,9; \
+	    data=datasets/cifar_train preset=cifar10_hour classes=0,1,2,3,4,5,6,7,8,9; \
 	else \
-	    data=datasets/digits_train preset=digits_minutes guidance=2 classes=$(DIGITS); \
+	    data=datasets/digits_train preset=digits_minutes classes=$(DIGITS); \
 	fi; \
 	$(PY) scripts/image_train.py --preset $$preset --time_budget $(MINUTES) --data_dir $$data \
 	    --log_dir $(RUN) --resume_checkpoint auto && \
 	$(PY) scripts/image_sample.py --model_path $(RUN) --classes $$classes --num_samples 20 \
-	    --sampler dpmpp --guidance $$guidance --precision auto --log_dir $(RUN)/samples --overwrite True
+	    --log_dir $(RUN)/samples --overwrite True
 	@echo
 	@echo "What lies where:"
 	@echo "  $(RUN)/results.xlsx       loss, mse, grad_norm and their charts"

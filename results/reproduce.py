@@ -39,7 +39,7 @@ EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "ddpm": ("image_sample.py", IN_BF16 | {"sampler": "ddpm", "num_samples": 500}),
     "dpmpp": ("image_sample.py", FAST | {"num_samples": 2000}),
-    "plain": ("image_sample.py", FAST | {"num_samples": 1000}),
+    "plain": ("image_sample.py", FAST | {"num_samples": 1000, "guidance": 1}),
     "guided": ("image_sample.py", FAST | {"num_samples": 1000, "guidance": 3}),
 }
 JUDGED = "judged_"  # before the name of samples: what the judge says of them
@@ -59,6 +59,7 @@ class Job:
     name: str
     flags: dict[str, object]
     updates: int
+    settings: dict[str, object] = field(default_factory=lambda: SETTINGS)  # before the flags
     ema_rates: tuple[str, ...] = ("0.999", "0.9999")
     kinds: tuple[str, ...] = ("nll", "dpmpp", "judged_dpmpp")  # of each EMA
     of_the_first: tuple[str, ...] = ()  # further ones, of the first EMA alone
@@ -103,24 +104,16 @@ STUDY = [
 HOUR = Job(
     "cifar10_hour",
     {
-        "batch_size": 16,
-        "microbatch": -1,
-        "class_cond": True,
-        "num_classes": 10,
-        "label_dropout": 0.1,
-        "predict_v": True,
-        "noise_schedule": "cosine",
-        "schedule_sampler": "lognormal",
-        "lr": 8e-4,
-        "warmup_steps": 100,
+        "preset": "cifar10_hour",
+        "time_budget": 0,
         "lr_anneal_steps": 4_400,
         "lr_hold_steps": 2_200,
-        "guidance": 3,
         "sample_interval": 500,
         "save_interval": 500,
         "num_threads": 1,
     },
     4_400,
+    settings={"data_dir": TRAIN_DATA, "precision": "bf16"},
     ema_rates=("0.998",),
     kinds=("nll", "plain", "guided", "judged_plain", "judged_guided"),
     workbook="results_cifar10_hour.xlsx",
@@ -175,7 +168,7 @@ def train(job: Job) -> None:
         return
     run_script(
         "image_train.py",
-        SETTINGS
+        job.settings
         | job.flags
         | {"max_steps": job.updates, "ema_rate": ",".join(job.ema_rates)}
         | {"log_dir": run, "resume_checkpoint": "auto"},

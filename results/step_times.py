@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch as th
-from reproduce import MAIN, SETTINGS, Job, chosen_jobs
+from reproduce import MAIN, Job, chosen_jobs
 from tqdm import tqdm
 
 from improved_diffusion import logger
 from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
-from improved_diffusion.options.command_line import Parser
+from improved_diffusion.options.command_line import Parser, as_words, parse_options
 from improved_diffusion.options.training import ImageTraining, TrainingOptions
 from improved_diffusion.resample import create_named_schedule_sampler
 from improved_diffusion.script_util import build_diffusion, build_model
@@ -56,8 +56,8 @@ def updates(job: Job, num_threads: int) -> Iterator[float]:
     """Updates with the job's flags, on images of noise."""
     logger.Logger.CURRENT = logger.Logger(dir=None, output_formats=[])  # they say nothing
     cpu.configure_cpu(num_threads)
-    flags = {**SETTINGS, **job.flags, "num_threads": num_threads, "resume_checkpoint": ""}
-    options = ImageTraining(**{**ImageTraining.defaults(), **flags})
+    words = as_words(job.settings | job.flags | {"num_threads": num_threads, "num_classes": 10})
+    options = parse_options(ImageTraining, __doc__, words)
     settings = options.of(TrainingOptions).as_dict()
     model, diffusion = build_model(options), build_diffusion(options)
     density = options.logsnr_mean, options.logsnr_std

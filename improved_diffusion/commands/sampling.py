@@ -10,6 +10,7 @@ from .. import dist_util, logger
 from ..diffusion.guidance import NO_LABEL
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion
+from ..options.flags import as_word
 from ..options.model import DiffusionOptions
 from ..options.using import (
     GuideOptions,
@@ -100,6 +101,9 @@ def sample(
         f"Sampling {order.num_samples} images in {order.steps(diffusion)} steps "
         f"of {order.sampler}{noise}"
     )
+    if trained.recommended:
+        flags = (f"--{name} {as_word(value)}" for name, value in trained.recommended.items())
+        logger.log(f"As {CONFIG_NAME} recommends: {' '.join(flags)}; give others to differ")
     made = Samples()
     try:
         with guided(options, trained, model, diffusion, guide) as call:

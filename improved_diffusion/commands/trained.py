@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch as th
@@ -11,7 +11,7 @@ import torch as th
 from .. import dist_util, logger
 from ..errors import InputError
 from ..models.architecture import check_fit
-from ..options.command_line import parse_values
+from ..options.command_line import as_words, parse_values
 from ..options.flags import Flag, Options, as_word
 from ..options.model import (
     AUTO,
@@ -20,12 +20,14 @@ from ..options.model import (
     ModelOptions,
     SuperResOptions,
 )
-from ..options.using import GuideOptions, TrainedOptions, UseOptions
+from ..options.training import ImageTraining, SuperResTraining
+from ..options.using import GuideOptions, ImageSampling, TrainedOptions, UseOptions
 from ..system.files import is_folder, join, list_folder, parse_json, read_file
 from ..training import checkpoints
 from .runs import CONFIG_NAME, say_what_computes
 
 AnyUse = TypeVar("AnyUse", bound=TrainedOptions)
+SAMPLING = "sampling"  # what config.json calls flags for image_sample.py to begin with
 MOST_NAMES = 12  # of classes in one line of a message
 # Flags in which a model and its guide agree, with those of the process.
 OF_THE_IMAGES = ("image_size", "large_size", "small_size", "in_channels", "class_cond")
@@ -38,11 +40,13 @@ class Trained:
     :param data: what ``config.json`` says of the images that it was trained on.
     :param has_config: whether there is a ``config.json`` beside it.
     :param room: for how many classes it has room; it may have seen fewer.
+    :param recommended: flags of sampling that ``config.json`` has and the command line has not.
     """
 
     data: Mapping[str, Any]
     has_config: bool
     room: int
+    recommended: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -94,7 +98,7 @@ def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse
     :raises InputError: for flags that cannot work, or contradict the model's training.
     """
     values, given = parse_values(kind, description)
-    path = values["model_path"]
+    path = str(values["model_path"])
     if not path:
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
     if is_folder(path):
@@ -104,9 +108,25 @@ def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse
     config = read_config(path)
     part = SuperResOptions if issubclass(kind, SuperResOptions) else ImageModelOptions
     flags, data = _read_flags(part, *config) if config else ({}, {})
-    values |= adopted(part, values, given, flags, config[0] if config else "")
+    recommended = _recommended(kind, given, *config) if config else {}
+    values |= recommended | adopted(part, values, given, flags, config[0] if config else "")
     options = kind(**values | {"model_path": path})
-    return options, Trained(data, config is not None, int(values["num_classes"]))
+    return options, Trained(data, config is not None, int(values["num_classes"]), recommended)
+
+
+def _recommended(kind: type[Options], given: set[str], path: str, config: Any) -> dict[str, Any]:
+    """The flags that a run's configuration has for ``image_sample.py`` and that are not given."""
+    flags = config.get(SAMPLING, {})
+    if not (flags and issubclass(kind, ImageSampling)):
+        return {}
+    try:
+        values, known = parse_values(kind, None, as_words(flags))
+    except (InputError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a run's configuration (its {SAMPLING}: {error}); move it away"
+        ) from None
+    other_way = {"sampler"} if "use_ddim" in given else set()
+    return {name: values[name] for name in known - given - other_way}
 
 
 def read_config(model_path: str) -> tuple[str, Any] | None:
@@ -127,6 +147,9 @@ def _read_flags(
     """The model's flags in a run's configuration, and what it says of the data."""
     try:
         defaults = part.defaults()
+        unknown = config["flags"].keys() - {*ImageTraining.flags(), *SuperResTraining.flags()}
+        if unknown:
+            raise ValueError(f"there is no flag {min(unknown)}")
         flags = {
             name: _as_kind_of(defaults[name], config["flags"][name])
             for name in part.flags()

@@ -17,7 +17,8 @@ from ..image_datasets import BatchStream, load_data
 from ..logs.columns import COLUMNS
 from ..logs.tables import check_columns
 from ..options.model import AUTO, NUM_CLASSES
-from ..options.training import EvalOptions, ModelTraining, TrainingOptions
+from ..options.presets import PRESETS
+from ..options.training import EvalOptions, ImageTraining, ModelTraining, TrainingOptions
 from ..resample import create_named_schedule_sampler
 from ..respace import SpacedDiffusion
 from ..system.files import is_local
@@ -25,6 +26,7 @@ from ..train_util import Batch, TrainLoop, get_blob_logdir
 from ..training import checkpoints
 from ..training.previews import Examiner, Preview
 from . import runs
+from .trained import SAMPLING
 
 AnyTraining = TypeVar("AnyTraining", bound=ModelTraining)
 PREVIEW_IMAGES = 16
@@ -111,12 +113,20 @@ def train(
             **settings,
         )
         with dist_util.agreeing():
-            runs.write_config(folder, script, options, data=summary)
+            runs.write_config(folder, script, options, data=summary, **_how_to_sample(options))
         try:
             loop.run_loop()
         except (SystemExit, KeyboardInterrupt, LostRankError):
             _say_how_to_go_on(loop, folder)
             raise
+
+
+def _how_to_sample(options: ModelTraining) -> dict[str, Any]:
+    """What ``config.json`` says of sampling, for ``image_sample.py`` to begin with."""
+    preset = PRESETS.get(options.preset) if isinstance(options, ImageTraining) else None
+    if not (preset and preset.sampling):
+        return {}
+    return {SAMPLING: {**preset.sampling, "guidance": options.guidance}}
 
 
 def _say_how_to_go_on(loop: TrainLoop, folder: str) -> None:

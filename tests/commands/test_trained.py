@@ -13,7 +13,7 @@ from improved_diffusion import logger, script_util
 from improved_diffusion.commands import trained
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.model import ImageModelOptions
-from improved_diffusion.options.using import ImageSampling
+from improved_diffusion.options.using import BoundOptions, ImageSampling
 
 
 @pytest.fixture
@@ -76,6 +76,42 @@ def parse(tmp_path, monkeypatch, *words, content=None):
 def test_another_files_configuration(content, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"config\.json is not a run's configuration"):
         parse(tmp_path, monkeypatch, content=content)
+
+
+@pytest.mark.parametrize("name", ["noise_schedul", "predict_V"])
+def test_a_misspelt_flag_is_not_overlooked(tmp_path, monkeypatch, name):
+    """Its default would be taken without a word."""
+    with pytest.raises(InputError, match=f"there is no flag {name}"):
+        parse(tmp_path, monkeypatch, content=json.dumps({"flags": {name: True}}))
+
+
+RECOMMENDED = json.dumps(
+    {"flags": {"class_cond": True}, "sampling": {"sampler": "dpmpp", "guidance": 3.0}}
+)
+
+
+def test_how_to_sample_comes_from_the_configuration(tmp_path, monkeypatch):
+    options, about = parse(tmp_path, monkeypatch, content=RECOMMENDED)
+    assert (options.chosen_sampler.name, options.guidance) == ("dpmpp", 3.0)
+    assert about.recommended == {"sampler": "dpmpp", "guidance": 3.0}
+    options, about = parse(tmp_path, monkeypatch, "--sampler", "ddim", "--guidance", "1")
+    assert (options.chosen_sampler.name, options.guidance) == ("ddim", 1.0)
+    assert about.recommended == {}
+    options, _ = parse(tmp_path, monkeypatch, "--use_ddim", "True")
+    assert options.chosen_sampler.name == "ddim"
+    odd = '{"flags": {}, "sampling": {"sampler": "best"}}'
+    with pytest.raises(InputError, match="unknown sampler 'best'"):
+        parse(tmp_path, monkeypatch, content=odd)
+    odd = '{"flags": {}, "sampling": {"guidance": "much"}}'
+    with pytest.raises(InputError, match=r"config\.json is not .* \(its sampling: argument --guid"):
+        parse(tmp_path, monkeypatch, content=odd)
+
+
+def test_only_image_sample_samples_as_recommended(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(RECOMMENDED)
+    monkeypatch.setattr(sys, "argv", ["image_nll.py", "--model_path", f"{tmp_path}/model.pt"])
+    _, about = trained.parse_for_model(BoundOptions, "Evaluate.")
+    assert about.recommended == {}
 
 
 def test_a_model_without_a_configuration(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import as_words, parse_options
 from improved_diffusion.options.presets import PRESETS
 from improved_diffusion.options.training import ImageTraining, SuperResTraining
+from improved_diffusion.options.using import ImageSampling
 from improved_diffusion.script_util import build_model
 from improved_diffusion.system import cpu
 
@@ -87,3 +88,11 @@ def test_a_precision_by_name_is_taken_as_it_is(word):
             parse(*words)
     else:
         assert parse(*words).precision == word
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_how_a_presets_model_is_sampled(name):
+    preset = PRESETS[name]
+    model = {"class_cond": True, "label_dropout": 0.1} if "guidance" in preset.flags else {}
+    words = as_words(model | {**preset.sampling, "guidance": preset.flags.get("guidance", 1.0)})
+    assert parse_options(ImageSampling, "Sample.", words).chosen_sampler
