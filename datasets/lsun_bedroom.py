@@ -12,6 +12,7 @@ from improved_diffusion.commands.cli import run
 from improved_diffusion.data.image_files import MAX_PIXELS
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
+from improved_diffusion.system.files import naming
 
 
 def main() -> None:
@@ -26,7 +27,9 @@ def main() -> None:
     images = chain([next(images)], images)  # before anything is made, the first one must be right
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
-        image.save(args.out_dir / f"{args.prefix}_{index:07d}.png")
+        path = args.out_dir / f"{args.prefix}_{index:07d}.png"
+        with naming(path):
+            image.save(path)
     print(f"{args.out_dir}: {index + 1} images")
 
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from improved_diffusion import logger
-from improved_diffusion.commands.cli import run
+from improved_diffusion.commands.cli import run, say_replaced
 from improved_diffusion.commands.sampling import evaluating
 from improved_diffusion.options.command_line import parse_options
 from improved_diffusion.options.flags import flag, with_default
@@ -97,6 +97,7 @@ def main() -> None:
         print_table(task, images, gflop, timings)
         report[task] = {"gflop": gflop, "variants": [asdict(timing) for timing in timings]}
     if options.json:
+        say_replaced(options.json)
         atomic_write_text(options.json, json.dumps(report, indent=2) + "\n")
 
 

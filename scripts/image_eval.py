@@ -26,8 +26,16 @@ def main() -> None:
     train = open_images(options.train, *how) if options.train else None
     sets = {"samples": samples, "reference": reference, "train": train}
     for name, images in sets.items():
-        if images is not None:
-            check_count(name, images)
+        if images is None:
+            continue
+        check_count(name, images)
+        is_grey = [each.source.shape(0)[1] == 1 for each in (images, samples)]
+        if is_grey[0] != is_grey[1]:
+            kinds = ("grey", "colour") if is_grey[0] else ("colour", "grey")
+            raise InputError(
+                f"the images of --{name} are in {kinds[0]}, the samples in {kinds[1]}; judge them "
+                "by images of their own kind"
+            )
     prepare(options, alone=True)
     extractor = open_extractor(options.features, options.weights, options.precision)
     with open_run("image_eval", options, results=RESULTS) as folder:

@@ -253,8 +253,13 @@ def load_trained(model: th.nn.Module, model_path: str, ema_correction: bool = Tr
     found = checkpoints.initial_weights_in(model_path) if ema_correction else None
     if found:
         path, share = found
-        initial = checkpoints.load_model_file(path)
-        check_fit(model, initial, path)
+        try:
+            initial = checkpoints.load_model_file(path)
+            check_fit(model, initial, path)
+        except InputError as error:
+            raise InputError(
+                f"{error}; or give --ema_correction False to leave the initial weights in the EMA"
+            ) from error
         for name, p in model.named_parameters():
             p.copy_(checkpoints.without_initial(p, initial[name], share))
     return model.to(dist_util.dev()).eval()

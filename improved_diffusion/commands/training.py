@@ -14,7 +14,7 @@ from ..evaluation.image_sets import open_images as open_real_images
 from ..evaluation.judge import check_count, kept_features
 from ..evaluation.quality import Reference
 from ..image_datasets import BatchStream, load_data
-from ..logs.columns import COLUMNS
+from ..logs.columns import COLUMNS, IN_EVERY_LOG
 from ..logs.tables import check_columns
 from ..options.model import AUTO, NUM_CLASSES
 from ..options.presets import PRESETS
@@ -259,7 +259,9 @@ def _check_against_checkpoint(options: ModelTraining, images: BatchStream) -> No
             images.check_folder(data)  # first: it decides what `--num_classes auto` is
         runs.check_resumed_flags(state.flags, options)
         log = os.path.join(logger.get_dir() or ".", "progress.csv")
-        check_columns(log, wanted=state.columns, numbers=[column.name for column in COLUMNS])
+        # Earlier states do not say which columns there were.
+        wanted = state.columns or IN_EVERY_LOG
+        check_columns(log, wanted=wanted, numbers=[column.name for column in COLUMNS])
 
 
 def _say_what_is_ahead(

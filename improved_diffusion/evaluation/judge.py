@@ -129,6 +129,10 @@ def judge(
     if known is not None:
         some = rng.permutation(len(known))[: len(samples)]
         of_real = _figures(known[some], real)
+    elif len(real.features) >= 2 * LEAST:  # a part of them by the others
+        some = rng.permutation(len(real.features))
+        count = min(len(samples), len(some) // 2)
+        of_real = _figures(real.features[some[:count]], Reference(real.features[some[count:]]))
     lines = {
         name: Line(_title(name, extractor), figure, of_real[name], of_noise[name])
         for name, figure in of_samples.items()

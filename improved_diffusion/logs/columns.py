@@ -7,6 +7,8 @@ logged all the same; in the workbook they stand behind these.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+IN_EVERY_LOG = ("step", "samples", "loss", "grad_norm")  # of whatever version of the code
+KID = "KID of samples (EfficientNet-Lite0)"
 QUARTERS = ("q0 (least noise)", "q1", "q2", "q3 (most noise)")  # of the timesteps
 
 
@@ -44,7 +46,7 @@ COLUMNS = (
     ),
     *(Column(f"mse_{name[:2]}", panel=f"mse by quarter of t: {name}") for name in QUARTERS),
     *(Column(f"vb_{name[:2]}") for name in QUARTERS),
-    Column("kid", False, "KID of samples (EfficientNet-Lite0)", "KID", panel="KID of samples"),
+    Column("kid", False, KID, "KID", panel=KID),
     Column("lr"),
     Column("skipped_updates"),
     Column("lg_loss_scale"),

@@ -145,9 +145,7 @@ class ModelOptions(DiffusionOptions):
         below=1,
         in_use="free",
     )
-    class_cond: bool = flag(
-        False, "condition on class labels, taken from the file names up to the first _"
-    )
+    class_cond: bool = flag(False, "condition on the images' classes, see labels")
     num_classes: int | str = flag(
         NUM_CLASSES,
         "classes of a class-conditional model, or auto for as many as the images have",

@@ -80,3 +80,44 @@ def test_only_known_formats_are_decoded_whatever_the_file_is_called(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     with pytest.raises(InputError, match="not one of PNG, JPEG"):
         read_image(str(tmp_path / "a.png"), 8)
+
+
+def error(image, expected):
+    """Root mean square, of 255."""
+    return np.sqrt(np.mean((image.astype(float) - expected) ** 2))
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    """White is 65535, and not everything above 255."""
+    ramp = np.linspace(0, 2**16 - 1, SIZE * SIZE).reshape(SIZE, SIZE)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "a.png")
+    read = read_image(str(tmp_path / "a.png"), SIZE)
+    assert error(read, ramp[..., None] / 257) < 0.5
+
+
+def smooth(width, height):
+    rows, columns = np.mgrid[:height, :width]
+    waves = [127.5 + 127 * np.sin(rows / (5 + c) + columns / (7 - c)) for c in range(3)]
+    return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_a_palette_becomes_colours_before_it_is_scaled(tmp_path, kind):
+    """Between the numbers of a palette there is nothing."""
+    image = smooth(64, 64)
+    image.quantize(256, dither=Image.Dither.NONE).save(tmp_path / f"a.{kind}")
+    image.save(tmp_path / "b.png")
+    whole = read_image(str(tmp_path / "b.png"), SIZE)
+    assert error(read_image(str(tmp_path / f"a.{kind}"), SIZE), whole) < 4
+    nearest = image.quantize(256, dither=Image.Dither.NONE).resize((SIZE, SIZE))
+    assert error(np.asarray(nearest.convert("RGB")), whole) > 20
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(3, 180), (6, 90), (8, 270)])
+def test_a_photograph_on_its_side_is_turned(tmp_path, orientation, turned):
+    image = smooth(SIZE, SIZE)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.rotate(turned).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    read = read_image(str(tmp_path / "a.jpg"), SIZE)
+    assert error(read, np.asarray(image)) < 15 < error(read, np.asarray(image.rotate(turned)))

@@ -115,6 +115,16 @@ def test_features_of_real_images_are_kept_beside_them(verdict, data, tmp_path, t
     assert "copies" not in read(tmp_path / "again")
 
 
+def test_real_images_have_figures_without_a_training_set(data, tmp_path, to_words):
+    """Some of the reference by the others."""
+    reference = folder_of(tmp_path / "many", seed=1, count=120)
+    assert judge(data, tmp_path / "out", to_words, reference=reference, labels="none") == 0
+    found = read(tmp_path / "out")
+    assert abs(found["kid_real"]) < 5 * found["kid_error"]
+    assert found["frechet_real"] < found["frechet_noise"] / 2
+    assert found["recall_real"] > found["recall_noise"]
+
+
 def test_noisy_samples_and_copies_are_found_out(verdict, data, tmp_path, to_words):
     npz_of(tmp_path / "noisy.npz", seed=3, noise=40)
     assert judge(data, tmp_path / "noisy", to_words, samples=tmp_path / "noisy.npz") == 0
@@ -144,6 +154,13 @@ def larger(data, tmp_path):
     large = np.zeros((60, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "large.npz", large)
     return {"samples": tmp_path / "large.npz"}
+
+
+def grey(data, tmp_path):
+    folder_of(tmp_path / "grey", seed=1)
+    for path in (tmp_path / "grey").iterdir():
+        Image.open(path).convert("L").save(path)
+    return {"reference": tmp_path / "grey"}
 
 
 def nameless(data, tmp_path):
@@ -177,6 +194,7 @@ def negative(data, tmp_path):
         ),
         (lambda data, tmp_path: {"train": data / "test"}, "--reference and --train are"),
         (lambda data, tmp_path: {"samples": ""}, "no --samples given"),
+        (grey, "the images of --reference are in grey, the samples in colour"),
         (lambda data, tmp_path: {"samples": tmp_path / "none"}, "none does not exist"),
         (few, "--samples has 49 images, too few"),
         (larger, "fewer than 16"),

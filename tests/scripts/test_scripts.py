@@ -320,6 +320,18 @@ def test_images_of_any_kind_and_size(channels, size, tiny, images, scripts, tmp_
     assert "done 2 samples: bpd=" in out
 
 
+def test_a_run_with_a_preset_says_how_to_sample(tiny, images, scripts, tmp_path):
+    run = tmp_path / "run"
+    small = tiny | {"data_dir": images, "batch_size": 2, "time_budget": 0, "max_steps": 1}
+    small |= {"sample_interval": 0, "log_dir": run, "precision": "fp32", "guidance": 2}
+    scripts.run("image_train.py", preset="cifar10_hour", **small)
+    flags = {"model_path": run, "num_samples": 2, "sampling_steps": 2, "log_dir": tmp_path / "out"}
+    out, _ = scripts.run("image_sample.py", **flags)
+    assert "Sampling 2 images in 2 steps of dpmpp" in out
+    assert "Guidance 2 away from its samples without a class" in out
+    assert re.search(r"config\.json recommends: --guidance 2\.0 .*--sampler dpmpp", out)
+
+
 def test_other_places_of_images_than_folders(tiny, tiny_sr, images, scripts, tmp_path):
     """The same training from a .zip as from the folder; bits/dim and enlarging from an .npz."""
     packed, arrays = tmp_path / "images.zip", tmp_path / "images.npz"

@@ -14,6 +14,7 @@ import time
 import killing
 import numpy as np
 import pytest
+import torch as th
 from in_process import in_process
 from PIL import Image
 
@@ -154,6 +155,16 @@ def test_a_log_that_cannot_be_continued_is_refused(images, run, to_words, capsys
     assert said in the_line(capsys)
     assert path.read_bytes() == before
     assert not (run / "state000011.pt").exists()
+
+
+def test_a_log_of_an_earlier_version_keeps_its_columns_too(images, run, to_words, capsys):
+    """Whose states do not say which these are."""
+    edit(run, renamed("loss"))
+    for path in run.glob("state*.pt"):
+        state = th.load(path, weights_only=True)
+        th.save({**state, "columns": []}, path)
+    assert resume(images, run, to_words, resume_checkpoint="auto") == 2
+    assert "lost its column 'loss'" in the_line(capsys)
 
 
 def excel(table):
