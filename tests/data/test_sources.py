@@ -480,6 +480,23 @@ def test_parquet_files_as_hugging_face_names_them(tmp_path):
     refused(tmp_path, "has the files of numbered and train; name one")
 
 
+def test_parquet_files_as_hugging_face_named_them_earlier(tmp_path):
+    for shard, digits in enumerate(("5a2c6a5c2cc9a9d5", "0123456789abcdef")):
+        make_parquet(tmp_path / f"train-{shard:05d}-of-00002-{digits}.parquet")
+    assert len(open_source(str(tmp_path))) == 2 * COUNT
+    make_parquet(tmp_path / "test-00000-of-00001-5a2c6a5c2cc9a9d5.parquet")
+    refused(tmp_path, "has the files of test and train; name one")
+
+
+def test_parquet_files_that_do_not_belong_together(tmp_path):
+    make_parquet(tmp_path / "a-0.parquet")
+    make_parquet(tmp_path / "a-1.parquet", label="number")
+    refused(tmp_path, r"a-1\.parquet has other columns of images or labels, or other classes")
+    make_parquet(tmp_path / "a-1.parquet", named=False)
+    refused(tmp_path, r"a-1\.parquet has other columns of images or labels, or other classes")
+    assert len(open_source(str(tmp_path), "none")) == 2 * COUNT
+
+
 def test_what_a_parquet_file_must_not_hold(tmp_path):
     pa = pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")
     import pyarrow.parquet as pq
@@ -489,12 +506,20 @@ def test_what_a_parquet_file_must_not_hold(tmp_path):
     def refused_table(message, **columns):
         pq.write_table(pa.table(columns), path)
         refused(path, message)
+        with pytest.raises(InputError) as caught:
+            open_source(str(path))
+        assert "no whole" not in str(caught.value)
 
     cells = [{"bytes": content} for _, content in files()]
     refused_table("no column of images", text=["a"])
     refused_table(r"several columns of images \(a, b\)", a=cells, b=cells)
     refused_table("without a label; give --labels none", image=cells, label=[None, *range(11)])
     refused_table("no classes, such as -1", image=cells, label=[-1, *range(11)])
+    twice = pa.Table.from_arrays(
+        [pa.array(cells), *[pa.array(range(12))] * 2], ["image", *["label"] * 2]
+    )
+    pq.write_table(twice, path)
+    refused(path, r"several columns of class labels \(label, label\)")
     refused_table("no images", image=pa.array([], pa.binary()))
     refused_table(r"some\.parquet/000001: it has no bytes", image=[cells[0], {"bytes": None}])
     path.write_bytes(b"no table")
