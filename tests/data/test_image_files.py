@@ -80,3 +80,9 @@ def test_only_known_formats_are_decoded_whatever_the_file_is_called(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     with pytest.raises(InputError, match="not one of PNG, JPEG"):
         read_image(str(tmp_path / "a.png"), 8)
+
+
+def test_a_missing_file_is_named_once(tmp_path):
+    with pytest.raises(InputError) as caught, open_image(str(tmp_path / "none.png")):
+        pass
+    assert str(caught.value) == f"cannot read image {tmp_path}/none.png: No such file or directory"
