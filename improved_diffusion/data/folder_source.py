@@ -6,10 +6,9 @@ from contextlib import AbstractContextManager
 
 from PIL import Image
 
-from ..errors import InputError
-from ..system.files import is_local, join, list_folder, parse_json, read_file, remote
+from ..system.files import is_local, join, list_folder, read_file, remote
 from .image_files import list_images, open_image
-from .image_source import LIST, Files, listed_labels
+from .image_source import Files
 
 
 class FolderSource(Files):
@@ -23,16 +22,12 @@ class FolderSource(Files):
     """
 
     def __init__(self, path: str, by: str = "auto", allow_empty_files: bool = False):
-        names = list_images(path, allow_empty_files=allow_empty_files)
-        listed = None
-        if by == "auto" and LIST in list_folder(path):
-            where = join(path, LIST)
-            try:
-                content = parse_json(read_file(where))
-            except ValueError as error:
-                raise InputError(f"{where} cannot be read ({error}); move it away") from None
-            listed = listed_labels(content, where)
-        super().__init__(path, names, by, listed)
+        super().__init__(path, list_images(path, allow_empty_files=allow_empty_files), by)
+
+    def _read_list(self, name: str) -> bytes | None:
+        parent, _, own = name.rpartition("/")
+        folder = join(self.path, parent)
+        return read_file(join(folder, own)) if own in list_folder(folder) else None
 
     def open(self, index: int) -> AbstractContextManager[Image.Image]:
         return open_image(self.where(index))

@@ -84,7 +84,7 @@ def explaining(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise InputError(f"cannot read image {name}: not one of {', '.join(FORMATS)}") from None
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"cannot read image {name}: {' '.join(reason.split())}") from error
 
 

@@ -1,6 +1,7 @@
 """Images in one place, whatever form they have there: their names, their classes, reading them."""
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from ..system.files import parse_json
 from .image_files import explaining, squared
 
 BY = ("auto", "name", "folder", "none")  # what classes are taken from
@@ -50,8 +52,9 @@ class Labels:
                 f"{path}: {origin} has numbers that are no classes, such as {odd[0]}; mend it, or "
                 "give --labels none"
             )
-        classes = [str(number) for number in range(int(numbers.max(initial=-1)) + 1)]
-        return cls(classes, numbers.astype(np.int64), origin, named=False)
+        numbers = numbers.astype(np.int64)
+        classes = [str(number) for number in range(numbers.max(initial=-1) + 1)]
+        return cls(classes, numbers, origin, named=False)
 
     def called(self, names: list[str], path: str) -> "Labels":
         """The same numbers, whose names are those at ``path``.
@@ -60,8 +63,8 @@ class Labels:
         """
         if len(set(names)) < len(names) or len(names) < len(self.classes):
             raise InputError(
-                f"{path} names the classes {', '.join(names)}, and its {self.origin} has "
-                f"{len(self.classes)}; mend it, or give --labels none"
+                f"{path} names {len(set(names))} different classes, {len(names)} in all, and its "
+                f"{self.origin} has {len(self.classes)}; mend it, or give --labels none"
             )
         return Labels(names, self.numbers, self.origin)
 
@@ -150,24 +153,21 @@ class Files(ImageSource):
     :param path: what the names are below.
     :param names: of the files, parts joined by ``/``.
     :param by: one of :data:`BY`.
-    :param listed: the class number of each name, where a list says so.
     :raises InputError: if classes cannot be taken from where ``by`` says.
     """
 
     labelling = "name the files <class>_<number>.png, or give each class a folder of its own"
 
-    def __init__(
-        self,
-        path: str,
-        names: Sequence[str],
-        by: str = "auto",
-        listed: Mapping[str, int] | None = None,
-    ):
+    def __init__(self, path: str, names: Sequence[str], by: str = "auto"):
         self.path, self.names = path, names
-        self.labels = self._labels(by, listed)
+        self.labels = self._labels(by)
 
-    def _labels(self, by: str, listed: Mapping[str, int] | None) -> Labels | None:
-        if by == "auto" and listed is not None:
+    @abstractmethod
+    def _read_list(self, name: str) -> bytes | None:
+        """What a file beside the images says; None where there is none of that name."""
+
+    def _labels(self, by: str) -> Labels | None:
+        if by == "auto" and (listed := self._find_list()) is not None:
             return self._from_list(listed)
         if by == "folder" or (by == "auto" and self._are_in_folders):
             if not all(self._folders):
@@ -184,6 +184,20 @@ class Files(ImageSource):
             )
         return Labels.of_names(names, "name") if names and all(names) else None
 
+    def _find_list(self) -> dict[str, int] | None:
+        """The class number of each name that :data:`LIST` has, where it has some.
+
+        It lies at the top, or in a folder around all images.
+        """
+        shared = self._around.split("/")[:-1]
+        for depth in range(len(shared) + 1):
+            folder = "".join(f"{part}/" for part in shared[:depth])
+            content = self._read_list(folder + LIST)
+            if content is not None:
+                listed = listed_labels(content, f"{self.path.rstrip('/')}/{folder}{LIST}")
+                return listed and {folder + name: number for name, number in listed.items()}
+        return None
+
     def _from_list(self, listed: Mapping[str, int]) -> Labels:
         missing = next((name for name in self.names if name not in listed), None)
         if missing is not None:
@@ -194,15 +208,19 @@ class Files(ImageSource):
         return Labels.of_numbers(numbers, LIST, self.path)
 
     @cached_property
+    def _around(self) -> str:
+        """The folders around all files, each with a ``/`` behind it; "" for none."""
+        folders = [name.split("/")[:-1] for name in self.names]
+        # What the first and the last in order share, all between them do.
+        pairs = zip(min(folders), max(folders), strict=False)
+        return "".join(
+            f"{a}/" for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        )
+
+    @cached_property
     def _folders(self) -> list[str]:
         """The folder that each file is in, but for folders around them all; "" for none."""
-        folders = [name.split("/")[:-1] for name in self.names]
-        shared = 0
-        while all(len(parts) > shared for parts in folders) and (
-            len({parts[shared] for parts in folders}) == 1
-        ):
-            shared += 1
-        return ["/".join(parts[shared:]) for parts in folders]
+        return [name[len(self._around) :].rpartition("/")[0] for name in self.names]
 
     @property
     def _are_in_folders(self) -> bool:
@@ -218,13 +236,17 @@ class Files(ImageSource):
 LIST = "dataset.json"  # beside the images of a data set in EDM's form
 
 
-def listed_labels(content: object, where: str) -> dict[str, int] | None:
+def listed_labels(content: bytes, where: str) -> dict[str, int] | None:
     """The class numbers of :data:`LIST`, ``{"labels": [[name, number], ...]}``; None for none.
 
     :raises InputError: if it says something else.
     """
     try:
-        pairs = content["labels"]  # type: ignore[index]
+        parsed = parse_json(content)
+    except ValueError as error:
+        raise InputError(f"{where} cannot be read ({error}); move it away") from None
+    try:
+        pairs = parsed["labels"]
         listed = None if pairs is None else {str(name): number for name, number in pairs}
     except (TypeError, ValueError, KeyError):
         raise InputError(

@@ -8,7 +8,8 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,8 @@ from .image_source import ImageSource, Labels
 
 ENDING = ".parquet"
 MAX_BYTES = 2**35  # of all images' files, which are held in memory
+# What follows a split in a file's name, with the hash that earlier versions of datasets wrote.
+SHARD = re.compile(r"[-_.]?\d*(-of-\d+)?(-[0-9a-f]{16})?\.parquet$", re.IGNORECASE)
 BYTES = "bytes"  # the part of an image's cell that holds its file
 
 
@@ -43,40 +46,31 @@ class ParquetSource(ImageSource):
     def __init__(self, path: str, by: str = "auto", allow_empty_files: bool = False):
         check_no_file_names(path, by)
         self.path = path
-        table, label = _read_table(path, files_of(path), with_labels=by == "auto")
-        self._cells = table.column(BYTES).combine_chunks()
-        self.names = [f"{number:06d}" for number in range(len(self._cells))]
+        self._chunks, lengths, self.labels = _read_tables(path, files_of(path), by == "auto")
+        self._starts = np.cumsum([0, *map(len, self._chunks)])
+        self.names = [f"{number:06d}" for number in range(self._starts[-1])]
         if not self.names:
             raise InputError(f"no images in {path}")
-        for index in [] if allow_empty_files else np.flatnonzero(self._lengths == 0)[:1]:
+        for index in [] if allow_empty_files else np.flatnonzero(lengths == 0)[:1]:
             raise InputError(f"cannot read image {self.where(index)}: it has no bytes")
-        self.labels = self._labels(table, label) if label else None
 
-    @property
-    def _lengths(self) -> np.ndarray:
-        """The bytes of each image's file; 0 where there is none."""
-        import pyarrow.compute as pc
-
-        return pc.fill_null(pc.binary_length(self._cells), 0).to_numpy()
-
-    def _labels(self, table: Any, label: str) -> Labels:
-        column = table.column(label)
-        if column.null_count:
-            raise InputError(f"{self.path} has images without a {label}; give --labels none")
-        labels = Labels.of_numbers(column.to_numpy(), f"the column {label}", self.path)
-        classes = _features(table.schema).get(label, {}).get("names")
-        return labels if classes is None else labels.called(list(map(str, classes)), self.path)
+    def _file(self, index: int) -> Any:
+        """The bytes of image ``index``, as a buffer."""
+        chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._chunks[chunk][index - int(self._starts[chunk])].as_buffer() or b""
 
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[Image.Image]:
-        with decoding(io.BytesIO(self._cells[index].as_buffer() or b"")) as image:
+        with decoding(io.BytesIO(self._file(index))) as image:
             yield image
 
-    @property
+    @cached_property
     def stamp(self) -> str:
-        digest = hashlib.sha256(self._lengths.tobytes())
-        for buffer in filter(None, self._cells.buffers()):
-            digest.update(buffer)
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            file = memoryview(self._file(index))
+            digest.update(len(file).to_bytes(8, "little"))
+            digest.update(file)
         return digest.hexdigest()
 
     @property
@@ -107,7 +101,7 @@ def files_of(path: str) -> list[str]:
     files = sorted(glob.glob(pattern))
     if not files:
         raise InputError(f"no file {path}; check --data_dir")
-    splits = {re.sub(r"[-_.]?\d*(-of-\d+)?\.parquet$", "", os.path.basename(f)) for f in files}
+    splits = {SHARD.sub("", os.path.basename(file)) for file in files}
     if len(splits) > 1:
         raise InputError(
             f"{path} has the files of {' and '.join(sorted(splits))}; name one of them, or give a "
@@ -116,41 +110,95 @@ def files_of(path: str) -> list[str]:
     return files
 
 
-def _read_table(path: str, files: list[str], with_labels: bool) -> tuple[Any, str | None]:
-    """A table with the files' bytes as the column ``bytes``, and the name of that of the labels.
+class _Header(NamedTuple):
+    """What a file says of itself before it is read."""
 
-    :raises InputError: if it cannot be had.
+    images: str  # the column
+    labels: str | None
+    classes: list[str] | None  # what the numbers of the labels are called
+
+
+def _read_tables(
+    path: str, files: list[str], with_labels: bool
+) -> tuple[list[Any], np.ndarray, Labels | None]:
+    """The images' files in arrays of pyarrow, the bytes of each, 0 for none, and the labels.
+
+    :raises InputError: if they cannot be had.
     """
     try:
-        import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
     except ImportError:
         raise InputError(
             f"{path} needs pyarrow; run `pip install -e '.[parquet]'`, or unpack the images"
         ) from None
+    header, size = None, 0
+    for file in files:
+        with _naming(file):
+            about = pq.read_metadata(file)
+            found = _header(file, about.schema.to_arrow_schema(), with_labels)
+        size += sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        if found != (header := header or found):
+            raise InputError(
+                f"{file} has other columns of images or labels, or other classes, than {files[0]}; "
+                "give the files of one data set"
+            )
+    if size > MAX_BYTES:
+        raise InputError(f"{path} claims {size} bytes, more than {MAX_BYTES}; give fewer files")
+    assert header is not None
+    chunks, lengths, numbers = [], [], []
+    for file in files:
+        with _naming(file), pq.ParquetFile(file, page_checksum_verification=True) as reader:
+            table = reader.read([header.images, *filter(None, [header.labels])])
+            cells = _files_in(table.column(header.images))
+            chunks += cells.chunks
+            lengths.append(pc.fill_null(pc.binary_length(cells), 0).to_numpy())
+            if header.labels:
+                numbers.append(_numbers(file, table, header.labels))
+    labels = None
+    if header.labels:
+        said = f"column {header.labels}"
+        labels = Labels.of_numbers(np.concatenate(numbers), said, path)
+        if header.classes is not None:
+            labels = labels.called(header.classes, path)
+    return chunks, np.concatenate(lengths), labels
+
+
+@contextlib.contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """:raises InputError: naming the file, in the place of what pyarrow raises of damaged ones."""
+    import pyarrow as pa
+
     try:
-        readers = [pq.ParquetFile(file, page_checksum_verification=True) for file in files]
-        schema = readers[0].schema_arrow
-        image = _column_of_images(path, schema)
-        label = _column_of_labels(path, schema) if with_labels else None
-        columns = [image, *filter(None, [label])]
-        size = sum(map(_uncompressed, readers))
-        if size > MAX_BYTES:
-            raise InputError(f"{path} claims {size} bytes, more than {MAX_BYTES}; give fewer files")
-        table = pa.concat_tables([reader.read(columns) for reader in readers])
-        cells = table.column(image)
-        if pa.types.is_struct(cells.type):
-            cells = pc.struct_field(cells, BYTES)
-        place = table.schema.get_field_index(image)
-        return table.set_column(place, BYTES, cells.cast(pa.large_binary())), label
+        yield
+    except InputError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path} is no whole .parquet: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file} is no whole .parquet: {' '.join(str(error).split())}") from error
 
 
-def _uncompressed(reader: Any) -> int:
-    groups = range(reader.metadata.num_row_groups)
-    return sum(reader.metadata.row_group(group).total_byte_size for group in groups)
+def _files_in(cells: Any) -> Any:
+    """A column of images as one of their files' bytes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(cells.type):
+        cells = pc.struct_field(cells, BYTES)
+    return cells.cast(pa.large_binary())
+
+
+def _numbers(file: str, table: Any, label: str) -> np.ndarray:
+    column = table.column(label)
+    if column.null_count:
+        raise InputError(f"{file} has images without a {label}; give --labels none")
+    return column.to_numpy()
+
+
+def _header(file: str, schema: Any, with_labels: bool) -> _Header:
+    images = _column_of_images(file, schema)
+    labels = _column_of_labels(file, schema) if with_labels else None
+    classes = _features(schema).get(labels or "", {}).get("names")
+    return _Header(images, labels, [*map(str, classes)] if isinstance(classes, list) else None)
 
 
 def _column_of_images(path: str, schema: Any) -> str:
@@ -174,15 +222,16 @@ def _column_of_labels(path: str, schema: Any) -> str | None:
     import pyarrow as pa
 
     whole = [field.name for field in schema if pa.types.is_integer(field.type)]
-    if "label" in whole:
-        return "label"
-    known = [name for name in whole if _features(schema).get(name, {}).get("_type") == "ClassLabel"]
-    if len(known) > 1:
+    features = _features(schema)
+    found = [name for name in whole if name == "label"] or [
+        name for name in whole if features.get(name, {}).get("_type") == "ClassLabel"
+    ]
+    if len(found) > 1:
         raise InputError(
-            f"{path} has several columns of class labels ({', '.join(known)}); call one of them "
+            f"{path} has several columns of class labels ({', '.join(found)}); call one of them "
             "label, or give --labels none"
         )
-    return known[0] if known else None
+    return found[0] if found else None
 
 
 def _features(schema: Any) -> dict[str, Any]:

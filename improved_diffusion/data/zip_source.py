@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InputError
-from ..system.files import open_to_read, parse_json
+from ..system.archives import BOUNDED, open_packed
+from ..system.files import open_to_read
 from .image_files import EXTENSIONS, decoding
-from .image_source import LIST, Files, listed_labels
+from .image_source import Files
 
 MAX_FILE = 2**27  # bytes of one image file, unpacked
 MAX_LIST = 2**28  # of the list of labels
@@ -35,20 +36,17 @@ class ZipSource(Files):
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         self._infos: dict[str, zipfile.ZipInfo] = {}
-        listed = None
         for info in self._archive().infolist():
-            name = info.filename
-            if name == LIST and by == "auto":
-                listed = listed_labels(self._parse(info), f"{path}/{LIST}")
+            name = info.filename.replace("\\", "/")  # as some programs for Windows write it
             if info.is_dir() or not name.lower().endswith(EXTENSIONS):
                 continue
             self._check_name(name)
             if not any(part.startswith(".") for part in name.split("/")):  # hidden
-                self._check(info, allow_empty_files)
+                self._check(name, info, allow_empty_files)
                 self._infos[name] = info
         if not self._infos:
             raise InputError(f"no images ({' '.join(EXTENSIONS)}) in {path}")
-        super().__init__(path, sorted(self._infos), by, listed)
+        super().__init__(path, sorted(self._infos), by)
 
     def _archive(self) -> zipfile.ZipFile:
         """The archive as this process has opened it: processes must not share its position."""
@@ -64,32 +62,40 @@ class ZipSource(Files):
         return self._opened[1]
 
     def _check_name(self, name: str) -> None:
-        parts = name.replace("\\", "/").split("/")
+        parts = name.split("/")
         if not parts[0] or ".." in parts or ":" in parts[0]:
             raise InputError(f"{self.path}/{name} leads out of the archive; pack its files anew")
 
-    def _check(self, info: zipfile.ZipInfo, allow_empty: bool) -> None:
-        where = f"{self.path}/{info.filename}"
-        if info.filename in self._infos:
-            raise InputError(f"{self.path} has two files of the name {info.filename}; remove one")
+    def _check(self, name: str, info: zipfile.ZipInfo, allow_empty: bool) -> None:
+        where = f"{self.path}/{name}"
+        if name in self._infos:
+            raise InputError(f"{self.path} has two files of the name {name}; remove one")
         if info.flag_bits & 1:
             raise InputError(f"{where} is encrypted; pack the files without a password")
+        if info.compress_type not in BOUNDED:
+            raise InputError(f"{where} is compressed in another way than deflate; pack it anew")
         if info.file_size > MAX_FILE:
             raise InputError(f"{where} claims {info.file_size} bytes, more than {MAX_FILE}")
         if info.file_size == 0 and not allow_empty:
             raise InputError(f"cannot read image {where}: it has no bytes")
 
-    def _parse(self, info: zipfile.ZipInfo) -> Any:
+    def _read_list(self, name: str) -> bytes | None:
         try:
-            if info.file_size > MAX_LIST:
-                raise ValueError(f"it claims {info.file_size} bytes")
-            return parse_json(self._archive().read(info))
+            return self._unpack(self._archive().getinfo(name), MAX_LIST)
+        except KeyError:
+            return None
         except Exception as error:
-            raise InputError(f"{self.path}/{LIST} cannot be read: {error}") from error
+            raise InputError(f"{self.path}/{name} cannot be read: {error}") from error
+
+    def _unpack(self, info: zipfile.ZipInfo, most: int) -> bytes:
+        if info.file_size > most:
+            raise ValueError(f"it claims {info.file_size} bytes")
+        with open_packed(self._archive(), info) as file:
+            return file.read(info.file_size)  # without a number, zipfile unpacks 2 GB at a time
 
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[Image.Image]:
-        data = self._archive().read(self._infos[self.names[index]])
+        data = self._unpack(self._infos[self.names[index]], MAX_FILE)
         with decoding(io.BytesIO(data)) as image:
             yield image
 

@@ -60,10 +60,15 @@ def read_inpainting(
     """Read a picture, and a mask that is white where it is to be made (bright, to be exact).
 
     :raises InputError: naming the file, if it cannot be read or has not ``size`` pixels a side, or
-        if the mask leaves nothing to make or nothing to keep.
+        if the mask is transparent in places, or leaves nothing to make or nothing to keep.
     """
     pixels = read_picture(picture, channels, size, size)
     bright = read_picture(mask, 1, size, size)[..., 0] > 127
+    if (read_picture(mask, 4, size, size)[..., 3] < 255).any():
+        raise InputError(
+            f"the mask {mask} is transparent in places, which says nothing; paint white what is to "
+            "be made, black what is to be kept"
+        )
     if bright.all() or not bright.any():
         said = "white everywhere: nothing of the picture would stay"
         said = said if bright.any() else "black everywhere: nothing is to be made"

@@ -26,6 +26,8 @@ LEGACY = b"\x80"  # the first byte of files from before PyTorch 1.6, which have 
 LENGTHS = struct.Struct("<HH")  # of a record's name and of its extra field
 LENGTHS_AT, HEADER_SIZE = 26, 30  # in the header before each record
 BLOCK = 2**20  # bytes to read at a time
+# Of these compressions zipfile unpacks no more than is asked for, of others all that there is.
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def find_damage(data: bytes) -> str:
@@ -70,6 +72,16 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: "np.dtype"
     is_fortran: bool
+
+
+def open_packed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    """Open a file of an archive, to be read in parts: no more is unpacked than is asked for.
+
+    :raises ValueError: if it is compressed so that this cannot be.
+    """
+    if info.compress_type not in BOUNDED:
+        raise ValueError("it is compressed in another way than deflate; pack it anew")
+    return archive.open(info)
 
 
 def array_headers(path: str) -> dict[str, Header]:
@@ -125,7 +137,7 @@ def _members(path: str) -> Iterator[dict[str, _Member]]:
                 yield {
                     info.filename.removesuffix(".npy"): (
                         info.file_size,
-                        partial(archive.open, info),
+                        partial(open_packed, archive, info),
                     )
                     for info in archive.infolist()
                     if info.filename.endswith(".npy")

@@ -121,3 +121,9 @@ def test_a_photograph_on_its_side_is_turned(tmp_path, orientation, turned):
     image.rotate(turned).save(tmp_path / "a.jpg", exif=exif, quality=95)
     read = read_image(str(tmp_path / "a.jpg"), SIZE)
     assert error(read, np.asarray(image)) < 15 < error(read, np.asarray(image.rotate(turned)))
+
+
+def test_a_missing_file_is_named_once(tmp_path):
+    with pytest.raises(InputError) as caught, open_image(str(tmp_path / "none.png")):
+        pass
+    assert str(caught.value) == f"cannot read image {tmp_path}/none.png: No such file or directory"

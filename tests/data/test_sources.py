@@ -9,6 +9,7 @@ import shutil
 import struct
 import tarfile
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -185,6 +186,7 @@ def test_other_classes_of_the_same_images_are_noticed(tmp_path):
         ("{name}/{number}/1.png", "auto", None),
         ("{name}/a/1{number}.png", "folder", [f"{name}/a" for name in CLASSES]),
         ("{number}.png", "auto", None),
+        ("photos/2020/{name}/{number}.png", "auto", CLASSES),
     ],
 )
 @pytest.mark.parametrize("make", [make_folder, make_zip])
@@ -194,18 +196,37 @@ def test_what_classes_are_taken_from(tmp_path, make, layout, by, classes):
 
 
 @pytest.mark.parametrize("make", [make_folder, make_zip])
-def test_a_list_of_classes_as_edm_writes_it(tmp_path, make):
-    names = [name for name, _ in files("00000/img{number:08d}.png")]
+@pytest.mark.parametrize("around", ["", "edm/", "my/edm/"])
+def test_a_list_of_classes_as_edm_writes_it(tmp_path, make, around):
+    layout = "00000/img{number:08d}.png"
+    names = [name for name, _ in files(layout)]
     listed = json.dumps({"labels": [[name, 7 - number % 2] for number, name in enumerate(names)]})
     path = tmp_path / "images.zip"
     if make is make_zip:
-        make_zip(path, "00000/img{number:08d}.png", [("dataset.json", listed)])
+        make_zip(path, around + layout, [(f"{around}dataset.json", listed)])
     else:
-        (make_folder(path, "00000/img{number:08d}.png") / "dataset.json").write_text(listed)
+        (make_folder(path, around + layout) / around / "dataset.json").write_text(listed)
     source = open_source(str(path))
     assert source.labels.numbers.tolist() == [7, 6] * (COUNT // 2)
     assert source.labels.classes == [str(number) for number in range(8)]
     assert open_source(str(path), "none").labels is None
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int64", "uint64"])
+def test_class_numbers_of_every_whole_type(tmp_path, kind):
+    pixels, labels = pictures()
+    np.savez(tmp_path / "a.npz", images=pixels, labels=labels.astype(kind))
+    numbers = open_source(str(tmp_path / "a.npz")).labels.numbers
+    assert numbers.dtype == np.int64
+    assert numbers.tolist() == labels.tolist()
+
+
+def test_a_zip_whose_names_have_backslashes(tmp_path):
+    path = make_zip(tmp_path / "images.zip", "photos\\{name}\\IMG_{number}.png")
+    source = open_source(str(path))
+    assert source.labels.classes == list(CLASSES)
+    assert source.names[0] == "photos/cat/IMG_0.png"
+    assert source.read(0, SIZE).tobytes() == pictures()[0][0].tobytes()
 
 
 def test_numbered_classes_are_no_names():
@@ -289,6 +310,36 @@ def test_a_file_that_unpacks_to_too_much(tmp_path):
         open_source(str(path)).read(0, SIZE)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_of_which_a_little_may_fill_the_memory(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w", compression) as archive:
+        archive.writestr("a.png", bytes(2**20))
+    refused(tmp_path / "images.zip", r"a\.png is compressed in another way than deflate")
+    with zipfile.ZipFile(tmp_path / "images.npz", "w", compression) as archive:
+        archive.writestr("arr_0.npy", bytes(2**20))
+    refused(tmp_path / "images.npz", r"is compressed in another way than deflate")
+    extra = zipfile.ZipInfo("dataset.json")
+    extra.compress_type = compression
+    make_zip(tmp_path / "images.zip", extra=[(extra, '{"labels": []}')])
+    refused(tmp_path / "images.zip", r"dataset\.json cannot be read: it is compressed in another")
+
+
+def test_a_file_that_claims_little_is_not_unpacked_whole(tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(2**27))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"PK\1\2") + 24
+    data[place : place + 4] = struct.pack("<I", 100)
+    path.write_bytes(data)
+    source = open_source(str(path))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"cannot read image .*a\.png: Bad CRC"):
+        source.read(0, SIZE)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
 def test_an_encrypted_zip(tmp_path):
     path = make_zip(tmp_path / "images.zip")
     data = bytearray(path.read_bytes())
@@ -350,9 +401,13 @@ def test_class_numbers_of_an_npz_may_have_names(tmp_path):
     assert source.labels.classes == list(CLASSES)
     assert source.labels.named
     refused(
-        make_npz(tmp_path / "a.npz", classes=np.array(["a", "b"])), r"a, b, and its arr_1 has 3"
+        make_npz(tmp_path / "a.npz", classes=np.array(["a", "b"])),
+        "names 2 different classes, 2 in all, and its arr_1 has 3",
     )
-    refused(make_npz(tmp_path / "a.npz", classes=np.array(["a", "b", "a"])), r"classes a, b, a")
+    refused(
+        make_npz(tmp_path / "a.npz", classes=np.array(["a", "b", "a"])),
+        "names 2 different classes, 3 in all",
+    )
 
 
 def test_what_an_npz_must_not_hold(tmp_path):
@@ -480,6 +535,23 @@ def test_parquet_files_as_hugging_face_names_them(tmp_path):
     refused(tmp_path, "has the files of numbered and train; name one")
 
 
+def test_parquet_files_as_hugging_face_named_them_earlier(tmp_path):
+    for shard, digits in enumerate(("5a2c6a5c2cc9a9d5", "0123456789abcdef")):
+        make_parquet(tmp_path / f"train-{shard:05d}-of-00002-{digits}.parquet")
+    assert len(open_source(str(tmp_path))) == 2 * COUNT
+    make_parquet(tmp_path / "test-00000-of-00001-5a2c6a5c2cc9a9d5.parquet")
+    refused(tmp_path, "has the files of test and train; name one")
+
+
+def test_parquet_files_that_do_not_belong_together(tmp_path):
+    make_parquet(tmp_path / "a-0.parquet")
+    make_parquet(tmp_path / "a-1.parquet", label="number")
+    refused(tmp_path, r"a-1\.parquet has other columns of images or labels, or other classes")
+    make_parquet(tmp_path / "a-1.parquet", named=False)
+    refused(tmp_path, r"a-1\.parquet has other columns of images or labels, or other classes")
+    assert len(open_source(str(tmp_path), "none")) == 2 * COUNT
+
+
 def test_what_a_parquet_file_must_not_hold(tmp_path):
     pa = pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")
     import pyarrow.parquet as pq
@@ -489,12 +561,20 @@ def test_what_a_parquet_file_must_not_hold(tmp_path):
     def refused_table(message, **columns):
         pq.write_table(pa.table(columns), path)
         refused(path, message)
+        with pytest.raises(InputError) as caught:
+            open_source(str(path))
+        assert "no whole" not in str(caught.value)
 
     cells = [{"bytes": content} for _, content in files()]
     refused_table("no column of images", text=["a"])
     refused_table(r"several columns of images \(a, b\)", a=cells, b=cells)
     refused_table("without a label; give --labels none", image=cells, label=[None, *range(11)])
     refused_table("no classes, such as -1", image=cells, label=[-1, *range(11)])
+    twice = pa.Table.from_arrays(
+        [pa.array(cells), *[pa.array(range(12))] * 2], ["image", *["label"] * 2]
+    )
+    pq.write_table(twice, path)
+    refused(path, r"several columns of class labels \(label, label\)")
     refused_table("no images", image=pa.array([], pa.binary()))
     refused_table(r"some\.parquet/000001: it has no bytes", image=[cells[0], {"bytes": None}])
     path.write_bytes(b"no table")

@@ -174,6 +174,18 @@ def test_white_is_to_be_made(tmp_path):
     assert (shown[4:] == LEVELS[4:]).all()
 
 
+def test_a_mask_with_a_transparent_hole_is_refused(tmp_path):
+    """Some editors mark so what is to be made, but in black and white it would say the opposite."""
+    picture = saved(tmp_path / "a.png", LEVELS[..., 0])
+    mask = np.full((16, 16, 4), 255, dtype=np.uint8)
+    whole = mask.copy()
+    whole[:4, :, :3] = 0
+    assert read_inpainting(picture, saved(tmp_path / "m.png", whole), 1, 16, 3, 2).mask.any()
+    mask[4:8] = 0
+    with pytest.raises(InputError, match=r"m\.png is transparent in places.*; paint white"):
+        read_inpainting(picture, saved(tmp_path / "m.png", mask), 1, 16, 3, 2)
+
+
 @pytest.mark.parametrize(("level", "said"), [(0, "black everywhere"), (255, "white everywhere")])
 def test_a_mask_that_leaves_nothing(level, said, tmp_path):
     picture = saved(tmp_path / "a.png", LEVELS[..., 0])
