@@ -81,7 +81,7 @@ def load_data(
         "another --labels, or leave it out",
     )
     folder = os.fspath(data_dir)
-    source = open_source(folder, labels, allow_empty_files=on_bad_image == "skip")
+    source = open_source(folder, labels, on_bad_image == "skip", needs_labels=class_cond)
     needed = num_shards * (batch_size if drop_last else 1)
     _require(
         len(source) >= needed,

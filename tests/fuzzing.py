@@ -822,7 +822,10 @@ def bad_zips(draw: Callable, _: Any = None) -> bytes:
             records["dataset.json"] = json.dumps(content).encode()
     elif kind == 3:
         records[name] = bytes(draw(st.sampled_from((0, 1, 2**26))))  # of which little is packed
-    data = _packed(records, draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))))
+    data = _packed(
+        records,
+        draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))),
+    )
     if kind == 4:  # the numbers of a header
         start = draw(st.sampled_from((b"PK\1\2", b"PK\3\4", b"PK\5\6")))
         at = data.index(start) + draw(st.integers(4, 42))

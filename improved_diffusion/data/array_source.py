@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import InputError
 from ..system.archives import Header, array_headers, read_arrays
 from .image_files import MODES
-from .image_source import ImageSource, Labels
+from .image_source import ImageSource, LabelError, Labels, check_no_file_names
 
 MAX_BYTES = 2**36  # of a file's pixels, all of which are held in memory
 CLASS_NAMES = "classes"  # the array of what the class numbers are called
@@ -70,12 +70,12 @@ def open_array(path: str, by: str = "auto", allow_empty_files: bool = False) -> 
         chosen = []
     elif "arr_1" in headers and not chosen:
         header = headers["arr_1"]
-        raise InputError(
+        raise LabelError(
             f"{path}: its arr_1 is {header.dtype} {list(header.shape)}, not a class number of each "
             f"of its {shape[0]} images; mend it, or give --labels none"
         )
     elif len(chosen) > 1:
-        raise InputError(
+        raise LabelError(
             f"{path} has several arrays of class numbers ({', '.join(chosen)}); call one of them "
             "arr_1, or give --labels none"
         )
@@ -88,12 +88,6 @@ def open_array(path: str, by: str = "auto", allow_empty_files: bool = False) -> 
     if labels and names:
         labels = labels.called([str(name) for name in arrays[CLASS_NAMES].reshape(-1)], path)
     return ArraySource(arrays[images].reshape(*shape[:3], -1), labels, path)
-
-
-def check_no_file_names(path: str, by: str) -> None:
-    """:raises InputError: if classes are to be taken from names, which only files have."""
-    if by not in ("auto", "none"):
-        raise InputError(f"{path} has no file names to take classes from; leave --labels {by} out")
 
 
 def _is_images(header: Header) -> bool:

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..system.files import is_folder
-from .array_source import ArraySource, check_no_file_names
-from .image_source import Labels
+from .array_source import ArraySource
+from .image_source import Labels, check_no_file_names
 
 ENDINGS = (".tar.gz", ".tgz", ".tar")
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

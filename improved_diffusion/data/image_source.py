@@ -19,6 +19,10 @@ BY = ("auto", "name", "folder", "none")  # what classes are taken from
 MOST_CLASSES = 2**20
 
 
+class LabelError(InputError):
+    """Images that have classes which cannot be used; without classes they can be."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """The class of each image.
@@ -44,11 +48,11 @@ class Labels:
     def of_numbers(cls, numbers: np.ndarray, origin: str, path: str) -> "Labels":
         """From each image's class number, int [N], found at ``path``.
 
-        :raises InputError: if one is negative, or so large that it cannot be a class.
+        :raises LabelError: if one is negative, or so large that it cannot be a class.
         """
         odd = numbers[(numbers < 0) | (numbers >= MOST_CLASSES)]
         if len(odd):
-            raise InputError(
+            raise LabelError(
                 f"{path}: {origin} has numbers that are no classes, such as {odd[0]}; mend it, or "
                 "give --labels none"
             )
@@ -59,10 +63,10 @@ class Labels:
     def called(self, names: list[str], path: str) -> "Labels":
         """The same numbers, whose names are those at ``path``.
 
-        :raises InputError: if there are too few, or two alike.
+        :raises LabelError: if there are too few, or two alike.
         """
         if len(set(names)) < len(names) or len(names) < len(self.classes):
-            raise InputError(
+            raise LabelError(
                 f"{path} names {len(set(names))} different classes, {len(names)} in all, and its "
                 f"{self.origin} has {len(self.classes)}; mend it, or give --labels none"
             )
@@ -135,7 +139,7 @@ class ImageSource(ABC):
         :raises InputError: if there are none; names the first image without a class.
         """
         if self.labels is None:
-            raise InputError(
+            raise LabelError(
                 f"{self.unlabelled} carries no class label: {self.labelling}, or do without "
                 "classes (--class_cond False)"
             )
@@ -171,21 +175,21 @@ class Files(ImageSource):
             return self._from_list(listed)
         if by == "folder" or (by == "auto" and self._are_in_folders):
             if not all(self._folders):
-                raise InputError(
+                raise LabelError(
                     f"{self.where(self._folders.index(''))} is in no folder of its class, which "
                     "--labels folder asks for; put it into one, or leave --labels out"
                 )
             return Labels.of_names(self._folders, "folder")
         names = [] if by == "none" else [class_of(name) for name in self.names]
         if by == "name" and not all(names):
-            raise InputError(
+            raise LabelError(
                 f"{self.where(names.index(''))} carries no class label, which --labels name asks "
                 f"for; {self.labelling}, or leave --labels out"
             )
         return Labels.of_names(names, "name") if names and all(names) else None
 
     def _find_list(self) -> dict[str, int] | None:
-        """The class number of each name that :data:`LIST` has, where it has some.
+        """The class number of each name that :data:`LIST` has; None where there is no such file.
 
         It lies at the top, or in a folder around all images.
         """
@@ -195,13 +199,15 @@ class Files(ImageSource):
             content = self._read_list(folder + LIST)
             if content is not None:
                 listed = listed_labels(content, f"{self.path.rstrip('/')}/{folder}{LIST}")
-                return listed and {folder + name: number for name, number in listed.items()}
+                return {folder + name: number for name, number in listed.items()}
         return None
 
-    def _from_list(self, listed: Mapping[str, int]) -> Labels:
+    def _from_list(self, listed: Mapping[str, int]) -> Labels | None:
+        if not listed:  # it says that there are no classes
+            return None
         missing = next((name for name in self.names if name not in listed), None)
         if missing is not None:
-            raise InputError(
+            raise LabelError(
                 f"{LIST} in {self.path} says no class of {missing}; add it, or give --labels none"
             )
         numbers = np.array([listed[name] for name in self.names], dtype=np.int64)
@@ -236,26 +242,26 @@ class Files(ImageSource):
 LIST = "dataset.json"  # beside the images of a data set in EDM's form
 
 
-def listed_labels(content: bytes, where: str) -> dict[str, int] | None:
-    """The class numbers of :data:`LIST`, ``{"labels": [[name, number], ...]}``; None for none.
+def listed_labels(content: bytes, where: str) -> dict[str, int]:
+    """The class numbers of :data:`LIST`, ``{"labels": [[name, number], ...]}``; of null none.
 
     :raises InputError: if it says something else.
     """
     try:
         parsed = parse_json(content)
     except ValueError as error:
-        raise InputError(f"{where} cannot be read ({error}); move it away") from None
+        raise LabelError(f"{where} cannot be read ({error}); move it away") from None
     try:
         pairs = parsed["labels"]
-        listed = None if pairs is None else {str(name): number for name, number in pairs}
+        listed = {str(name): number for name, number in pairs or []}
     except (TypeError, ValueError, KeyError):
-        raise InputError(
+        raise LabelError(
             f'{where} is no list of labels, {{"labels": [["name.png", 0], ...]}}; mend it or '
             "move it away"
         ) from None
-    for name, number in (listed or {}).items():
+    for name, number in listed.items():
         if type(number) is not int or not 0 <= number < MOST_CLASSES:
-            raise InputError(f"{where} gives {name} the class {number!r}, which is no class number")
+            raise LabelError(f"{where} gives {name} the class {number!r}, which is no class number")
     return listed
 
 
@@ -263,3 +269,9 @@ def class_of(name: str) -> str:
     """The part of a file's name before the first ``_``; "" where there is none."""
     label, underscore, _ = name.rpartition("/")[2].partition("_")
     return label if underscore else ""
+
+
+def check_no_file_names(path: str, by: str) -> None:
+    """:raises LabelError: if classes are to be taken from names, which only files have."""
+    if by not in ("auto", "none"):
+        raise LabelError(f"{path} has no file names to take classes from; leave --labels {by} out")

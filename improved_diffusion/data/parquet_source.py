@@ -16,9 +16,8 @@ from PIL import Image
 
 from ..errors import InputError
 from ..system.files import is_local, list_folder
-from .array_source import check_no_file_names
 from .image_files import EXTENSIONS, decoding
-from .image_source import ImageSource, Labels
+from .image_source import ImageSource, LabelError, Labels, check_no_file_names
 
 ENDING = ".parquet"
 MAX_BYTES = 2**35  # of all images' files, which are held in memory
@@ -82,10 +81,15 @@ def is_parquet(path: str) -> bool:
     """Whether a path is of such files: its ending says so, or it is a folder of them alone."""
     if path.lower().endswith(ENDING):
         return True
-    names = [name.lower() for name in list_folder(path)]
-    return any(name.endswith(ENDING) for name in names) and not any(
-        name.endswith(EXTENSIONS) for name in names
-    )
+    if not is_local(path) or any(n.lower().endswith(EXTENSIONS) for n in list_folder(path)):
+        return False
+    return bool(_files_below(path))
+
+
+def _files_below(folder: str) -> list[str]:
+    """The files in a folder; where there are none, those in folders of it."""
+    found = (glob.glob(os.path.join(glob.escape(folder), at + ENDING)) for at in ("*", "*/*"))
+    return sorted(next(filter(None, found), []))
 
 
 def files_of(path: str) -> list[str]:
@@ -97,11 +101,14 @@ def files_of(path: str) -> list[str]:
         raise InputError(f"{path} is behind a URL; copy .parquet files to this machine first")
     if os.path.isfile(path):
         return [path]
-    pattern = os.path.join(glob.escape(path), f"*{ENDING}") if os.path.isdir(path) else path
-    files = sorted(glob.glob(pattern))
+    files = _files_below(path) if os.path.isdir(path) else sorted(glob.glob(path))
     if not files:
-        raise InputError(f"no file {path}; check --data_dir")
-    splits = {SHARD.sub("", os.path.basename(file)) for file in files}
+        raise InputError(f"no file {path}; check the path")
+    # A split is called by its files, or where these are numbers alone by their folder.
+    splits = {
+        SHARD.sub("", os.path.basename(file)) or os.path.basename(os.path.dirname(file))
+        for file in files
+    }
     if len(splits) > 1:
         raise InputError(
             f"{path} has the files of {' and '.join(sorted(splits))}; name one of them, or give a "
@@ -190,7 +197,7 @@ def _files_in(cells: Any) -> Any:
 def _numbers(file: str, table: Any, label: str) -> np.ndarray:
     column = table.column(label)
     if column.null_count:
-        raise InputError(f"{file} has images without a {label}; give --labels none")
+        raise LabelError(f"{file} has images without a {label}; give --labels none")
     return column.to_numpy()
 
 
@@ -227,7 +234,7 @@ def _column_of_labels(path: str, schema: Any) -> str | None:
         name for name in whole if features.get(name, {}).get("_type") == "ClassLabel"
     ]
     if len(found) > 1:
-        raise InputError(
+        raise LabelError(
             f"{path} has several columns of class labels ({', '.join(found)}); call one of them "
             "label, or give --labels none"
         )

@@ -12,7 +12,7 @@ from ..system.files import is_folder, is_local
 from .array_source import open_array
 from .cifar_archive import is_cifar, open_cifar
 from .folder_source import FolderSource
-from .image_source import BY, ImageSource
+from .image_source import BY, ImageSource, LabelError
 from .parquet_source import ParquetSource, is_parquet
 from .zip_source import ZipSource
 
@@ -47,11 +47,17 @@ KINDS = (
 KNOWN = ", ".join(kind.name for kind in (KINDS[-1], *KINDS[:-1]))  # for help and messages
 
 
-def open_source(path: str, by: str = "auto", allow_empty_files: bool = False) -> ImageSource:
+def open_source(
+    path: str,
+    by: str = "auto",
+    allow_empty_files: bool = False,
+    needs_labels: bool = True,
+) -> ImageSource:
     """The images at a path, of whatever kind.
 
     :param by: what classes are taken from, one of :data:`.image_source.BY`.
     :param allow_empty_files: images without a byte are found when they are read, not before.
+    :param needs_labels: if false, classes that cannot be used are as good as none.
     :raises InputError: if there are no images, or ``by`` cannot be.
     """
     if by not in BY:
@@ -59,4 +65,9 @@ def open_source(path: str, by: str = "auto", allow_empty_files: bool = False) ->
     kind = next(kind for kind in KINDS if kind.fits(path))
     if kind is KINDS[-1] and is_local(path) and os.path.isfile(path):
         raise InputError(f"{path} is a file of no known kind; images can be {KNOWN}")
-    return kind.open(path, by, allow_empty_files)
+    try:
+        return kind.open(path, by, allow_empty_files)
+    except LabelError:
+        if needs_labels or by != "auto":
+            raise
+        return kind.open(path, "none", allow_empty_files)

@@ -258,6 +258,28 @@ def test_classes_that_are_asked_for_and_are_not_there(tmp_path):
         load(make_npz(tmp_path / "images.npz"), labels="folder")
 
 
+def test_classes_that_cannot_be_used_do_no_harm_where_none_are_needed(tmp_path):
+    pixels, labels = pictures()
+    np.savez(tmp_path / "a.npz", pixels, labels - 1)  # -1 for unknown, as in test splits
+    flags = {"data_dir": tmp_path / "a.npz", "batch_size": 3, "image_size": SIZE}
+    assert load_data(**flags).summary()["classes"] is None
+    with pytest.raises(InputError, match="no classes, such as -1"):
+        load_data(**flags, class_cond=True)
+    with pytest.raises(InputError, match="no file names to take classes from"):
+        load_data(**flags, labels="name")
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+def test_a_list_that_says_that_there_are_no_classes(tmp_path, make):
+    path, listed = tmp_path / "images.zip", '{"labels": null}'
+    if make is make_zip:
+        make_zip(path, "{name}/{number}.png", [("dataset.json", listed)])
+    else:
+        (make_folder(path, "{name}/{number}.png") / "dataset.json").write_text(listed)
+    assert open_source(str(path)).labels is None
+    assert open_source(str(path), "folder").labels is not None
+
+
 # -- zip archives --------------------------------------------------------------------------------
 
 
@@ -280,7 +302,10 @@ def test_what_a_zip_must_not_hold(tmp_path):
     refused(make_zip(path, extra=[("a.png", b"")]), r"a\.png: it has no bytes")
     refused(make_zip(path, extra=[("dataset.json", "[1]")]), "is no list of labels")
     refused(make_zip(path, extra=[("dataset.json", "{")]), "cannot be read")
-    refused(make_zip(path, extra=[("dataset.json", '{"labels": []}')]), "says no class of cat_00")
+    refused(
+        make_zip(path, extra=[("dataset.json", '{"labels": [["x", 0]]}')]),
+        "says no class of cat_00",
+    )
     refused(
         make_zip(path, extra=[("dataset.json", '{"labels": [["cat_00.png", -1]]}')]),
         "the class -1, which is no class number",
@@ -550,6 +575,18 @@ def test_parquet_files_that_do_not_belong_together(tmp_path):
     make_parquet(tmp_path / "a-1.parquet", named=False)
     refused(tmp_path, r"a-1\.parquet has other columns of images or labels, or other classes")
     assert len(open_source(str(tmp_path), "none")) == 2 * COUNT
+
+
+def test_parquet_files_in_a_folder_of_their_data_set(tmp_path):
+    """As a data set is cloned: beside a README, in data/ or in a folder for each split."""
+    (tmp_path / "README.md").write_text("A data set.")
+    (tmp_path / "data").mkdir()
+    make_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert len(open_source(str(tmp_path))) == COUNT
+    (tmp_path / "test").mkdir()
+    make_parquet(tmp_path / "test" / "0000.parquet")
+    refused(tmp_path, "has the files of test and train; name one of them")
+    assert len(open_source(str(tmp_path / "test"))) == COUNT
 
 
 def test_what_a_parquet_file_must_not_hold(tmp_path):
