@@ -1,11 +1,9 @@
 """The training loop: batches in; updates, log lines and checkpoints out."""
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import torch as th
@@ -16,8 +14,6 @@ from .errors import DivergedError, InputError, LostRankError
 from .gaussian_diffusion import GaussianDiffusion
 from .logs.progress import progress_bar
 from .logs.tables import cut_csv, cut_json
-from .models.architecture import check_fit
-from .nn import update_ema
 from .options.training import TrainingOptions
 from .reports.run_workbook import export_workbook
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
@@ -25,10 +21,11 @@ from .system import allocator, cpu
 from .system.compiling import Compiled
 from .system.precision import Precision
 from .training import checkpoints
+from .training.averages import Average, Averages
 from .training.budget import Pace
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
-from .training.previews import Average, Examiner, Preview, newest_picture, save_film
+from .training.previews import Examiner, Preview, SamplesOnTheWay, newest_picture, survived
 from .training.state import (
     RankState,
     TrainState,
@@ -106,8 +103,6 @@ class TrainLoop:
         self.diffusion = diffusion
         self.data = data
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
-        self.preview = preview
-        self.examiner = examiner
         self.lr = lr
         self.batch_size = batch_size
         self.microbatch = microbatch if microbatch > 0 else batch_size
@@ -126,12 +121,12 @@ class TrainLoop:
             fused=device.type in ("cpu", "cuda"),
         )
         dist_util.sync_params(self.model_params)
-        self.emas = [self.weights.copies() for _ in self.ema_rate]
-        self.ema_params = [self.weights.by_param(ema) for ema in self.emas]
+        self.averages = Averages(self.weights, self.ema_rate, options.ema_correction)
+        self.ema_params = self.averages.params
+        self.samples = SamplesOnTheWay(options, model, self.precision, preview, examiner)
 
         averaged = {str(rate): 0 for rate in self.ema_rate}
         self.state = TrainState(flags=flags or {}, averaged=averaged)
-        self._found_emas: set[str] = set()  # rates of those that a checkpoint had
         self._pace = Pace(options.time_budget)
         self.resume_step = 0  # updates of earlier processes; step are those of this one
         self.last_saved: int | None = None
@@ -192,7 +187,6 @@ class TrainLoop:
             raise SystemExit(128 + signal_number)
 
     def _make_updates(self, stop: StopSignals, bar: Any) -> None:
-        options = self.options
         self._write_row_if_due()  # of an update after which a rank was lost
         while self.options.last_update is None or self.updates < self.options.last_update:
             if dist_util.any_rank(stop.received):
@@ -200,11 +194,12 @@ class TrainLoop:
             began = time.monotonic()
             batch, cond = self._next_batch()
             if self.step == 0:
-                self._keep_initial_weights()
+                folder, begun = get_blob_logdir(), self.resume_checkpoint
+                self.averages.keep_initial_weights(self.state, folder, begun)
             loss = self.run_step(batch, cond)
             self.step += 1
-            if self.examiner and self.updates % self.examiner.interval == 0:
-                self._examine_samples()  # before the line in hand is written
+            # Before the line in hand is written:
+            self.samples.examine_if_due(self.updates, self._average_to_draw_from)
             if dist_util.world_size() > 1:
                 self._gather_ranks()
             bar.update()
@@ -213,9 +208,8 @@ class TrainLoop:
             if self.options.time_budget:
                 self._plan_if_measured(time.monotonic() - began)
                 bar.total = self.options.last_update
-            if options.sample_interval and self.updates % options.sample_interval == 0:
-                self._draw_samples()
-            if self.updates % options.save_interval == 0:
+            self.samples.draw_if_due(self.updates, self._average_to_draw_from)
+            if self.updates % self.options.save_interval == 0:
                 self.save()
                 if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
                     return
@@ -243,10 +237,8 @@ class TrainLoop:
         self._fix_updates([], last=0.0)  # so that no checkpoint from here on is without a number
         saving = self._seconds_of(self.save)
         pauses = [(self.options.save_interval, saving)]
-        if every := self.options.sample_interval:
-            pauses.append((every, self._seconds_of(self._draw_samples)))
-        if self.examiner:
-            pauses.append((self.examiner.interval, self._seconds_of(self._examine_samples)))
+        for every, make in self.samples.pauses(self.updates, self._average_to_draw_from):
+            pauses.append((every, self._seconds_of(make)))
         self._fix_updates(pauses, last=2 * saving)
         self._say_planned()
         self.save()  # with the number, which a run that goes on from here keeps
@@ -340,8 +332,7 @@ class TrainLoop:
         self._clip(grad_norm / scale)
         self._anneal_lr()
         self.opt.step()
-        for rate, ema in zip(self.ema_rate, self.emas, strict=True):
-            update_ema(ema, self.weights.tensors, rate=rate)
+        self.averages.update()
         self.state.averaged = {rate: count + 1 for rate, count in self.state.averaged.items()}
 
     def _skip_update(self) -> None:
@@ -413,56 +404,14 @@ class TrainLoop:
         """Seconds of training, those of earlier processes included."""
         return self.state.seconds[0] + time.monotonic() - self._started
 
-    def _draw_samples(self) -> None:
-        folder = logger.get_dir()
-        if self.preview is None or dist_util.rank() != 0 or not folder:
-            return
-        with _survived("samples"), self.precision.autocast():
-            self.preview.draw(folder, self.updates, self.model, self._average_to_draw_from())
-        if self.options.save_gif:
-            with _survived("film"):
-                save_film(folder, self.updates)
-
-    def _examine_samples(self) -> None:
-        """Judge samples of an average; the line in hand has what was found."""
-        if self.examiner is None or dist_util.rank() != 0:
-            return
-        with _survived("figures of samples"):
-            average = self._average_to_draw_from()
-            kernel = self.examiner.examine(self.model, average, self.precision.autocast())
-            logger.logkv("kid", kernel.value)
-
     def _average_to_draw_from(self) -> Average:
-        """Of several EMAs the highest settled one, without its initial weights where kept."""
-        emas = zip(self.ema_rate, self.ema_params, strict=True)
-        averages = {rate: self._named(params) for rate, params in emas}
-        rate = checkpoints.best_ema_rate(averages, self.updates)
-        corrected = self._without_initial(averages).get(rate)
-        share = 0.0 if corrected else rate**self.updates
-        return Average(rate, corrected or averages[rate], share, corrected is not None)
-
-    def _without_initial(
-        self, averages: dict[float, dict[str, th.Tensor]]
-    ) -> dict[float, dict[str, th.Tensor]]:
-        """Those of ``averages`` out of which the initial weights can be taken, without them."""
-        path = checkpoints.kept_initial_weights(get_blob_logdir())
-        if not (path and self.options.ema_correction):
-            return {}
-        initial = checkpoints.load_model_file(path)
-        shares = {float(rate): float(rate) ** n for rate, n in self.state.averaged.items() if n}
-        return {
-            rate: {
-                name: checkpoints.without_initial(average, initial[name], shares[rate])
-                for name, average in averages[rate].items()
-            }
-            for rate in averages.keys() & shares.keys()
-        }
+        return self.averages.best(self.state, get_blob_logdir())
 
     def _export_results(self) -> None:
         folder = logger.get_dir()
         progress = os.path.join(folder, "progress.csv") if folder else ""
         if folder and dist_util.rank() == 0 and os.path.exists(progress):
-            with _survived("workbook"):
+            with survived("workbook"):
                 workbook = os.path.join(folder, "results.xlsx")
                 if os.path.getsize(progress):
                     export_workbook(progress, workbook, picture=newest_picture(folder))
@@ -479,18 +428,9 @@ class TrainLoop:
 
     def _parts(self) -> list[Part]:
         """The files of a checkpoint, in the order in which they are loaded."""
-        emas = [
-            Part(
-                f"ema_{rate}_",
-                partial(self._averaged, params),
-                partial(self._load_ema, params, str(rate)),
-                "starts as a copy of the model",
-            )
-            for rate, params in zip(self.ema_rate, self.ema_params, strict=True)
-        ]
         return [
             Part("model", self.model.state_dict, self._load_model, ""),
-            *emas,
+            *self.averages.parts(),
             Part("opt", self.opt.state_dict, self._load_optimizer, "its moments start at zero"),
             Part(
                 "state",
@@ -550,21 +490,6 @@ class TrainLoop:
                 checkpoints.save_parts(folder, self.updates, parts)
         return LostRankError(f"{gone}; {said} {self.updates} updates")
 
-    def _keep_initial_weights(self) -> None:
-        """Keep what the EMAs begin with, of a new run or of one that goes on in another folder."""
-        if not (self.options.ema_correction and self.state.averaged and any(self.ema_rate)):
-            return
-        folder, begun = get_blob_logdir(), self.resume_checkpoint
-        with dist_util.agreeing():
-            if dist_util.rank() != 0:
-                return
-            if not begun:
-                checkpoints.keep_initial_weights(folder, self.model.state_dict())
-            elif (path := checkpoints.companion(begun, "model", 0)) and not checkpoints.lies_in(
-                path, folder
-            ):
-                checkpoints.keep_initial_weights(folder, checkpoints.load_model_file(path))
-
     def _remove_older_checkpoints(self) -> None:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
@@ -580,14 +505,6 @@ class TrainLoop:
             log_line=logger.get_current().state_dict(),
         )
 
-    def _averaged(self, params: Iterable[th.Tensor]) -> dict[str, th.Tensor]:
-        """The model's ``state_dict`` with other values for its parameters."""
-        return {**self.model.state_dict(), **self._named(params)}
-
-    def _named(self, params: Iterable[th.Tensor]) -> dict[str, th.Tensor]:
-        names = (name for name, _ in self.model.named_parameters())
-        return dict(zip(names, params, strict=True))
-
     def _resume(self, path: str) -> None:
         """Load a checkpoint; say in one line what is not beside the model's file."""
         self.resume_step = self.state.updates = parse_resume_step_from_filename(path)
@@ -599,20 +516,9 @@ class TrainLoop:
         if checkpoints.lies_in(path, get_blob_logdir()):
             self.last_saved = self.updates
 
-    @th.no_grad()
     def _load_model(self, path: str) -> None:
         checkpoints.load_into(self.model, path)
-        for params in self.ema_params:  # which have files of their own, or else start here
-            for average, p in zip(params, self.model_params, strict=True):
-                average.copy_(p)
-
-    @th.no_grad()  # published averages are parameters
-    def _load_ema(self, params: Iterable[th.Tensor], rate: str, path: str) -> None:
-        state = checkpoints.load_model_file(path)
-        check_fit(self.model, state, path)
-        for name, average in self._named(params).items():
-            average.copy_(state[name])
-        self._found_emas.add(rate)
+        self.averages.start_from_model()
 
     def _load_optimizer(self, path: str) -> None:
         fresh = self.opt.state_dict()["param_groups"]
@@ -629,7 +535,7 @@ class TrainLoop:
     def _load_state(self, path: str) -> None:
         saved, fresh = checkpoints.load_state_file(path), self._rank_state()
         mine = saved.of_this_rank(path)
-        averaged = {rate: n for rate, n in saved.averaged.items() if rate in self._found_emas}
+        averaged = {rate: n for rate, n in saved.averaged.items() if rate in self.averages.loaded}
         flags = self.state.flags
         self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
         if planned := saved.planned.get(f"{self.options.time_budget:g}"):
@@ -644,15 +550,6 @@ class TrainLoop:
         if not is_alike(asdict(mine), asdict(fresh)):
             raise InputError(f"{path} is no state of this run; move it away or restore it")
         restore_random_state(mine.random)
-
-
-@contextlib.contextmanager
-def _survived(what: str) -> Iterator[None]:
-    """Make what the run can do without; when that fails it is said, and the training goes on."""
-    try:
-        yield
-    except (InputError, OSError) as error:
-        logger.warn(f"No {what} this time: {error}")
 
 
 def get_blob_logdir() -> str:
