@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,19 +13,17 @@ from . import dist_util, logger
 from .errors import DivergedError, InputError, LostRankError
 from .gaussian_diffusion import GaussianDiffusion
 from .logs.progress import progress_bar
-from .logs.tables import cut_csv, cut_json
 from .options.training import TrainingOptions
-from .reports.run_workbook import export_workbook
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .system import allocator, cpu
 from .system.compiling import Compiled
 from .system.precision import Precision
-from .training import checkpoints
+from .training import checkpoints, log_rows
 from .training.averages import Average, Averages
 from .training.budget import Pace
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
-from .training.previews import Examiner, Preview, SamplesOnTheWay, newest_picture, survived
+from .training.previews import Examiner, Preview, SamplesOnTheWay
 from .training.state import (
     RankState,
     TrainState,
@@ -134,7 +132,7 @@ class TrainLoop:
         with dist_util.agreeing():
             if self.resume_checkpoint:
                 self._resume(self.resume_checkpoint)
-            self._cut_log(self.state.last_row_step + 1)
+            log_rows.cut_log(self.state.last_row_step + 1)
         self._started = time.monotonic()
         working = self.weights.working
         self.working = Compiled(working, logger.log) if options.compile else working
@@ -216,57 +214,30 @@ class TrainLoop:
         if self.last_saved != self.updates:
             self.save()
         self._remove_older_checkpoints()  # also what a killed run removed by half
-        self._write_unfinished_row()
-        self._export_results()
+        log_rows.write_unfinished_row(self.state, self._seconds())
+        log_rows.export_results()
 
     def _plan_if_measured(self, seconds: float) -> None:
         """Fix how many updates the time budget has room for, once their speed is known.
-
-        Rank 0's clock says so for all. A checkpoint and samples show how long they take.
 
         :param seconds: that the last update took.
         :raises InputError: if the budget is too short for that.
         """
         self._pace.add(seconds)
-        known = False
-        with dist_util.agreeing():
-            if dist_util.rank() == 0:
-                known = self._pace.is_known(self._seconds())
-        if not dist_util.from_rank_0(known):
+        if not dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds())):
             return
-        self._fix_updates([], last=0.0)  # so that no checkpoint from here on is without a number
-        saving = self._seconds_of(self.save)
-        pauses = [(self.options.save_interval, saving)]
-        for every, make in self.samples.pauses(self.updates, self._average_to_draw_from):
-            pauses.append((every, self._seconds_of(make)))
-        self._fix_updates(pauses, last=2 * saving)
-        self._say_planned()
+        pauses = [
+            (self.options.save_interval, self.save),
+            *self.samples.pauses(self.updates, self._average_to_draw_from),
+        ]
+        self._pace.plan(self.updates, self._seconds, pauses, self._follow)
+        self._pace.say(self.options.last_update)
         self.save()  # with the number, which a run that goes on from here keeps
-
-    def _fix_updates(self, pauses: list[tuple[int, float]], last: float) -> None:
-        """Fix how many updates there will be; see :meth:`.training.budget.Pace.fitting`."""
-        fitting = 0
-        with dist_util.agreeing():
-            if dist_util.rank() == 0:
-                fitting = self._pace.fitting(self._seconds(), pauses, last)
-        fitting = dist_util.from_rank_0(fitting)
-        with dist_util.agreeing():
-            self._follow(self.updates + fitting)
-
-    def _seconds_of(self, make: Callable[[], None]) -> float:
-        before = self._seconds()
-        make()
-        return self._seconds() - before
 
     def _follow(self, updates: int) -> None:
         """Take so many updates for the time budget."""
-        minutes = f"{self._given.time_budget:g}"
         self.options = self._given.planned(updates)
-        self.state.planned[minutes] = updates
-
-    def _say_planned(self) -> None:
-        last, minutes = self.options.last_update, self._given.time_budget
-        logger.log(f"Training: {last} updates in the time budget of {minutes:g} minutes")
+        self.state.planned[self._pace.name] = updates
 
     def _next_batch(self) -> Batch:
         resumable: Any = self.data if hasattr(self.data, "state_dict") else None
@@ -343,7 +314,7 @@ class TrainLoop:
             logger.warn(f"The update of step {self.updates} is not finite and was skipped")
         if self.state.skipped[1] >= self.options.max_skipped:
             self.log_step()
-            self._write_unfinished_row()
+            log_rows.write_unfinished_row(self.state, self._seconds())
             raise dist_util.of_all_ranks(DivergedError(self._divergence()))
 
     def _divergence(self) -> str:
@@ -380,25 +351,8 @@ class TrainLoop:
             logger.logkv("skipped_updates", self.state.skipped[0])
 
     def _write_row_if_due(self) -> None:
-        step = self.updates - 1
-        if step > self.state.last_row_step and step % self.options.log_interval == 0:
-            self._write_row()
-            self.state.last_row_step = step
+        if log_rows.write_row_if_due(self.state, self.options.log_interval, self._seconds()):
             self.last_saved = None  # what a lost rank left knows nothing of this row
-
-    def _write_row(self) -> None:
-        seconds, (_, last) = self._seconds(), self.state.seconds
-        updates = self.updates - 1 - self.state.last_row_step
-        logger.logkv("wall_time", round(seconds, 3))
-        logger.logkv("steps_per_second", round(updates / (seconds - last), 4))
-        with dist_util.agreeing():
-            self.state.columns = sorted({*self.state.columns, *logger.dumpkvs()})
-        self.state.seconds[1] = seconds
-
-    def _write_unfinished_row(self) -> None:
-        """Write the last few updates' means too; a resumed run replaces them by a full line."""
-        if logger.getkvs():
-            self._write_row()
 
     def _seconds(self) -> float:
         """Seconds of training, those of earlier processes included."""
@@ -406,23 +360,6 @@ class TrainLoop:
 
     def _average_to_draw_from(self) -> Average:
         return self.averages.best(self.state, get_blob_logdir())
-
-    def _export_results(self) -> None:
-        folder = logger.get_dir()
-        progress = os.path.join(folder, "progress.csv") if folder else ""
-        if folder and dist_util.rank() == 0 and os.path.exists(progress):
-            with survived("workbook"):
-                workbook = os.path.join(folder, "results.xlsx")
-                if os.path.getsize(progress):
-                    export_workbook(progress, workbook, picture=newest_picture(folder))
-            allocator.give_back_memory()  # a long log's workbook takes more than a step does
-
-    def _cut_log(self, step: int) -> None:
-        """Remove the log's rows of updates that this run is going to make."""
-        folder = logger.get_dir()
-        if folder and dist_util.rank() == 0:
-            cut_csv(os.path.join(folder, "progress.csv"), step)
-            cut_json(os.path.join(folder, "progress.json"), step)
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -455,7 +392,7 @@ class TrainLoop:
                 checkpoints.save_parts(get_blob_logdir(), self.updates, self._parts())
         self.last_saved = self.updates
         self._remove_older_checkpoints()
-        self._export_results()
+        log_rows.export_results()
 
     def _gather_ranks(self) -> None:
         """Know what each rank is to go on with after the update that is finished."""
@@ -538,9 +475,9 @@ class TrainLoop:
         averaged = {rate: n for rate, n in saved.averaged.items() if rate in self.averages.loaded}
         flags = self.state.flags
         self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
-        if planned := saved.planned.get(f"{self.options.time_budget:g}"):
+        if planned := saved.planned.get(self._pace.name):
             self._follow(planned)
-            self._say_planned()
+            self._pace.say(self.options.last_update)
         self.precision.load_state_dict(saved.precision)
         logger.get_current().load_state_dict(mine.log_line)
         self.schedule_sampler.load_state_dict(mine.sampler)
