@@ -3,7 +3,8 @@
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -18,19 +19,13 @@ from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .system import allocator, cpu
 from .system.compiling import Compiled
 from .system.precision import Precision
-from .training import checkpoints, log_rows
+from .training import checkpoints, log_rows, lost_rank
 from .training.averages import Average, Averages
 from .training.budget import Pace
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
 from .training.previews import Examiner, Preview, SamplesOnTheWay
-from .training.state import (
-    RankState,
-    TrainState,
-    is_alike,
-    random_state,
-    restore_random_state,
-)
+from .training.state import RankState, TrainState
 from .training.stopping import StopSignals
 
 __all__ = [
@@ -151,6 +146,50 @@ class TrainLoop:
     def step(self, step: int) -> None:
         self.state.updates = step + self.resume_step
 
+    # -- going on ------------------------------------------------------------------------------
+
+    def _resume(self, path: str) -> None:
+        """Load a checkpoint; say in one line what is not beside the model's file."""
+        self.resume_step = self.state.updates = parse_resume_step_from_filename(path)
+        self.state.averaged = {}  # unless its state says otherwise
+        self.state.last_row_step = self.resume_step - 1
+        logger.log(f"Loading model from {path}")
+        if missing := checkpoints.load_parts(path, self.resume_step, self._parts()):
+            logger.warn(f"Not beside {path}: {'; '.join(missing)}")
+        if checkpoints.lies_in(path, get_blob_logdir()):
+            self.last_saved = self.updates
+
+    def _parts(self) -> list[Part]:
+        """The files of a checkpoint, in the order in which they are loaded."""
+        load_optimizer = partial(checkpoints.load_into_optimizer, self.opt, self.model_params)
+        return [
+            Part("model", self.model.state_dict, self._load_model, ""),
+            *self.averages.parts(),
+            Part("opt", self.opt.state_dict, load_optimizer, "its moments start at zero"),
+            Part(
+                "state",
+                self.state.as_file,
+                self._load_state,
+                "random numbers, sampler and data start anew",
+            ),
+        ]
+
+    def _load_model(self, path: str) -> None:
+        checkpoints.load_into(self.model, path)
+        self.averages.start_from_model()
+
+    def _load_state(self, path: str) -> None:
+        saved = checkpoints.load_state_file(path)
+        mine = saved.of_this_rank(path)
+        averaged = {rate: n for rate, n in saved.averaged.items() if rate in self.averages.loaded}
+        flags = self.state.flags
+        self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
+        if planned := saved.planned.get(self._pace.name):
+            self._follow(planned)
+            self._pace.say(self.options.last_update)
+        self.precision.load_state_dict(saved.precision)
+        mine.restore(self.schedule_sampler, self.data, path)
+
     # -- the loop ------------------------------------------------------------------------------
 
     def run_loop(self) -> None:
@@ -196,7 +235,7 @@ class TrainLoop:
                 self.averages.keep_initial_weights(self.state, folder, begun)
             loss = self.run_step(batch, cond)
             self.step += 1
-            # Before the line in hand is written:
+            # What is found goes into the line in hand.
             self.samples.examine_if_due(self.updates, self._average_to_draw_from)
             if dist_util.world_size() > 1:
                 self._gather_ranks()
@@ -254,6 +293,8 @@ class TrainLoop:
             said = kind(f"{error}; {self.updates} updates are saved")
             raise dist_util.of_all_ranks(said) from error
 
+    # -- an update -----------------------------------------------------------------------------
+
     def run_step(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> float:
         """Make one update from a batch, and add it to the log line in hand.
 
@@ -300,7 +341,7 @@ class TrainLoop:
             return
         self.state.skipped[1] = 0
         logger.logkv_mean("grad_norm", grad_norm / scale)
-        self._clip(grad_norm / scale)
+        self.weights.clip(grad_norm / scale, self.options.grad_clip)
         self._anneal_lr()
         self.opt.step()
         self.averages.update()
@@ -325,11 +366,6 @@ class TrainLoop:
             f"step {self.updates} at learning rate {self.opt.param_groups[0]['lr']:g}; last good "
             f"checkpoint: {good or 'none was saved yet'}; try a lower --lr"
         )
-
-    def _clip(self, grad_norm: float) -> None:
-        """Shorten the gradient to ``grad_clip`` (Pascanu et al. 2013, arXiv 1211.5063, alg. 1)."""
-        if 0 < self.options.grad_clip < grad_norm:
-            th._foreach_mul_(self.weights.grads, self.options.grad_clip / grad_norm)
 
     def _anneal_lr(self) -> None:
         if not self.options.changes_lr:
@@ -363,27 +399,14 @@ class TrainLoop:
 
     # -- checkpoints ---------------------------------------------------------------------------
 
-    def _parts(self) -> list[Part]:
-        """The files of a checkpoint, in the order in which they are loaded."""
-        return [
-            Part("model", self.model.state_dict, self._load_model, ""),
-            *self.averages.parts(),
-            Part("opt", self.opt.state_dict, self._load_optimizer, "its moments start at zero"),
-            Part(
-                "state",
-                self.state.as_file,
-                self._load_state,
-                "random numbers, sampler and data start anew",
-            ),
-        ]
-
     def save(self) -> None:
         """Write a checkpoint and the workbook; only rank 0 writes.
 
         :raises OSError: on every rank, if it cannot be written.
         """
         self._gather_ranks()
-        self._refresh_state()
+        self.state.precision = self.precision.state_dict()
+        self.state.seconds[0], self._started = self._seconds(), time.monotonic()
         self.weights.zero_grad()
         allocator.give_back_memory()  # the workbook is written while no activations are held
         with dist_util.agreeing():
@@ -396,97 +419,31 @@ class TrainLoop:
 
     def _gather_ranks(self) -> None:
         """Know what each rank is to go on with after the update that is finished."""
-        self.state.ranks = self._rank_state().of_all_ranks()
+        self.state.ranks = RankState.now(self.schedule_sampler, self.data).of_all_ranks()
         seconds = [self._seconds(), self.state.seconds[1]]
         self._gathered = replace(self.state, seconds=seconds)
-
-    def _refresh_state(self) -> None:
-        self.state.precision = self.precision.state_dict()
-        self.state.seconds[0], self._started = self._seconds(), time.monotonic()
 
     def _save_what_a_lost_rank_leaves(self) -> LostRankError:
         """Save the last finished update without the help of a rank that is gone.
 
-        Collectives come before the weights are changed, so these are whole. Without what the lost
-        rank was to go on with, nothing can go on exactly: the weights are saved then, but no state,
-        so that ``auto`` goes on from the checkpoint before.
+        Collectives come before the weights are changed, so these are whole.
         """
         gone = "another process of this run is gone"
         if self.step == 0:
             return LostRankError(f"{gone} before an update was finished; there is nothing to save")
-        said, without = "saved", ""
-        if self._gathered and self._gathered.updates == self.updates:
+        gathered = self._gathered
+        is_whole = gathered is not None and gathered.updates == self.updates
+        if gathered and is_whole:
             # Neither a row that came after that, which the log may lack, nor the wait counts.
-            self.state = replace(self._gathered, precision=self.precision.state_dict())
-        else:
-            said, without = "saved the weights only, from which auto does not go on, of", "state"
-        parts = [part for part in self._parts() if part.prefix != without]
-        folder = get_blob_logdir()
-        with checkpoints.as_the_only_writer(folder):
-            if self.updates not in checkpoints.complete_steps(folder):
-                checkpoints.save_parts(folder, self.updates, parts)
-        return LostRankError(f"{gone}; {said} {self.updates} updates")
+            self.state = replace(gathered, precision=self.precision.state_dict())
+        said = lost_rank.save_alone(get_blob_logdir(), self.updates, self._parts(), is_whole)
+        return LostRankError(f"{gone}; {said}")
 
     def _remove_older_checkpoints(self) -> None:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
                 keep = self.options.keep_checkpoints
                 checkpoints.remove_older_checkpoints(get_blob_logdir(), keep)
-
-    def _rank_state(self) -> RankState:
-        data: Any = self.data
-        return RankState(
-            random=random_state(),
-            sampler=self.schedule_sampler.state_dict(),
-            data=data.state_dict() if hasattr(data, "state_dict") else None,
-            log_line=logger.get_current().state_dict(),
-        )
-
-    def _resume(self, path: str) -> None:
-        """Load a checkpoint; say in one line what is not beside the model's file."""
-        self.resume_step = self.state.updates = parse_resume_step_from_filename(path)
-        self.state.averaged = {}  # unless its state says otherwise
-        self.state.last_row_step = self.resume_step - 1
-        logger.log(f"Loading model from {path}")
-        if missing := checkpoints.load_parts(path, self.resume_step, self._parts()):
-            logger.warn(f"Not beside {path}: {'; '.join(missing)}")
-        if checkpoints.lies_in(path, get_blob_logdir()):
-            self.last_saved = self.updates
-
-    def _load_model(self, path: str) -> None:
-        checkpoints.load_into(self.model, path)
-        self.averages.start_from_model()
-
-    def _load_optimizer(self, path: str) -> None:
-        fresh = self.opt.state_dict()["param_groups"]
-        state = checkpoints.load_optimizer_file(path)
-        # Published fp16 runs keep one flat tensor.
-        if not checkpoints.is_for(self.model_params, state):
-            logger.warn(f"{path} is for another layout of the weights; its moments start at zero")
-            return
-        # The settings are this run's; parameters' numbers are the checkpoint's.
-        groups = zip(fresh, state["param_groups"], strict=True)
-        state["param_groups"] = [{**new, "params": old["params"]} for new, old in groups]
-        self.opt.load_state_dict(state)
-
-    def _load_state(self, path: str) -> None:
-        saved, fresh = checkpoints.load_state_file(path), self._rank_state()
-        mine = saved.of_this_rank(path)
-        averaged = {rate: n for rate, n in saved.averaged.items() if rate in self.averages.loaded}
-        flags = self.state.flags
-        self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
-        if planned := saved.planned.get(self._pace.name):
-            self._follow(planned)
-            self._pace.say(self.options.last_update)
-        self.precision.load_state_dict(saved.precision)
-        logger.get_current().load_state_dict(mine.log_line)
-        self.schedule_sampler.load_state_dict(mine.sampler)
-        data: Any = self.data
-        if mine.data is not None and hasattr(data, "load_state_dict"):
-            data.load_state_dict(mine.data)
-        if not is_alike(asdict(mine), asdict(fresh)):
-            raise InputError(f"{path} is no state of this run; move it away or restore it")
-        restore_random_state(mine.random)
 
 
 def get_blob_logdir() -> str:

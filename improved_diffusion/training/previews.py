@@ -143,6 +143,7 @@ class Examiner:
         return found
 
 
+@dataclass
 class SamplesOnTheWay:
     """Draws and judges samples of a model's averages in the course of its training, on rank 0.
 
@@ -153,19 +154,11 @@ class SamplesOnTheWay:
     :param examiner: judges samples, if they are to be judged.
     """
 
-    def __init__(
-        self,
-        options: TrainingOptions,
-        model: th.nn.Module,
-        precision: Precision,
-        preview: Preview | None,
-        examiner: Examiner | None,
-    ):
-        self.options = options
-        self.model = model
-        self.precision = precision
-        self.preview = preview
-        self.examiner = examiner
+    options: TrainingOptions
+    model: th.nn.Module
+    precision: Precision
+    preview: Preview | None
+    examiner: Examiner | None
 
     def draw_if_due(self, updates: int, find_average: Callable[[], Average]) -> None:
         """:meth:`draw` after each ``sample_interval`` updates."""
