@@ -11,9 +11,9 @@ import io
 import os
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 import torch.distributed as dist
@@ -26,6 +26,8 @@ if dist.is_available():
     # Imported before any group exists: a default argument of its functions is the group at the
     # time of the import, which would live on, with its threads, until after Python has gone.
     import torch.distributed.nn.functional
+
+T = TypeVar("T")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 GPUS_PER_NODE = 8  # the reference's name; where no launcher sets LOCAL_RANK
@@ -236,6 +238,18 @@ def agreeing() -> Iterator[None]:
     if world_size() > 1:
         dist.all_gather_object(failures, failure)
     raise of_all_ranks(next(filter(None, failures)))
+
+
+def by_rank_0(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank.
+
+    :raises InputError, OSError: on every rank, if it cannot be made.
+    """
+    made: Any = None
+    with agreeing():
+        if rank() == 0:
+            made = make()
+    return from_rank_0(made)
 
 
 def of_all_ranks(error: Exception) -> Exception:

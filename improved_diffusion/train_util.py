@@ -1,10 +1,9 @@
 """The training loop: batches in; updates, log lines and checkpoints out."""
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,27 +14,18 @@ from . import dist_util, logger
 from .errors import DivergedError, InputError, LostRankError
 from .gaussian_diffusion import GaussianDiffusion
 from .logs.progress import progress_bar
-from .logs.tables import cut_csv, cut_json
-from .models.architecture import check_fit
-from .nn import update_ema
 from .options.training import TrainingOptions
-from .reports.run_workbook import export_workbook
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .system import allocator, cpu
 from .system.compiling import Compiled
 from .system.precision import Precision
-from .training import checkpoints
+from .training import checkpoints, log_rows, lost_rank
+from .training.averages import Average, Averages
 from .training.budget import Pace
 from .training.checkpoints import Part, parse_resume_step_from_filename
 from .training.master_weights import MasterWeights
-from .training.previews import Average, Examiner, Preview, newest_picture, save_film
-from .training.state import (
-    RankState,
-    TrainState,
-    is_alike,
-    random_state,
-    restore_random_state,
-)
+from .training.previews import Examiner, Preview, SamplesOnTheWay
+from .training.state import RankState, TrainState
 from .training.stopping import StopSignals
 
 __all__ = [
@@ -106,8 +96,6 @@ class TrainLoop:
         self.diffusion = diffusion
         self.data = data
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
-        self.preview = preview
-        self.examiner = examiner
         self.lr = lr
         self.batch_size = batch_size
         self.microbatch = microbatch if microbatch > 0 else batch_size
@@ -126,12 +114,12 @@ class TrainLoop:
             fused=device.type in ("cpu", "cuda"),
         )
         dist_util.sync_params(self.model_params)
-        self.emas = [self.weights.copies() for _ in self.ema_rate]
-        self.ema_params = [self.weights.by_param(ema) for ema in self.emas]
+        self.averages = Averages(self.weights, self.ema_rate, options.ema_correction)
+        self.ema_params = self.averages.params
+        self.samples = SamplesOnTheWay(options, model, self.precision, preview, examiner)
 
         averaged = {str(rate): 0 for rate in self.ema_rate}
         self.state = TrainState(flags=flags or {}, averaged=averaged)
-        self._found_emas: set[str] = set()  # rates of those that a checkpoint had
         self._pace = Pace(options.time_budget)
         self.resume_step = 0  # updates of earlier processes; step are those of this one
         self.last_saved: int | None = None
@@ -139,7 +127,7 @@ class TrainLoop:
         with dist_util.agreeing():
             if self.resume_checkpoint:
                 self._resume(self.resume_checkpoint)
-            self._cut_log(self.state.last_row_step + 1)
+            log_rows.cut_log(self.state.last_row_step + 1)
         self._started = time.monotonic()
         working = self.weights.working
         self.working = Compiled(working, logger.log) if options.compile else working
@@ -157,6 +145,50 @@ class TrainLoop:
     @step.setter
     def step(self, step: int) -> None:
         self.state.updates = step + self.resume_step
+
+    # -- going on ------------------------------------------------------------------------------
+
+    def _resume(self, path: str) -> None:
+        """Load a checkpoint; say in one line what is not beside the model's file."""
+        self.resume_step = self.state.updates = parse_resume_step_from_filename(path)
+        self.state.averaged = {}  # unless its state says otherwise
+        self.state.last_row_step = self.resume_step - 1
+        logger.log(f"Loading model from {path}")
+        if missing := checkpoints.load_parts(path, self.resume_step, self._parts()):
+            logger.warn(f"Not beside {path}: {'; '.join(missing)}")
+        if checkpoints.lies_in(path, get_blob_logdir()):
+            self.last_saved = self.updates
+
+    def _parts(self) -> list[Part]:
+        """The files of a checkpoint, in the order in which they are loaded."""
+        load_optimizer = partial(checkpoints.load_into_optimizer, self.opt, self.model_params)
+        return [
+            Part("model", self.model.state_dict, self._load_model, ""),
+            *self.averages.parts(),
+            Part("opt", self.opt.state_dict, load_optimizer, "its moments start at zero"),
+            Part(
+                "state",
+                self.state.as_file,
+                self._load_state,
+                "random numbers, sampler and data start anew",
+            ),
+        ]
+
+    def _load_model(self, path: str) -> None:
+        checkpoints.load_into(self.model, path)
+        self.averages.start_from_model()
+
+    def _load_state(self, path: str) -> None:
+        saved = checkpoints.load_state_file(path)
+        mine = saved.of_this_rank(path)
+        averaged = {rate: n for rate, n in saved.averaged.items() if rate in self.averages.loaded}
+        flags = self.state.flags
+        self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
+        if planned := saved.planned.get(self._pace.name):
+            self._follow(planned)
+            self._pace.say(self.options.last_update)
+        self.precision.load_state_dict(saved.precision)
+        mine.restore(self.schedule_sampler, self.data, path)
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -192,7 +224,6 @@ class TrainLoop:
             raise SystemExit(128 + signal_number)
 
     def _make_updates(self, stop: StopSignals, bar: Any) -> None:
-        options = self.options
         self._write_row_if_due()  # of an update after which a rank was lost
         while self.options.last_update is None or self.updates < self.options.last_update:
             if dist_util.any_rank(stop.received):
@@ -200,11 +231,12 @@ class TrainLoop:
             began = time.monotonic()
             batch, cond = self._next_batch()
             if self.step == 0:
-                self._keep_initial_weights()
+                folder, begun = get_blob_logdir(), self.resume_checkpoint
+                self.averages.keep_initial_weights(self.state, folder, begun)
             loss = self.run_step(batch, cond)
             self.step += 1
-            if self.examiner and self.updates % self.examiner.interval == 0:
-                self._examine_samples()  # before the line in hand is written
+            # What is found goes into the line in hand.
+            self.samples.examine_if_due(self.updates, self._average_to_draw_from)
             if dist_util.world_size() > 1:
                 self._gather_ranks()
             bar.update()
@@ -213,68 +245,38 @@ class TrainLoop:
             if self.options.time_budget:
                 self._plan_if_measured(time.monotonic() - began)
                 bar.total = self.options.last_update
-            if options.sample_interval and self.updates % options.sample_interval == 0:
-                self._draw_samples()
-            if self.updates % options.save_interval == 0:
+            self.samples.draw_if_due(self.updates, self._average_to_draw_from)
+            if self.updates % self.options.save_interval == 0:
                 self.save()
                 if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
                     return
         if self.last_saved != self.updates:
             self.save()
         self._remove_older_checkpoints()  # also what a killed run removed by half
-        self._write_unfinished_row()
-        self._export_results()
+        log_rows.write_unfinished_row(self.state, self._seconds())
+        log_rows.export_results()
 
     def _plan_if_measured(self, seconds: float) -> None:
         """Fix how many updates the time budget has room for, once their speed is known.
-
-        Rank 0's clock says so for all. A checkpoint and samples show how long they take.
 
         :param seconds: that the last update took.
         :raises InputError: if the budget is too short for that.
         """
         self._pace.add(seconds)
-        known = False
-        with dist_util.agreeing():
-            if dist_util.rank() == 0:
-                known = self._pace.is_known(self._seconds())
-        if not dist_util.from_rank_0(known):
+        if not dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds())):
             return
-        self._fix_updates([], last=0.0)  # so that no checkpoint from here on is without a number
-        saving = self._seconds_of(self.save)
-        pauses = [(self.options.save_interval, saving)]
-        if every := self.options.sample_interval:
-            pauses.append((every, self._seconds_of(self._draw_samples)))
-        if self.examiner:
-            pauses.append((self.examiner.interval, self._seconds_of(self._examine_samples)))
-        self._fix_updates(pauses, last=2 * saving)
-        self._say_planned()
+        pauses = [
+            (self.options.save_interval, self.save),
+            *self.samples.pauses(self.updates, self._average_to_draw_from),
+        ]
+        self._pace.plan(self.updates, self._seconds, pauses, self._follow)
+        self._pace.say(self.options.last_update)
         self.save()  # with the number, which a run that goes on from here keeps
-
-    def _fix_updates(self, pauses: list[tuple[int, float]], last: float) -> None:
-        """Fix how many updates there will be; see :meth:`.training.budget.Pace.fitting`."""
-        fitting = 0
-        with dist_util.agreeing():
-            if dist_util.rank() == 0:
-                fitting = self._pace.fitting(self._seconds(), pauses, last)
-        fitting = dist_util.from_rank_0(fitting)
-        with dist_util.agreeing():
-            self._follow(self.updates + fitting)
-
-    def _seconds_of(self, make: Callable[[], None]) -> float:
-        before = self._seconds()
-        make()
-        return self._seconds() - before
 
     def _follow(self, updates: int) -> None:
         """Take so many updates for the time budget."""
-        minutes = f"{self._given.time_budget:g}"
         self.options = self._given.planned(updates)
-        self.state.planned[minutes] = updates
-
-    def _say_planned(self) -> None:
-        last, minutes = self.options.last_update, self._given.time_budget
-        logger.log(f"Training: {last} updates in the time budget of {minutes:g} minutes")
+        self.state.planned[self._pace.name] = updates
 
     def _next_batch(self) -> Batch:
         resumable: Any = self.data if hasattr(self.data, "state_dict") else None
@@ -290,6 +292,8 @@ class TrainLoop:
             kind = InputError if isinstance(error, InputError) else OSError
             said = kind(f"{error}; {self.updates} updates are saved")
             raise dist_util.of_all_ranks(said) from error
+
+    # -- an update -----------------------------------------------------------------------------
 
     def run_step(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> float:
         """Make one update from a batch, and add it to the log line in hand.
@@ -337,11 +341,10 @@ class TrainLoop:
             return
         self.state.skipped[1] = 0
         logger.logkv_mean("grad_norm", grad_norm / scale)
-        self._clip(grad_norm / scale)
+        self.weights.clip(grad_norm / scale, self.options.grad_clip)
         self._anneal_lr()
         self.opt.step()
-        for rate, ema in zip(self.ema_rate, self.emas, strict=True):
-            update_ema(ema, self.weights.tensors, rate=rate)
+        self.averages.update()
         self.state.averaged = {rate: count + 1 for rate, count in self.state.averaged.items()}
 
     def _skip_update(self) -> None:
@@ -352,7 +355,7 @@ class TrainLoop:
             logger.warn(f"The update of step {self.updates} is not finite and was skipped")
         if self.state.skipped[1] >= self.options.max_skipped:
             self.log_step()
-            self._write_unfinished_row()
+            log_rows.write_unfinished_row(self.state, self._seconds())
             raise dist_util.of_all_ranks(DivergedError(self._divergence()))
 
     def _divergence(self) -> str:
@@ -363,11 +366,6 @@ class TrainLoop:
             f"step {self.updates} at learning rate {self.opt.param_groups[0]['lr']:g}; last good "
             f"checkpoint: {good or 'none was saved yet'}; try a lower --lr"
         )
-
-    def _clip(self, grad_norm: float) -> None:
-        """Shorten the gradient to ``grad_clip`` (Pascanu et al. 2013, arXiv 1211.5063, alg. 1)."""
-        if 0 < self.options.grad_clip < grad_norm:
-            th._foreach_mul_(self.weights.grads, self.options.grad_clip / grad_norm)
 
     def _anneal_lr(self) -> None:
         if not self.options.changes_lr:
@@ -389,116 +387,17 @@ class TrainLoop:
             logger.logkv("skipped_updates", self.state.skipped[0])
 
     def _write_row_if_due(self) -> None:
-        step = self.updates - 1
-        if step > self.state.last_row_step and step % self.options.log_interval == 0:
-            self._write_row()
-            self.state.last_row_step = step
+        if log_rows.write_row_if_due(self.state, self.options.log_interval, self._seconds()):
             self.last_saved = None  # what a lost rank left knows nothing of this row
-
-    def _write_row(self) -> None:
-        seconds, (_, last) = self._seconds(), self.state.seconds
-        updates = self.updates - 1 - self.state.last_row_step
-        logger.logkv("wall_time", round(seconds, 3))
-        logger.logkv("steps_per_second", round(updates / (seconds - last), 4))
-        with dist_util.agreeing():
-            self.state.columns = sorted({*self.state.columns, *logger.dumpkvs()})
-        self.state.seconds[1] = seconds
-
-    def _write_unfinished_row(self) -> None:
-        """Write the last few updates' means too; a resumed run replaces them by a full line."""
-        if logger.getkvs():
-            self._write_row()
 
     def _seconds(self) -> float:
         """Seconds of training, those of earlier processes included."""
         return self.state.seconds[0] + time.monotonic() - self._started
 
-    def _draw_samples(self) -> None:
-        folder = logger.get_dir()
-        if self.preview is None or dist_util.rank() != 0 or not folder:
-            return
-        with _survived("samples"), self.precision.autocast():
-            self.preview.draw(folder, self.updates, self.model, self._average_to_draw_from())
-        if self.options.save_gif:
-            with _survived("film"):
-                save_film(folder, self.updates)
-
-    def _examine_samples(self) -> None:
-        """Judge samples of an average; the line in hand has what was found."""
-        if self.examiner is None or dist_util.rank() != 0:
-            return
-        with _survived("figures of samples"):
-            average = self._average_to_draw_from()
-            kernel = self.examiner.examine(self.model, average, self.precision.autocast())
-            logger.logkv("kid", kernel.value)
-
     def _average_to_draw_from(self) -> Average:
-        """Of several EMAs the highest settled one, without its initial weights where kept."""
-        emas = zip(self.ema_rate, self.ema_params, strict=True)
-        averages = {rate: self._named(params) for rate, params in emas}
-        rate = checkpoints.best_ema_rate(averages, self.updates)
-        corrected = self._without_initial(averages).get(rate)
-        share = 0.0 if corrected else rate**self.updates
-        return Average(rate, corrected or averages[rate], share, corrected is not None)
-
-    def _without_initial(
-        self, averages: dict[float, dict[str, th.Tensor]]
-    ) -> dict[float, dict[str, th.Tensor]]:
-        """Those of ``averages`` out of which the initial weights can be taken, without them."""
-        path = checkpoints.kept_initial_weights(get_blob_logdir())
-        if not (path and self.options.ema_correction):
-            return {}
-        initial = checkpoints.load_model_file(path)
-        shares = {float(rate): float(rate) ** n for rate, n in self.state.averaged.items() if n}
-        return {
-            rate: {
-                name: checkpoints.without_initial(average, initial[name], shares[rate])
-                for name, average in averages[rate].items()
-            }
-            for rate in averages.keys() & shares.keys()
-        }
-
-    def _export_results(self) -> None:
-        folder = logger.get_dir()
-        progress = os.path.join(folder, "progress.csv") if folder else ""
-        if folder and dist_util.rank() == 0 and os.path.exists(progress):
-            with _survived("workbook"):
-                workbook = os.path.join(folder, "results.xlsx")
-                if os.path.getsize(progress):
-                    export_workbook(progress, workbook, picture=newest_picture(folder))
-            allocator.give_back_memory()  # a long log's workbook takes more than a step does
-
-    def _cut_log(self, step: int) -> None:
-        """Remove the log's rows of updates that this run is going to make."""
-        folder = logger.get_dir()
-        if folder and dist_util.rank() == 0:
-            cut_csv(os.path.join(folder, "progress.csv"), step)
-            cut_json(os.path.join(folder, "progress.json"), step)
+        return self.averages.best(self.state, get_blob_logdir())
 
     # -- checkpoints ---------------------------------------------------------------------------
-
-    def _parts(self) -> list[Part]:
-        """The files of a checkpoint, in the order in which they are loaded."""
-        emas = [
-            Part(
-                f"ema_{rate}_",
-                partial(self._averaged, params),
-                partial(self._load_ema, params, str(rate)),
-                "starts as a copy of the model",
-            )
-            for rate, params in zip(self.ema_rate, self.ema_params, strict=True)
-        ]
-        return [
-            Part("model", self.model.state_dict, self._load_model, ""),
-            *emas,
-            Part("opt", self.opt.state_dict, self._load_optimizer, "its moments start at zero"),
-            Part(
-                "state",
-                self.state.as_file,
-                self._load_state,
-                "random numbers, sampler and data start anew",
-            ),
-        ]
 
     def save(self) -> None:
         """Write a checkpoint and the workbook; only rank 0 writes.
@@ -506,7 +405,8 @@ class TrainLoop:
         :raises OSError: on every rank, if it cannot be written.
         """
         self._gather_ranks()
-        self._refresh_state()
+        self.state.precision = self.precision.state_dict()
+        self.state.seconds[0], self._started = self._seconds(), time.monotonic()
         self.weights.zero_grad()
         allocator.give_back_memory()  # the workbook is written while no activations are held
         with dist_util.agreeing():
@@ -515,144 +415,35 @@ class TrainLoop:
                 checkpoints.save_parts(get_blob_logdir(), self.updates, self._parts())
         self.last_saved = self.updates
         self._remove_older_checkpoints()
-        self._export_results()
+        log_rows.export_results()
 
     def _gather_ranks(self) -> None:
         """Know what each rank is to go on with after the update that is finished."""
-        self.state.ranks = self._rank_state().of_all_ranks()
+        self.state.ranks = RankState.now(self.schedule_sampler, self.data).of_all_ranks()
         seconds = [self._seconds(), self.state.seconds[1]]
         self._gathered = replace(self.state, seconds=seconds)
-
-    def _refresh_state(self) -> None:
-        self.state.precision = self.precision.state_dict()
-        self.state.seconds[0], self._started = self._seconds(), time.monotonic()
 
     def _save_what_a_lost_rank_leaves(self) -> LostRankError:
         """Save the last finished update without the help of a rank that is gone.
 
-        Collectives come before the weights are changed, so these are whole. Without what the lost
-        rank was to go on with, nothing can go on exactly: the weights are saved then, but no state,
-        so that ``auto`` goes on from the checkpoint before.
+        Collectives come before the weights are changed, so these are whole.
         """
         gone = "another process of this run is gone"
         if self.step == 0:
             return LostRankError(f"{gone} before an update was finished; there is nothing to save")
-        said, without = "saved", ""
-        if self._gathered and self._gathered.updates == self.updates:
+        gathered = self._gathered
+        is_whole = gathered is not None and gathered.updates == self.updates
+        if gathered and is_whole:
             # Neither a row that came after that, which the log may lack, nor the wait counts.
-            self.state = replace(self._gathered, precision=self.precision.state_dict())
-        else:
-            said, without = "saved the weights only, from which auto does not go on, of", "state"
-        parts = [part for part in self._parts() if part.prefix != without]
-        folder = get_blob_logdir()
-        with checkpoints.as_the_only_writer(folder):
-            if self.updates not in checkpoints.complete_steps(folder):
-                checkpoints.save_parts(folder, self.updates, parts)
-        return LostRankError(f"{gone}; {said} {self.updates} updates")
-
-    def _keep_initial_weights(self) -> None:
-        """Keep what the EMAs begin with, of a new run or of one that goes on in another folder."""
-        if not (self.options.ema_correction and self.state.averaged and any(self.ema_rate)):
-            return
-        folder, begun = get_blob_logdir(), self.resume_checkpoint
-        with dist_util.agreeing():
-            if dist_util.rank() != 0:
-                return
-            if not begun:
-                checkpoints.keep_initial_weights(folder, self.model.state_dict())
-            elif (path := checkpoints.companion(begun, "model", 0)) and not checkpoints.lies_in(
-                path, folder
-            ):
-                checkpoints.keep_initial_weights(folder, checkpoints.load_model_file(path))
+            self.state = replace(gathered, precision=self.precision.state_dict())
+        said = lost_rank.save_alone(get_blob_logdir(), self.updates, self._parts(), is_whole)
+        return LostRankError(f"{gone}; {said}")
 
     def _remove_older_checkpoints(self) -> None:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
                 keep = self.options.keep_checkpoints
                 checkpoints.remove_older_checkpoints(get_blob_logdir(), keep)
-
-    def _rank_state(self) -> RankState:
-        data: Any = self.data
-        return RankState(
-            random=random_state(),
-            sampler=self.schedule_sampler.state_dict(),
-            data=data.state_dict() if hasattr(data, "state_dict") else None,
-            log_line=logger.get_current().state_dict(),
-        )
-
-    def _averaged(self, params: Iterable[th.Tensor]) -> dict[str, th.Tensor]:
-        """The model's ``state_dict`` with other values for its parameters."""
-        return {**self.model.state_dict(), **self._named(params)}
-
-    def _named(self, params: Iterable[th.Tensor]) -> dict[str, th.Tensor]:
-        names = (name for name, _ in self.model.named_parameters())
-        return dict(zip(names, params, strict=True))
-
-    def _resume(self, path: str) -> None:
-        """Load a checkpoint; say in one line what is not beside the model's file."""
-        self.resume_step = self.state.updates = parse_resume_step_from_filename(path)
-        self.state.averaged = {}  # unless its state says otherwise
-        self.state.last_row_step = self.resume_step - 1
-        logger.log(f"Loading model from {path}")
-        if missing := checkpoints.load_parts(path, self.resume_step, self._parts()):
-            logger.warn(f"Not beside {path}: {'; '.join(missing)}")
-        if checkpoints.lies_in(path, get_blob_logdir()):
-            self.last_saved = self.updates
-
-    @th.no_grad()
-    def _load_model(self, path: str) -> None:
-        checkpoints.load_into(self.model, path)
-        for params in self.ema_params:  # which have files of their own, or else start here
-            for average, p in zip(params, self.model_params, strict=True):
-                average.copy_(p)
-
-    @th.no_grad()  # published averages are parameters
-    def _load_ema(self, params: Iterable[th.Tensor], rate: str, path: str) -> None:
-        state = checkpoints.load_model_file(path)
-        check_fit(self.model, state, path)
-        for name, average in self._named(params).items():
-            average.copy_(state[name])
-        self._found_emas.add(rate)
-
-    def _load_optimizer(self, path: str) -> None:
-        fresh = self.opt.state_dict()["param_groups"]
-        state = checkpoints.load_optimizer_file(path)
-        # Published fp16 runs keep one flat tensor.
-        if not checkpoints.is_for(self.model_params, state):
-            logger.warn(f"{path} is for another layout of the weights; its moments start at zero")
-            return
-        # The settings are this run's; parameters' numbers are the checkpoint's.
-        groups = zip(fresh, state["param_groups"], strict=True)
-        state["param_groups"] = [{**new, "params": old["params"]} for new, old in groups]
-        self.opt.load_state_dict(state)
-
-    def _load_state(self, path: str) -> None:
-        saved, fresh = checkpoints.load_state_file(path), self._rank_state()
-        mine = saved.of_this_rank(path)
-        averaged = {rate: n for rate, n in saved.averaged.items() if rate in self._found_emas}
-        flags = self.state.flags
-        self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
-        if planned := saved.planned.get(f"{self.options.time_budget:g}"):
-            self._follow(planned)
-            self._say_planned()
-        self.precision.load_state_dict(saved.precision)
-        logger.get_current().load_state_dict(mine.log_line)
-        self.schedule_sampler.load_state_dict(mine.sampler)
-        data: Any = self.data
-        if mine.data is not None and hasattr(data, "load_state_dict"):
-            data.load_state_dict(mine.data)
-        if not is_alike(asdict(mine), asdict(fresh)):
-            raise InputError(f"{path} is no state of this run; move it away or restore it")
-        restore_random_state(mine.random)
-
-
-@contextlib.contextmanager
-def _survived(what: str) -> Iterator[None]:
-    """Make what the run can do without; when that fails it is said, and the training goes on."""
-    try:
-        yield
-    except (InputError, OSError) as error:
-        logger.warn(f"No {what} this time: {error}")
 
 
 def get_blob_logdir() -> str:

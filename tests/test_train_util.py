@@ -511,11 +511,10 @@ class Clock:
             self.now += seconds[min(number, len(seconds) - 1)]
             yield batch
 
-    def slow_down(self, loop, **seconds):
-        """Have methods of a loop take so many seconds."""
+    def slow_down(self, owner, **seconds):
+        """Have methods of an object take so many seconds."""
         for name, more in seconds.items():
-            setattr(loop, name, self._slower(getattr(loop, name), more))
-        return loop
+            setattr(owner, name, self._slower(getattr(owner, name), more))
 
     def _slower(self, method, seconds):
         def slower(*args):
@@ -546,7 +545,8 @@ def test_a_time_budget_becomes_a_number_of_updates_that_ends_the_schedule(silent
         save_interval=100,
         preview=recorder,
     )
-    clock.slow_down(loop, save=3.0, _draw_samples=5.0)
+    clock.slow_down(loop, save=3.0)
+    clock.slow_down(loop.samples, draw=5.0)
     loop.run_loop()
     # 600 - 5 * 10 - 20 * 2 - 3 - 5 - 2 * 3 seconds are left after that, of 2.13 an update.
     assert loop.updates == 25 + 232

@@ -88,11 +88,8 @@ def train(
         _check_resumable(options)
         judging = _open_judge(options) if dist_util.rank() == 0 else None
     with runs.open_run(script, options, table=True, checkpoints=True) as folder:
-        found = ""
-        with dist_util.agreeing():
-            if dist_util.rank() == 0:
-                found = _checkpoint_to_resume(options.resume_checkpoint)
-        going = options.but(resume_checkpoint=dist_util.from_rank_0(found))
+        found = dist_util.by_rank_0(lambda: _checkpoint_to_resume(options.resume_checkpoint))
+        going = options.but(resume_checkpoint=found)
         with dist_util.agreeing():
             _check_against_checkpoint(going, images)
         _say_what_is_ahead(going, model, summary)

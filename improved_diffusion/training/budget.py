@@ -1,7 +1,8 @@
 """How many updates a budget of time has room for, measured over the first ones."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from .. import dist_util, logger
 from ..errors import InputError
 
 UNMEASURED = 5  # first updates of a process, in which memory is fetched and code compiled
@@ -10,7 +11,7 @@ SHARE = 0.05  # of the budget to measure them for, at least
 
 
 class Pace:
-    """Measures updates until it can tell how many fit into a budget.
+    """Measures updates until it can tell how many fit into a budget, and then plans them.
 
     :param minutes: the budget, of which earlier processes of a run have used a part.
     """
@@ -20,6 +21,11 @@ class Pace:
         self._updates = 0
         self._measured = 0
         self._seconds = 0.0  # of the measured ones
+
+    @property
+    def name(self) -> str:
+        """The budget's, by which a checkpoint has its number of updates."""
+        return f"{self.minutes:g}"
 
     def add(self, seconds: float) -> None:
         """Take in the duration of one update."""
@@ -55,9 +61,46 @@ class Pace:
             self._refuse(elapsed)
         return fitting
 
+    def plan(
+        self,
+        done: int,
+        elapsed: Callable[[], float],
+        pauses: Iterable[tuple[int, Callable[[], None]]],
+        follow: Callable[[int], None],
+    ) -> None:
+        """Fix the number of updates for all ranks, by rank 0's clock.
+
+        What pauses them is done once, to see how long it takes.
+
+        :param done: updates that are finished.
+        :param elapsed: tells the seconds of the budget that are over.
+        :param pauses: after how many updates to do what, time and again; the first is to save.
+        :param follow: takes the number, at first one without the pauses, so that no checkpoint
+            from here on is without a number.
+        :raises InputError: if there is no room for an update.
+        """
+
+        def fix(pauses: Iterable[tuple[int, float]], last: float) -> None:
+            fitting = dist_util.by_rank_0(lambda: self.fitting(elapsed(), pauses, last))
+            with dist_util.agreeing():
+                follow(done + fitting)
+
+        fix([], last=0.0)
+        measured = []
+        for every, make in pauses:
+            before = elapsed()
+            make()
+            measured.append((every, elapsed() - before))
+        saving = measured[0][1]
+        fix(measured, last=2 * saving)
+
+    def say(self, updates: int | None) -> None:
+        """Say how many updates were planned."""
+        logger.log(f"Training: {updates} updates in the time budget of {self.name} minutes")
+
     def _refuse(self, elapsed: float) -> None:
         raise InputError(
-            f"time_budget {self.minutes:g} is too short to measure how fast updates are: "
+            f"time_budget {self.name} is too short to measure how fast updates are: "
             f"{self._updates} were made here in the {elapsed / 60:.2g} minutes that are over, and "
             f"{UNMEASURED + FEWEST} are needed; give more minutes, or --max_steps"
         )

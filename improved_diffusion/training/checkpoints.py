@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch as th
-from filelock import FileLock
 
-from .. import dist_util
+from .. import dist_util, logger
 from ..errors import InputError
 from ..models.architecture import is_plain, load_weights
 from ..system.archives import find_damage_in
 from ..system.files import (
-    LOCK_NAME,
     atomic_files,
     is_local,
     join,
@@ -36,7 +34,6 @@ PART = re.compile(r"(state|model|opt|ema_[0-9.e-]+_)(?P<step>\d{6}|[1-9]\d{6,})\
 EMA_NAME = r"ema_(\d+(?:\.\d+)?(?:e-\d+)?)_(\d{6,})\.pt"  # rate and updates
 BROKEN = ".broken"  # ends the names of a broken checkpoint's files
 INITIAL = "model000000.pt"  # the weights that a run began with, kept to take them out of its EMAs
-PATIENCE = 60  # seconds that a rank waits for another one to let go of the folder
 SETTLED = 0.05  # share of the initial weights that an EMA may hold before sampling from it warns
 
 
@@ -167,21 +164,6 @@ def _remove_stale_state(folder: str, step: int) -> None:
         remove_file(join(folder, name))
         if is_local(folder):
             sync_folder(folder)
-
-
-@contextlib.contextmanager
-def as_the_only_writer(folder: str) -> Iterator[None]:
-    """Keep ranks that cannot talk to each other from writing to ``folder`` at once.
-
-    Rank 0 holds the folder of a run anyway; any other waits until rank 0, or who came before,
-    lets go of it.
-
-    :raises OSError: if nobody does within :data:`PATIENCE`.
-    """
-    held = dist_util.rank() == 0 or not is_local(folder)
-    lock = FileLock(os.path.join(folder, LOCK_NAME), timeout=PATIENCE)
-    with contextlib.nullcontext() if held else lock:
-        yield
 
 
 def complete_steps(folder: str) -> list[int]:
@@ -358,3 +340,22 @@ def load_into(model: th.nn.Module, path: str) -> None:
     :raises InputError: if it cannot be loaded, or does not fit; names the flag that differs.
     """
     load_weights(model, load_model_file(path), path)
+
+
+def load_into_optimizer(opt: th.optim.Optimizer, params: Sequence[th.Tensor], path: str) -> None:
+    """Load an optimizer's file into ``opt``, which keeps its settings, such as the learning rate.
+
+    The moments of a file of another layout stay at zero, and that is said: published fp16 runs
+    keep one flat tensor.
+
+    :param params: the model's parameters.
+    :raises InputError: if it cannot be loaded.
+    """
+    fresh = opt.state_dict()["param_groups"]
+    state = load_optimizer_file(path)
+    if not is_for(params, state):
+        logger.warn(f"{path} is for another layout of the weights; its moments start at zero")
+        return
+    groups = zip(fresh, state["param_groups"], strict=True)
+    state["param_groups"] = [{**new, "params": old["params"]} for new, old in groups]
+    opt.load_state_dict(state)

@@ -125,6 +125,15 @@ class MasterWeights:
             norms += [th.linalg.vector_norm(grad[:whole].view(-1, ROW), dim=1), grad[whole:]]
         return float(th.linalg.vector_norm(th.cat(norms)))
 
+    def clip(self, grad_norm: float, longest: float) -> None:
+        """Shorten the gradient to ``longest`` (Pascanu et al. 2013, arXiv 1211.5063, alg. 1).
+
+        :param grad_norm: its norm.
+        :param longest: 0 for any.
+        """
+        if 0 < longest < grad_norm:
+            th._foreach_mul_(self.grads, longest / grad_norm)
+
     # -- the optimizer -------------------------------------------------------------------------
 
     def adamw(self, **settings: Any) -> th.optim.AdamW:

@@ -2,26 +2,31 @@
 
 import os
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
 
-from .. import logger
+from .. import dist_util, logger
 from ..data.image_files import open_image
 from ..data.image_grid import LARGEST_FILM, evenly, save_gif, save_grid, to_uint8
 from ..diffusion.guidance import Guidance
+from ..errors import InputError
 from ..evaluation.features import Extractor, features_of
 from ..evaluation.image_sets import in_memory
 from ..evaluation.quality import KernelDistance, Reference, kernel_distance
 from ..gaussian_diffusion import Model
+from ..options.training import TrainingOptions
 from ..respace import SpacedDiffusion
 from ..sampling.image_noise import ImageNoise
 from ..sampling.samplers import SAMPLERS, draw
+from ..system.precision import Precision
+from .averages import Average
 from .checkpoints import SETTLED
 
 FOLDER = "samples"
@@ -63,7 +68,7 @@ class Preview:
         self.model_kwargs = dict(model_kwargs or {})
         self.guidance = guidance
 
-    def draw(self, folder: str, step: int, model: th.nn.Module, average: "Average") -> None:
+    def draw(self, folder: str, step: int, model: th.nn.Module, average: Average) -> None:
         """Write ``samples/NNNNNN.png`` of an EMA, and while it is young of the model itself."""
         self._draw_one(os.path.join(folder, FOLDER, f"{step:06d}.png"), model, average.weights)
         if average.share > SETTLED:
@@ -108,24 +113,6 @@ class Preview:
         )
 
 
-class Average(NamedTuple):
-    """An average of weights to draw samples from.
-
-    :ivar share: how much of the initial weights it holds.
-    :ivar corrected: whether they were taken out.
-    """
-
-    rate: float
-    weights: Weights
-    share: float
-    corrected: bool
-
-    def __str__(self) -> str:
-        young = f", which holds {self.share:.0%} of its initial weights"
-        said = ", its initial weights taken out" if self.corrected else ""
-        return f"the EMA of rate {self.rate:g}{young if self.share > SETTLED else said}"
-
-
 @dataclass(frozen=True)
 class Examiner:
     """Judges samples that are drawn while training, by the kernel distance to real images.
@@ -154,6 +141,78 @@ class Examiner:
             f"{found.value:.4g} ± {found.figure.error:.2g}"
         )
         return found
+
+
+@dataclass
+class SamplesOnTheWay:
+    """Draws and judges samples of a model's averages in the course of its training, on rank 0.
+
+    What fails is said, and the training goes on.
+
+    :param options: of the training, with ``sample_interval`` and ``save_gif``.
+    :param preview: draws samples to see, if there are to be any.
+    :param examiner: judges samples, if they are to be judged.
+    """
+
+    options: TrainingOptions
+    model: th.nn.Module
+    precision: Precision
+    preview: Preview | None
+    examiner: Examiner | None
+
+    def draw_if_due(self, updates: int, find_average: Callable[[], Average]) -> None:
+        """:meth:`draw` after each ``sample_interval`` updates."""
+        every = self.options.sample_interval
+        if every and updates % every == 0:
+            self.draw(updates, find_average)
+
+    def draw(self, updates: int, find_average: Callable[[], Average]) -> None:
+        """Write a grid of samples, and if the options ask for it the film of all grids.
+
+        :param find_average: chooses what to draw from, where something is drawn.
+        """
+        folder = logger.get_dir()
+        if self.preview is None or dist_util.rank() != 0 or not folder:
+            return
+        with survived("samples"), self.precision.autocast():
+            self.preview.draw(folder, updates, self.model, find_average())
+        if self.options.save_gif:
+            with survived("film"):
+                save_film(folder, updates)
+
+    def examine_if_due(self, updates: int, find_average: Callable[[], Average]) -> None:
+        """:meth:`examine` at the examiner's interval."""
+        if self.examiner and updates % self.examiner.interval == 0:
+            self.examine(find_average)
+
+    def examine(self, find_average: Callable[[], Average]) -> None:
+        """Judge samples; the log line in hand has what was found."""
+        if self.examiner is None or dist_util.rank() != 0:
+            return
+        with survived("figures of samples"):
+            average = find_average()
+            kernel = self.examiner.examine(self.model, average, self.precision.autocast())
+            logger.logkv("kid", kernel.value)
+
+    def pauses(
+        self, updates: int, find_average: Callable[[], Average]
+    ) -> list[tuple[int, Callable[[], None]]]:
+        """What interrupts the updates: after each so many of them, what is done."""
+        pauses: list[tuple[int, Callable[[], None]]] = []
+        if every := self.options.sample_interval:
+            pauses.append((every, partial(self.draw, updates, find_average)))
+        if self.examiner:
+            pauses.append((self.examiner.interval, partial(self.examine, find_average)))
+        return pauses
+
+
+@contextmanager
+def survived(what: str) -> Iterator[None]:
+    """Make what the run can do without; when that fails it is said, and the training goes on."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        logger.warn(f"No {what} this time: {error}")
 
 
 def newest_picture(folder: str) -> str | None:

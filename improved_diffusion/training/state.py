@@ -9,8 +9,9 @@ import numpy as np
 import torch as th
 import torch.distributed as dist
 
-from .. import dist_util
+from .. import dist_util, logger
 from ..errors import InputError
+from ..resample import ScheduleSampler
 
 VERSION = 2
 FIRST_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "precision"}
@@ -30,6 +31,34 @@ class RankState:
     sampler: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] | None = None
     log_line: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def now(cls, sampler: ScheduleSampler, data: Any) -> "RankState":
+        """What this process has.
+
+        :param data: the iterator of batches; without a ``state_dict`` it cannot be resumed.
+        """
+        return cls(
+            random=random_state(),
+            sampler=sampler.state_dict(),
+            data=data.state_dict() if hasattr(data, "state_dict") else None,
+            log_line=logger.get_current().state_dict(),
+        )
+
+    def restore(self, sampler: ScheduleSampler, data: Any, path: str) -> None:
+        """Have this process go on from here, with the random numbers too.
+
+        :param path: of the file that this is from.
+        :raises InputError: if it is not what :meth:`now` finds in this process.
+        """
+        fresh = RankState.now(sampler, data)
+        logger.get_current().load_state_dict(self.log_line)
+        sampler.load_state_dict(self.sampler)
+        if self.data is not None and hasattr(data, "load_state_dict"):
+            data.load_state_dict(self.data)
+        if not is_alike(asdict(self), asdict(fresh)):
+            raise InputError(f"{path} is no state of this run; move it away or restore it")
+        restore_random_state(self.random)
 
     def of_all_ranks(self) -> list["RankState"]:
         """The states of all processes, on each of them."""

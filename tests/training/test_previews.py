@@ -13,7 +13,8 @@ from improved_diffusion.diffusion.guidance import Guidance
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from improved_diffusion.system.precision import Precision
 from improved_diffusion.training import state
-from improved_diffusion.training.previews import Average, Preview, newest_picture, save_film
+from improved_diffusion.training.averages import Average
+from improved_diffusion.training.previews import Preview, newest_picture, save_film
 
 
 @pytest.fixture
