@@ -44,7 +44,9 @@ def cut_log(step: int) -> None:
     """Remove the log's rows from a step on, which this run is going to make; only rank 0 does."""
     folder = logger.get_dir()
     if folder and dist_util.rank() == 0:
-        cut_csv(os.path.join(folder, "progress.csv"), step)
+        if removed := cut_csv(os.path.join(folder, "progress.csv"), step):
+            said = f"of update {step} and later" if step else "of a run without a checkpoint"
+            logger.log(f"Moved {removed} rows {said} to progress.csv.bak")
         cut_json(os.path.join(folder, "progress.json"), step)
 
 

@@ -1,0 +1,20 @@
+"""Rows of the log: what is removed is said."""
+
+from improved_diffusion import logger
+from improved_diffusion.training.log_rows import cut_log
+
+ROWS = "step,loss\n0,0.5\n10,0.4\n20,0.3\n"
+
+
+def test_rows_that_are_cut_are_kept_and_told(tmp_path):
+    with logger.scoped_configure(dir=tmp_path, format_strs=["log"]):
+        for step, told in ((10, "Moved 2 rows of update 10 and"), (0, "Moved 3 rows of a run")):
+            (tmp_path / "progress.csv").write_text(ROWS)
+            cut_log(step)
+            assert told in (tmp_path / "log.txt").read_text()
+            kept = (tmp_path / "progress.csv").read_text().splitlines()
+            moved = (tmp_path / "progress.csv.bak").read_text().splitlines()
+            assert kept[1:] + moved[1:] == ROWS.splitlines()[1:]
+        (tmp_path / "log.txt").write_text("")
+        cut_log(30)
+        assert "Moved" not in (tmp_path / "log.txt").read_text()
