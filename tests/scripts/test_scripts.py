@@ -400,7 +400,7 @@ def test_classes_that_were_never_trained_cannot_be_sampled(flags, scripts, tmp_p
     run = tmp_path / "run"
     roomy = flags | {"num_classes": 5, "log_dir": run, "max_steps": 1}
     out, _ = scripts.run("image_train.py", **roomy)
-    assert "2 classes (of the 5 that the model has room for)" in out
+    assert "2 classes by name (of the 5 that the model has room for)" in out
     settings = {"model_path": run, "num_samples": 1, "num_threads": 1}
     _, err = scripts.run("image_sample.py", classes=3, **settings, status=2)
     assert "the model knows no class '3'; it knows cat, dog" in err
