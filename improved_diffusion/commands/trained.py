@@ -126,7 +126,7 @@ def _recommended(kind: type[Options], given: set[str], path: str, config: Any) -
             f"{path} is not a run's configuration (its {SAMPLING}: {error}); move it away"
         ) from None
     other_way = {"sampler"} if "use_ddim" in given else set()
-    return {name: values[name] for name in known - given - other_way}
+    return {name: values[name] for name in sorted(known - given - other_way)}
 
 
 def read_config(model_path: str) -> tuple[str, Any] | None:
