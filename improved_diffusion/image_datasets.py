@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .data.image_files import MODES, open_image
-from .data.image_source import ImageSource
+from .data.image_source import ImageSource, hash_of_names
 from .data.sources import open_source
 from .errors import InputError
 
@@ -196,7 +196,7 @@ class _Paths(ImageSource):
 
     @property
     def stamp(self) -> str:
-        return self.fingerprint
+        return hash_of_names(self.names)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

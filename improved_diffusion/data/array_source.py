@@ -44,10 +44,6 @@ class ArraySource(ImageSource):
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
 
-    @property
-    def fingerprint(self) -> str:
-        return self.stamp
-
 
 def open_array(path: str, by: str = "auto", allow_empty_files: bool = False) -> ArraySource:
     """The images of an .npz or .npy file, and in an .npz their class numbers if it has them.

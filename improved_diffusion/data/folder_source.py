@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..system.files import is_local, join, list_folder, read_file, remote
 from .image_files import list_images, open_image
-from .image_source import Files
+from .image_source import Files, hash_of_names
 
 
 class FolderSource(Files):
@@ -31,6 +31,10 @@ class FolderSource(Files):
 
     def open(self, index: int) -> AbstractContextManager[Image.Image]:
         return open_image(self.where(index))
+
+    @property
+    def fingerprint(self) -> str:
+        return hash_of_names(self.names)  # a folder that was copied is the same
 
     @property
     def stamp(self) -> str:

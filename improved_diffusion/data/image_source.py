@@ -97,9 +97,8 @@ class ImageSource(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A SHA-256 of what decides in which order the images are trained on."""
-        names = "\0".join(self.names)
-        return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+        """What changes when a training cannot go on with the images."""
+        return self.stamp
 
     def __len__(self) -> int:
         return len(self.names)
@@ -263,6 +262,11 @@ def listed_labels(content: bytes, where: str) -> dict[str, int]:
         if type(number) is not int or not 0 <= number < MOST_CLASSES:
             raise LabelError(f"{where} gives {name} the class {number!r}, which is no class number")
     return listed
+
+
+def hash_of_names(names: Sequence[str]) -> str:
+    """A SHA-256 of names in their order."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def class_of(name: str) -> str:

@@ -72,10 +72,6 @@ class ParquetSource(ImageSource):
             digest.update(file)
         return digest.hexdigest()
 
-    @property
-    def fingerprint(self) -> str:
-        return self.stamp
-
 
 def is_parquet(path: str) -> bool:
     """Whether a path is of such files: its ending says so, or it is a folder of them alone."""

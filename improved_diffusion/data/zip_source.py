@@ -100,10 +100,6 @@ class ZipSource(Files):
             yield image
 
     @property
-    def fingerprint(self) -> str:
-        return self.stamp
-
-    @property
     def stamp(self) -> str:
         digest = hashlib.sha256()
         for name in self.names:
