@@ -58,6 +58,7 @@ VARIANTS = {
     "bf16_classes": BF16 | {"class_cond": True, "num_classes": 3},
     "anneal_dropout_keep": {
         "lr_anneal_steps": 20,
+        "lr_hold_steps": 6,
         "dropout": 0.2,
         "weight_decay": 0.01,
         "keep_checkpoints": 1,
@@ -86,6 +87,9 @@ VARIANTS = {
         "image_size": None,
         "large_size": 8,
         "small_size": 4,
+        "schedule_sampler": "laplace",
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
     },
 }
 # The moments at which a run can be told to die: see die_at.
