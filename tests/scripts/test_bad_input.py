@@ -152,6 +152,7 @@ BAD_INPUT = [
     # the log directory
     (TRAIN, {"log_dir": "{file}"}, "cannot write to the log directory"),
     (TRAIN, {"log_dir": "{file}/inside"}, "cannot write to the log directory"),
+    (TRAIN, {"log_dir": "/proc/run"}, "cannot write to the log directory"),  # not for root either
     (SAMPLE, {"log_dir": "{file}"}, "cannot write to the log directory"),
     (NLL, {"log_dir": "{file}"}, "cannot write to the log directory"),
     (TRAIN, {"log_dir": "{locked}"}, "another run is writing to"),

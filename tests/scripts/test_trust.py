@@ -344,6 +344,31 @@ def test_more_threads_than_processors_are_warned_of(images, tmp_path, to_words, 
     assert "999 threads on" in capsys.readouterr().out
 
 
+def test_a_log_directory_may_be_a_link(images, whole, tmp_path, to_words):
+    (tmp_path / "disk").mkdir()
+    run = tmp_path / "run"
+    run.symlink_to(tmp_path / "disk", target_is_directory=True)
+    assert resume(images, run, to_words, resume_checkpoint="auto", max_steps=6) == 0
+    assert resume(images, run, to_words, resume_checkpoint="auto") == 0
+    assert killing.differences(whole, tmp_path / "disk") == []
+    assert run.is_symlink()
+
+
+def test_what_is_evaluated_while_training_writes_is_whole(images, tmp_path, to_words):
+    run, flags = tmp_path / "run", {"max_steps": 60, "save_interval": 1}
+    training = killing.start(images, run, **flags)
+    while not list(run.glob("state*.pt")):
+        time.sleep(0.05)
+    times = 0
+    while training.exitcode is None:
+        assert sampled(run, tmp_path / f"samples_{times}", to_words) == 0
+        times += 1
+    assert times > 1, "it was over too soon"
+    assert training.exitcode == 0, killing.error_of(run)
+    killing.finish(images, tmp_path / "alone", **flags)
+    assert killing.differences(tmp_path / "alone", run, step=60) == []
+
+
 # --- results that are there
 
 
