@@ -190,8 +190,9 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
 
     schedule_sampler: str = flag(
         "uniform",
-        "which timesteps to train on; lognormal and laplace are densities of log-SNRs and change "
-        "the objective",
+        "which timesteps to train on; "
+        f"{' and '.join(filter(density_named, TIMESTEP_SAMPLERS))} are densities of log-SNRs and "
+        "change the objective",
         choices=TIMESTEP_SAMPLERS,
     )
     logsnr_mean: float = flag(LOGSNR_MEAN, "mean of a density of log-SNRs")
@@ -367,8 +368,11 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
                         f"--time_budget says itself when the learning rate falls: leave --{name} "
                         "out (see --lr_hold_share)"
                     )
-        elif not end and self.lr_schedule == "cosine":
-            yield "--lr_schedule cosine needs --lr_anneal_steps, the updates over which it falls"
+        elif not end and self.lr_schedule not in ("constant", "linear"):  # linear by default
+            yield (
+                f"--lr_schedule {self.lr_schedule} needs --lr_anneal_steps, the updates over which "
+                "it falls"
+            )
         if self.lr_hold_steps and not self.lr_hold_steps < end:
             yield f"lr_hold_steps must be below lr_anneal_steps, {end}, got {self.lr_hold_steps}"
         if end and self.warmup_steps > end:
