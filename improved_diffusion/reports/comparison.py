@@ -314,12 +314,13 @@ def kernel_table(runs: Sequence[Run]) -> pd.DataFrame:
     """
     first = {found.name: found for found in runs[0].judgements}
     rows = [
-        (run.name, runs[0].name, found.name, *difference)
+        (run.name, runs[0].name, found.name, found.figures["features"], *difference)
         for run in runs[1:]
         for found in run.judgements
         if found.name in first and (difference := kernel_difference(found, first[found.name]))
     ]
-    return pd.DataFrame(rows, columns=["run", "less", "evaluation", "difference", "standard error"])
+    columns = ["run", "less", "evaluation", "features", "difference", "standard error"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def kernel_difference(one: Judgement, other: Judgement) -> tuple[float, float] | None:

@@ -204,6 +204,7 @@ def test_kernel_distances_are_compared_sample_by_sample(tmp_path):
     assert "recognised" not in table
     (row,) = comparison.kernel_table(runs).to_dict("records")  # c has another number of samples
     assert (row["run"], row["less"], row["evaluation"]) == ("b", "a", "judged")
+    assert row["features"] == first.figures["features"]
     assert row["difference"] == second.figures["kid"] - first.figures["kid"]
     apart = math.hypot(first.figures["kid_error"], second.figures["kid_error"])
     assert 0 < row["standard error"] < 0.8 * apart
