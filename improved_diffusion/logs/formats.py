@@ -147,7 +147,7 @@ class CSVOutputFormat(Writer):
         self.path = Path(filename)
         self.path.touch()
         self.keys, rows, torn = read_csv(self.path)
-        if torn:
+        if torn or not self.keys:  # blank lines are no header
             write_csv(self.path, self.keys, rows)
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:

@@ -116,6 +116,13 @@ def test_a_row_without_its_newline_is_a_row(tmp_path):
     assert lines.read_bytes() == b'{"step": 0}\n{"step": 1}\n{"step": 2}\n'
 
 
+def test_blank_lines_alone_are_a_table_without_columns(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.write_text("\n\n")
+    CSVOutputFormat(path).writekvs({"step": 2, "loss": 0.5})
+    assert rows_of(path) == [{"loss": "0.5", "step": "2"}]
+
+
 def test_a_table_deleted_under_the_run_gets_its_header_again(tmp_path):
     table = CSVOutputFormat(tmp_path / "p.csv")
     table.writekvs({"a": 1})
