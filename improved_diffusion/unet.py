@@ -11,8 +11,7 @@ from torch import nn
 from .diffusion.guidance import NO_LABEL
 from .errors import InputError
 from .fp16_util import convert_module_to_f16, convert_module_to_f32
-from .models.embedding import EmbeddingProjections, Folded
-from .models.kernels import conv_of_doubled, modulated_norm_silu, norm_silu, pointwise_nd
+from .models.kernels import conv_of_doubled, norm_silu, pointwise_nd
 from .nn import (
     SiLU,
     avg_pool_nd,
@@ -36,25 +35,11 @@ class TimestepBlock(nn.Module):
 class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
     """A sequence that hands the timestep embedding to those of its children that take one."""
 
-    def forward(  # type: ignore[override]
-        self, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None = None
-    ) -> th.Tensor:
-        """Apply the children in order to ``x`` [N, C, ...].
-
-        :param projections: what residual blocks make of ``emb``, as far as that is known.
-        """
+    def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:  # type: ignore[override]
+        """Apply the children in order to ``x`` [N, C, ...]."""
         for layer in self:
-            x = _call(layer, x, emb, projections)
+            x = layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
         return x
-
-
-def _call(
-    layer: nn.Module, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None
-) -> th.Tensor:
-    """Apply a layer to ``x``. A class of a user's own is given ``x`` and ``emb`` alone."""
-    if projections is not None and type(layer) in (TimestepEmbedSequential, ResBlock):
-        return layer(x, emb, projections=projections)
-    return layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
 
 
 class Upsample(nn.Module):
@@ -170,24 +155,16 @@ class ResBlock(TimestepBlock):
         else:
             self.skip_connection = pointwise_nd(dims, channels, width)
 
-    def forward(
-        self, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None = None
-    ) -> th.Tensor:
-        """Map ``x`` [N, channels, ...] and ``emb`` [N, emb_channels] to [N, out_channels, ...].
+    def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+        """Map ``x`` [N, channels, ...] and ``emb`` [N, emb_channels] to [N, out_channels, ...]."""
+        return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
 
-        :param projections: may know what ``emb_layers`` make of ``emb``.
-        """
-        made = None if projections is None else projections.of(self, emb)
-        emb_out = self.emb_layers(emb) if made is None else made
-        return checkpoint(self._forward, (x, emb_out), self.parameters(), self.use_checkpoint)
-
-    def _forward(self, x: th.Tensor, emb_out: th.Tensor | Folded) -> th.Tensor:
+    def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         norm, _, conv = self.in_layers
         h = conv(norm_silu(norm, x))
         norm, _, dropout, conv = self.out_layers
-        if isinstance(emb_out, tuple):
-            h = modulated_norm_silu(norm, h, *emb_out)
-        elif self.use_scale_shift_norm:
+        emb_out = self.emb_layers(emb)
+        if self.use_scale_shift_norm:
             h = norm_silu(norm, h, *emb_out.chunk(2, dim=1))
         else:
             emb_out = emb_out.reshape(*emb_out.shape, *[1] * (h.ndim - 2))
@@ -377,7 +354,6 @@ class UNetModel(nn.Module):
             SiLU(),
             zero_module(conv_nd(dims, channels, out_channels * patch_size**2, 3, padding=1)),
         )
-        self._res_blocks = [block for block in self.modules() if type(block) is ResBlock]
 
     def convert_to_fp16(self) -> None:
         """Cast the convolutions between the embedding and the output layers to float16."""
@@ -417,11 +393,11 @@ class UNetModel(nn.Module):
         :return: [N, out_channels, ...].
         :raises InputError: if the size does not fit, or labels are missing or not wanted.
         """
-        emb, projections = self._embed(x, timesteps, y)
-        skips = self._encode(x, emb, projections)
-        h = _call(self.middle_block, skips[-1], emb, projections)
+        emb = self._embed(x, timesteps, y)
+        skips = self._encode(x, emb)
+        h = self.middle_block(skips[-1], emb)
         for block in self.output_blocks:
-            h = _call(block, th.cat([h, skips.pop()], dim=1), emb, projections)
+            h = block(th.cat([h, skips.pop()], dim=1), emb)
         if not th.is_autocast_enabled(x.device.type):
             h = h.type(x.dtype)  # after blocks that convert_to_fp16 cast
         norm, _, conv = self.out
@@ -434,29 +410,24 @@ class UNetModel(nn.Module):
 
         :return: "down" and "up", a tensor [N, C, ...] per block, and "middle", one tensor.
         """
-        emb, projections = self._embed(x, timesteps, y)
-        down = self._encode(x, emb, projections)
-        middle = _call(self.middle_block, down[-1], emb, projections)
+        emb = self._embed(x, timesteps, y)
+        down = self._encode(x, emb)
+        middle = self.middle_block(down[-1], emb)
         up, skips = [middle], list(down)
         for block in self.output_blocks:
-            up.append(_call(block, th.cat([up[-1], skips.pop()], dim=1), emb, projections))
+            up.append(block(th.cat([up[-1], skips.pop()], dim=1), emb))
         return {
             "down": [h.type(x.dtype) for h in down],
             "middle": middle.type(x.dtype),
             "up": [h.type(x.dtype) for h in up[1:]],
         }
 
-    def _embed(
-        self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None
-    ) -> tuple[th.Tensor, EmbeddingProjections | None]:
-        """The embedding [N, emb_channels], and under autocast what the blocks make of it."""
+    def _embed(self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None) -> th.Tensor:
+        """The embedding, [N, emb_channels]."""
         self._check_input(x, y)
         emb = timestep_embedding(timesteps, self.model_channels)
         emb = self.time_embed(emb.type(self.time_embed[0].weight.dtype))
-        emb = emb if y is None else emb + self._embed_labels(y)
-        if th.is_autocast_enabled(x.device.type):  # float32 rounds each product by itself
-            return emb, EmbeddingProjections(emb, self._res_blocks)
-        return emb, None
+        return emb if y is None else emb + self._embed_labels(y)
 
     def _embed_labels(self, y: th.Tensor) -> th.Tensor:
         """What labels add to the embedding, [N, emb_channels]: nothing where there is none."""
@@ -466,12 +437,10 @@ class UNetModel(nn.Module):
         known = y != NO_LABEL
         return self.label_emb(th.where(known, y, 0)) * known[:, None]
 
-    def _encode(
-        self, x: th.Tensor, emb: th.Tensor, projections: EmbeddingProjections | None
-    ) -> list[th.Tensor]:
+    def _encode(self, x: th.Tensor, emb: th.Tensor) -> list[th.Tensor]:
         h, skips = self.to_patches(x).type(self.inner_dtype), []
         for block in self.input_blocks:
-            h = _call(block, h, emb, projections)
+            h = block(h, emb)
             skips.append(h)
         return skips
 

@@ -89,13 +89,6 @@ class Shift(TimestepBlock):
         return x + self.gain * emb.mean(dim=1).view(-1, 1, 1, 1).to(x.dtype)
 
 
-class Halved(ResBlock):
-    """A residual block of a user's own, which alters the embedding."""
-
-    def forward(self, x, emb):
-        return super().forward(x, emb / 2)
-
-
 @pytest.fixture(params=[None, th.bfloat16], ids=["fp32", "bf16"])
 def precision(request):
     with th.autocast("cpu", dtype=request.param, enabled=request.param is not None):
@@ -115,14 +108,6 @@ def test_blocks_of_a_users_own(precision):
     assert not th.equal(call(model), before)
 
 
-@pytest.mark.parametrize("kind", [Shift, Halved])
-def test_a_block_may_take_the_place_of_another(kind, precision):
-    model = small()
-    before = call(model)
-    model.middle_block = Shift() if kind is Shift else Halved(64, 128, 0)
-    assert not th.equal(call(model), before)
-
-
 def test_hooks_see_the_embedding(precision):
     model, seen = small(), []
     for module in model.modules():
@@ -133,18 +118,6 @@ def test_hooks_see_the_embedding(precision):
     assert len({id(emb) for _, emb in seen}) == 1
     assert seen[0][1].shape == (2, 128)
     assert th.equal(call(model), before)
-
-
-def test_hooks_may_change_what_a_block_is_given_and_what_it_makes_of_it(precision):
-    whole, layers = small(), small()
-    before = call(whole)
-    whole.middle_block[0].register_forward_pre_hook(lambda _, given: (given[0], 0 * given[1]))
-    layers.middle_block[0].emb_layers[0].register_forward_hook(lambda *_: th.zeros(2, 128))
-    replaced = layers.middle_block[2].emb_layers  # a layer in a wrapper computes the same
-    replaced[1] = th.nn.Sequential(replaced[1])
-    first, second = call(whole), call(layers)
-    assert not th.equal(first, before)
-    th.testing.assert_close(first, second, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.slow

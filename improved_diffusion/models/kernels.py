@@ -39,17 +39,6 @@ def norm_silu(
     return _NormSiLU.apply(rows, weight, bias, steps, norm.num_groups, norm.eps).to(x.dtype)
 
 
-def modulated_norm_silu(
-    norm: GroupNorm32, x: th.Tensor, weight: th.Tensor, bias: th.Tensor
-) -> th.Tensor:
-    """Compute silu(norm(x)) with another weight and bias, [N, C] each; see :func:`fold_modulation`.
-
-    :param x: [N, C, ...].
-    """
-    rows, weight, bias = widened(x.contiguous(), weight, bias)
-    return _NormSiLU.apply(rows, weight, bias, (), norm.num_groups, norm.eps).to(x.dtype)
-
-
 def fold_modulation(
     weight: th.Tensor, bias: th.Tensor, gain: th.Tensor, shift: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
