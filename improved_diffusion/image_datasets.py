@@ -1,24 +1,21 @@
 """Images as an endless, repeatable stream of training batches."""
 
-import atexit
-import contextlib
 import hashlib
 import os
-import signal
-import threading
 import warnings
-import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .data.image_files import MODES, open_image
 from .data.image_source import ImageSource, hash_of_names
@@ -57,7 +54,7 @@ def load_data(
     :param image_size: height and width of the square images that come out.
     :param deterministic: take the images in the order of their names, every epoch.
     :param seed: with the epoch's number, decides that epoch's order and flips.
-    :param num_workers: processes that read ahead; 0 reads in this one. The batches are the same.
+    :param num_workers: threads that read ahead; 0 for none. The batches are the same.
     :param random_flip: mirror every other image, left to right, at random.
     :param in_channels: 1 for grey, 3 for colour, 4 for colour with alpha.
     :param on_bad_image: ``"error"``, or ``"skip"`` to put the next readable image of the folder in
@@ -70,7 +67,6 @@ def load_data(
         the folder if all files lie in folders one deep, else the name.
     :raises InputError: if the images are missing or too few, or have no classes although
         ``class_cond``; while iterating, if an image cannot be read.
-    :raises OSError: while iterating, if a process that reads ahead was killed.
     """
     _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     _require(seed >= 0, f"the seed must not be negative, got {seed}")
@@ -81,7 +77,7 @@ def load_data(
         "another --labels, or leave it out",
     )
     folder = os.fspath(data_dir)
-    source = open_source(folder, labels, on_bad_image == "skip", needs_labels=class_cond)
+    source = open_source(folder, labels, needs_labels=class_cond)
     needed = num_shards * (batch_size if drop_last else 1)
     _require(
         len(source) >= needed,
@@ -225,7 +221,7 @@ class BatchStream:
         self.batches_per_epoch = (share + last) // self.batch_size
         self.epoch = 0
         self.position = 0
-        self._results: Iterator[_Result | InputError] | None = None
+        self._results: Iterator[_Result] | None = None
         self._complaints: set[str] = set()
 
     def __iter__(self) -> "BatchStream":
@@ -236,19 +232,11 @@ class BatchStream:
             self._results = self._start()
         try:
             result = next(self._results)
-        except RuntimeError as error:
-            if self.num_workers == 0 or "DataLoader worker" not in str(error):
-                raise
+        except InputError:
             self.close()
-            raise OSError(
-                "a process that reads images was killed, as happens when memory runs out: "
-                "lower --num_workers, or give 0"
-            ) from error
-        if isinstance(result, InputError):
-            self.close()
-            raise result
+            raise
         for complaint in result.complaints:
-            if complaint not in self._complaints:  # every worker meets a bad file by itself
+            if complaint not in self._complaints:  # two threads may meet a bad file at once
                 self._complaints.add(complaint)
                 warnings.warn(complaint, BadImageWarning, stacklevel=2)
         self.position += 1
@@ -315,7 +303,7 @@ class BatchStream:
                 raise InputError(f"{self.source.path} {change}: restore it or start a new run")
 
     def close(self) -> None:
-        """Stop the processes that read ahead; the stream starts them anew when it is used."""
+        """Stop the threads that read ahead; the stream starts them anew when it is used."""
         self._results = None
 
     @cached_property
@@ -331,24 +319,32 @@ class BatchStream:
             "classes": numbers and hashlib.sha256(numbers).hexdigest(),
         }
 
-    def _start(self) -> Iterator["_Result | InputError"]:
-        reader = _BatchReader(self.dataset)
+    def _start(self) -> Iterator["_Result"]:
         plans = self._plans(self.epoch, self.position)
-        if self.num_workers == 0:
-            return map(reader.__getitem__, plans)
-        loader = DataLoader(
-            reader,
-            sampler=plans,
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=_as_is,
-            worker_init_fn=_outlive_one_signal,
-            generator=th.Generator(),  # or it would draw from torch's global one
-        )
-        # Python's own exit would send the workers the one signal that they outlive, and wait.
-        atexit.register(_close_if_alive, weakref.ref(self))
-        with _signals_kept():
-            return iter(loader)
+        return self._read_ahead(plans) if self.num_workers else map(self._read, plans)
+
+    def _read_ahead(self, plans: Iterator["_Plan"]) -> Iterator["_Result"]:
+        pool = ThreadPoolExecutor(self.num_workers)
+        try:
+            ahead = deque(pool.submit(self._read, p) for p in islice(plans, 2 * self.num_workers))
+            while True:
+                ahead.append(pool.submit(self._read, next(plans)))
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, plan: "_Plan") -> "_Result":
+        """From the plan of a batch to its pixels."""
+        images = [self.dataset.read(int(index)) for index in plan[0]]
+        pixels = [
+            image[:, ::-1] if flip else image
+            for (image, *_), flip in zip(images, plan[1], strict=True)
+        ]
+        numbers = self.dataset.local_classes
+        classes = None
+        if numbers is not None:
+            classes = np.array([numbers[used] for _, used, _ in images], dtype=np.int64)
+        return _Result(np.stack(pixels), classes, [line for *_, lines in images for line in lines])
 
     def _plans(self, epoch: int, position: int) -> Iterator["_Plan"]:
         """Which images make each batch, and which of them are mirrored, from a point on."""
@@ -375,73 +371,12 @@ _Plan = tuple[np.ndarray, np.ndarray]  # int64 [N] image indices, bool [N] flips
 class _Result(NamedTuple):
     pixels: np.ndarray  # uint8 [N, H, W, C]
     classes: np.ndarray | None  # int64 [N]
-    complaints: tuple[str, ...]
-
-
-class _BatchReader(Dataset):
-    """From the plan of a batch to its pixels, in this process or in a worker."""
-
-    def __init__(self, dataset: ImageDataset):
-        self._dataset = dataset
-
-    def __getitem__(self, plan: _Plan) -> _Result | InputError:
-        """Read a batch. An error is returned: raised, it would leave a worker with its traceback
-        for a message.
-        """
-        pixels: list[np.ndarray] = []
-        used: list[int] = []
-        complaints: list[str] = []
-        try:
-            for index, flip in zip(*plan, strict=True):
-                image, source, new_complaints = self._dataset.read(int(index))
-                pixels.append(image[:, ::-1] if flip else image)
-                used.append(source)
-                complaints += new_complaints
-        except InputError as error:
-            return error
-        numbers = self._dataset.local_classes
-        if numbers is None:
-            classes = None
-        else:
-            classes = np.array([numbers[index] for index in used], dtype=np.int64)
-        return _Result(np.stack(pixels), classes, tuple(complaints))
+    complaints: list[str]
 
 
 def _to_floats(pixels: np.ndarray) -> np.ndarray:
     """From uint8 [N, H, W, C] to float32 [N, C, H, W] in [-1, 1]."""
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1
-
-
-def _outlive_one_signal(worker: int) -> None:
-    # A signal often reaches all processes, but the parent needs further batches to end in order.
-    for number in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
-        if number is not None:
-            signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Undo what the loader does to SIGCHLD: its handler would raise an error at any line, and so
-    leave an update half done. A worker's death shows when the next batch is asked for, too.
-    """
-    number: Any = getattr(signal, "SIGCHLD", None)
-    if number is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(number)
-    yield
-    signal.signal(number, before)
-
-
-def _close_if_alive(reference: "weakref.ref[BatchStream]") -> None:
-    stream = reference()
-    if stream is not None:
-        stream.close()
-
-
-def _as_is(result: Any) -> Any:
-    return result
 
 
 def _check_shard(shard: int, num_shards: int) -> None:

@@ -209,10 +209,11 @@ def test_unreadable_images_are_named_or_replaced(folder, num_workers):
     assert data.state_dict()["position"] == 0
     data = stream(folder, on_bad_image="skip", class_cond=True, **options)
     with pytest.warns(BadImageWarning) as caught:
-        batch, cond = next(data)
+        (batch, cond), _ = islice(data, 2)  # of two threads the second may meet a file first
     assert numbers(batch) == [0, 6, 6, 6, 1, 3, 5, 8, 8, 9]
     assert cond["y"].tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 1]
-    assert ["ant_02.png" in str(caught[0].message), len(caught)] == [True, 3]
+    assert ["ant_02.png" in str(warning.message) for warning in caught].count(True) == 1
+    assert len(caught) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         take(data, 5)
@@ -231,52 +232,18 @@ def test_a_dataset_by_itself_replaces_unreadable_images_too(folder):
         data[0]
 
 
-@pytest.mark.parametrize("signals", ["", "SIGTERM", "SIGINT"])
 @pytest.mark.slow
-def test_workers_outlive_a_signal_but_not_their_parent(folder, signals):
+def test_threads_that_read_ahead_let_the_process_end(folder):
     program = (
-        "import os, signal, sys\n"
         "from improved_diffusion.image_datasets import load_data\n"
-        "if __name__ == '__main__':\n"
-        f"    folder = {str(folder)!r}\n"
-        "    data = load_data(data_dir=folder, batch_size=2, image_size=8, num_workers=2)\n"
-        "    next(data), next(data)\n"
-        f"    for name in {signals.split()}:\n"
-        "        signal.signal(signal.Signals[name], lambda *_: None)\n"
-        "        os.killpg(0, signal.Signals[name])\n"
-        "    for _ in range(20):\n"
-        "        next(data)\n"
-        "    print('went on')\n"
-        "    raise RuntimeError('with the stream still alive')\n"
+        f"folder = {str(folder)!r}\n"
+        "data = load_data(data_dir=folder, batch_size=2, image_size=8, num_workers=2)\n"
+        "next(data)\n"
+        "raise RuntimeError('with the stream still alive')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        start_new_session=True,
-        check=False,
-    )
-    assert done.stdout == "went on\n", done.stderr
-    assert "with the stream still alive" in done.stderr
-
-
-@pytest.mark.slow
-def test_workers_that_start_from_nothing_read_the_same(folder):
-    """As on Windows and macOS: what they need is pickled."""
-    program = (
-        "import multiprocessing, sys\n"
-        "from improved_diffusion.image_datasets import load_data\n"
-        "if __name__ == '__main__':\n"
-        "    multiprocessing.set_start_method('spawn')\n"
-        f"    flags = dict(data_dir={str(folder)!r}, batch_size=2, image_size=8, class_cond=True)\n"
-        "    alone, shared = load_data(**flags), load_data(**flags, num_workers=1)\n"
-        "    for _ in range(3):\n"
-        "        one, other = next(alone), next(shared)\n"
-        "        assert one[0].equal(other[0]) and one[1]['y'].equal(other[1]['y'])\n"
-    )
-    (folder / "program.py").write_text(program)
-    subprocess.run([sys.executable, str(folder / "program.py")], check=True, timeout=60)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.rstrip().endswith("with the stream still alive")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +276,3 @@ def test_folders_that_cannot_work_are_named(folder):
     with pytest.raises(InputError, match=r"more/nolabel\.png carries no class label"):
         stream(folder, class_cond=True)
     stream(folder)
-    (folder / "more" / "nolabel.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"more/nolabel\.png: it has no bytes"):
-        stream(folder)
-    stream(folder, on_bad_image="skip")

@@ -138,7 +138,7 @@ class DataOptions(Options):
     )
     num_workers: int = flag(
         0,
-        "processes that read images ahead; 0 reads them between updates",
+        "threads that read images ahead; 0 reads them between updates",
         at_least=0,
         on_resume="may change",
     )

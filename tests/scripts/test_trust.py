@@ -191,42 +191,8 @@ def test_a_log_that_can_be_continued_is(images, whole, run, change):
 # --- processes that die
 
 
-def train(images, log_dir, to_words, **flags):
-    """Start a training without end, and wait for its first rows."""
-    flags = killing.TINY | {"save_interval": 10**6, "max_steps": 0, "log_interval": 1} | flags
-    words = to_words(flags | {"data_dir": images, "log_dir": log_dir})
-    process = subprocess.Popen(
-        [sys.executable, str(killing.SCRIPT), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    for line in process.stdout:
-        if line.startswith("step 3"):
-            return process
-    raise AssertionError(process.stderr.read())
-
-
-def children(process):
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    return [int(word) for word in listed.stdout.split()]
-
-
 def steps_saved(log_dir):
     return [int(path.stem[5:]) for path in log_dir.glob("state*.pt")]
-
-
-def test_a_reader_that_is_killed_costs_nothing(images, tmp_path, to_words):
-    process = train(images, tmp_path / "run", to_words, num_workers=1)
-    for child in children(process):
-        os.kill(child, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    (saved,) = steps_saved(tmp_path / "run")
-    (line,) = err.splitlines()
-    assert "a process that reads images was killed" in line
-    assert line.endswith(f"{saved} updates are saved")
 
 
 TWO = {"log_interval": 2, "save_interval": 100}
