@@ -5,31 +5,17 @@ from collections.abc import Sequence
 import torch as th
 
 from improved_diffusion.commands.cli import run
-from improved_diffusion.commands.runs import open_run, prepare
-from improved_diffusion.commands.sampling import load_guide, sample, spaced_diffusion
-from improved_diffusion.commands.trained import (
-    Trained,
-    describe,
-    load_trained,
-    parse_for_model,
-)
+from improved_diffusion.commands.sampling import sample
+from improved_diffusion.commands.trained import Trained, parse_for_model
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.using import ImageSampling
 from improved_diffusion.sampling.image_noise import ImageNoise
-from improved_diffusion.sampling.samples import RESULTS, Condition
-from improved_diffusion.script_util import build_model
+from improved_diffusion.sampling.samples import Condition
 
 
 def main() -> None:
     options, trained = parse_for_model(ImageSampling, __doc__)
-    condition = class_condition(options, trained)
-    diffusion = spaced_diffusion(options)
-    prepare(options)
-    guide = load_guide(options, trained)
-    model = load_trained(build_model(options), options.model_path, options.ema_correction)
-    with open_run("image_sample", options, results=RESULTS) as folder:
-        describe(options, trained, model)
-        sample(options, trained, folder, model, diffusion, condition, guide)
+    sample("image_sample", options, trained, class_condition(options, trained))
 
 
 def class_condition(options: ImageSampling, trained: Trained) -> Condition:

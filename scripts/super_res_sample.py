@@ -5,21 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch as th
 
-from improved_diffusion import logger
 from improved_diffusion.commands.cli import run
-from improved_diffusion.commands.runs import open_run, prepare
-from improved_diffusion.commands.sampling import load_guide, sample, spaced_diffusion
-from improved_diffusion.commands.trained import (
-    Trained,
-    describe,
-    load_trained,
-    parse_for_model,
-)
+from improved_diffusion.commands.sampling import sample
+from improved_diffusion.commands.trained import Trained, parse_for_model
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.using import SuperResSampling
 from improved_diffusion.sampling.image_noise import ImageNoise
-from improved_diffusion.sampling.samples import RESULTS, Condition
-from improved_diffusion.script_util import build_model
+from improved_diffusion.sampling.samples import Condition
 from improved_diffusion.system.archives import read_arrays
 
 LARGEST = 2**32  # bytes of the small images
@@ -27,16 +19,8 @@ LARGEST = 2**32  # bytes of the small images
 
 def main() -> None:
     options, trained = parse_for_model(SuperResSampling, __doc__)
-    prepare(options)
-    small, classes = load_base_samples(options, trained)
-    diffusion = spaced_diffusion(options)
-    guide = load_guide(options, trained)
-    model = load_trained(build_model(options), options.model_path, options.ema_correction)
-    with open_run("super_res_sample", options, results=RESULTS) as folder:
-        describe(options, trained, model)
-        logger.log(f"Enlarging {options.num_samples} images to {options.large_size} pixels")
-        condition = small_condition(small, classes)
-        sample(options, trained, folder, model, diffusion, condition, guide)
+    condition = small_condition(*load_base_samples(options, trained))
+    sample("super_res_sample", options, trained, condition)
 
 
 def load_base_samples(

@@ -20,12 +20,12 @@ from ..options.using import (
 )
 from ..respace import SpacedDiffusion
 from ..sampling.inpainting import Inpainting
-from ..sampling.samples import Condition, Order, Samples, make_samples, save_samples
+from ..sampling.samples import RESULTS, Condition, Order, Samples, make_samples, save_samples
 from ..script_util import build_diffusion, build_model
 from ..system.compiling import Compiled
 from ..system.precision import Precision
-from .runs import CONFIG_NAME
-from .trained import Trained, load_trained, options_of_guide
+from .runs import CONFIG_NAME, open_run, prepare
+from .trained import Trained, describe, load_trained, options_of_guide
 
 
 @contextlib.contextmanager
@@ -70,21 +70,19 @@ def spaced_diffusion(options: SamplingOptions | InterpolationOptions) -> SpacedD
 
 
 def sample(
+    script: str,
     options: SamplingOptions,
     trained: Trained,
-    folder: str,
-    model: th.nn.Module,
-    diffusion: GaussianDiffusion,
     condition: Condition,
-    guide: th.nn.Module | None = None,
     inpainting: Inpainting | None = None,
 ) -> None:
     """Make the samples that the flags ask for, and write them; what is made survives Ctrl-C.
 
+    :param script: its name, without ``.py``.
     :param condition: see :func:`improved_diffusion.sampling.samples.make_samples`.
-    :param guide: the model that ``--guide_model`` names.
     :param inpainting: a picture that all samples are to be but for a part of them.
     """
+    diffusion = spaced_diffusion(options)
     order = Order(
         num_samples=options.num_samples,
         shape=(options.in_channels, options.size, options.size),
@@ -96,28 +94,33 @@ def sample(
         film=options.save_gif,
         inpainting=inpainting,
     )
-    noise = "" if options.chosen_sampler.usual_eta is None else f", eta {order.eta:g}"
-    logger.log(
-        f"Sampling {order.num_samples} images in {order.steps(diffusion)} steps "
-        f"of {order.sampler}{noise}"
-    )
-    if trained.recommended:
-        flags = (f"--{name} {as_word(value)}" for name, value in trained.recommended.items())
-        logger.log(f"As {CONFIG_NAME} recommends: {' '.join(flags)}; give others to differ")
-    made = Samples()
-    try:
-        with guided(options, trained, model, diffusion, guide) as call:
-            make_samples(made, order, call, diffusion, condition)
-    finally:
-        if len(made) and dist_util.rank() == 0:
-            save_samples(
-                folder,
-                made,
-                names=trained.names,
-                single=options.save_png,
-                process=options.show_process,
-                before=inpainting.masked_picture() if inpainting else None,
-            )
+    steps = order.steps(diffusion)  # jumps of inpainting that are too long are refused here
+    prepare(options)
+    guide = load_guide(options, trained)
+    model = load_trained(build_model(options), options.model_path, options.ema_correction)
+    with open_run(script, options, results=RESULTS) as folder:
+        describe(options, trained, model)
+        noise = "" if options.chosen_sampler.usual_eta is None else f", eta {order.eta:g}"
+        logger.log(
+            f"Sampling {order.num_samples} images in {steps} steps of {order.sampler}{noise}"
+        )
+        if trained.recommended:
+            flags = (f"--{name} {as_word(value)}" for name, value in trained.recommended.items())
+            logger.log(f"As {CONFIG_NAME} recommends: {' '.join(flags)}; give others to differ")
+        made = Samples()
+        try:
+            with guided(options, trained, model, diffusion, guide) as call:
+                make_samples(made, order, call, diffusion, condition)
+        finally:
+            if len(made) and dist_util.rank() == 0:
+                save_samples(
+                    folder,
+                    made,
+                    names=trained.names,
+                    single=options.save_png,
+                    process=options.show_process,
+                    before=inpainting.masked_picture() if inpainting else None,
+                )
 
 
 def choose_label(options: LabelOptions, trained: Trained) -> dict[str, th.Tensor]:

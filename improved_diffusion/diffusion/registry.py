@@ -1,7 +1,7 @@
 """Things by the name that a flag gives them, registered where they are defined."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..errors import InputError
 
@@ -30,10 +30,6 @@ class Registry(dict[str, Thing]):
             return thing
 
         return add
-
-    def add(self, *things: Any) -> None:
-        """Register things under the ``name`` that each has."""
-        self.update({thing.name: thing for thing in things})
 
     def __missing__(self, name: str) -> Thing:
         """:raises UnknownNameError: beside the names that there are."""

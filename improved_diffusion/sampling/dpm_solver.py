@@ -35,7 +35,7 @@ def dpm_solver(
         nonlocal before
         i = int(t[0])
         pred_xstart = diffusion.p_mean_variance(model, x, t, **settings)["pred_xstart"]
-        length = log_snr(diffusion, i - 1) - log_snr(diffusion, i)
+        length = log_snr(diffusion.alphas_cumprod_prev[i]) - log_snr(diffusion.alphas_cumprod[i])
         prediction = extrapolate(pred_xstart, length, before)
         before = pred_xstart, length
         x = _step(diffusion, x, i, prediction, eta, randn_like)
@@ -44,15 +44,9 @@ def dpm_solver(
     return step
 
 
-def log_snr(diffusion: GaussianDiffusion, i: int) -> float:
-    """lambda = log(alpha / sigma) of timestep ``i``: half the log signal-to-noise ratio.
-
-    Timestep -1 is the clean image, whose lambda is infinite.
-    """
-    if i < 0:
-        return math.inf
-    alpha_bar = float(diffusion.alphas_cumprod[i])
-    return 0.5 * math.log(alpha_bar / (1 - alpha_bar))
+def log_snr(alpha_bar: float) -> float:
+    """lambda = log(alpha / sigma), half the log signal-to-noise ratio; infinite without noise."""
+    return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if alpha_bar < 1 else math.inf
 
 
 def extrapolate(

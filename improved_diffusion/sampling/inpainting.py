@@ -8,16 +8,14 @@ timesteps, with new noise, and comes down anew: both parts grow together.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch as th
 
-from ..diffusion.walk import Callback, Step, finish, starting_noise, walk
+from ..diffusion.walk import Step, walk
 from ..errors import InputError
-from ..gaussian_diffusion import GaussianDiffusion, Model, RandnLike
+from ..gaussian_diffusion import GaussianDiffusion, RandnLike
 from .denoising import read_picture, to_tensor
-from .samplers import step_maker
 
 GREY = 128  # of what is to be made, in a picture that shows it
 # So much above a pixel's value, in steps of 8 bits, no rounding takes it to the value below where
@@ -41,13 +39,43 @@ class Inpainting:
     jump_length: int = 10
     resamplings: int = 10
 
-    def descents(self, num_timesteps: int) -> list[range]:
-        """See :func:`descents`."""
-        return descents(num_timesteps, self.jump_length, self.resamplings)
-
     def steps(self, num_timesteps: int) -> int:
-        """How many steps the walk has."""
-        return sum(map(len, self.descents(num_timesteps)))
+        """How many steps the walk has.
+
+        :raises InputError: as :func:`descents` does.
+        """
+        return sum(map(len, descents(num_timesteps, self.jump_length, self.resamplings)))
+
+    def walk(
+        self,
+        diffusion: GaussianDiffusion,
+        make_step: Callable[[], Step],
+        x: th.Tensor,
+        randn_like: RandnLike,
+    ) -> Iterator[dict[str, th.Tensor]]:
+        """A route for :func:`.samplers.draw` to images that are the picture where they are known.
+
+        :func:`..data.image_grid.to_uint8` makes what is known of them the picture's pixels again.
+        """
+        x_start = (to_tensor(self.picture) + ABOVE / 127.5).to(x.device).expand_as(x)
+        mask = th.from_numpy(self.mask).to(x.device)
+
+        def keeping(step: Step) -> Step:
+            def keep(x: th.Tensor, t: th.Tensor) -> dict[str, th.Tensor]:
+                out = step(x, t)
+                last = int(t[0]) == 0
+                known = x_start if last else diffusion.q_sample(x_start, t - 1, noise=randn_like(x))
+                return {**out, "sample": th.where(mask, out["sample"], known)}
+
+            return keep
+
+        ranges = descents(diffusion.num_timesteps, self.jump_length, self.resamplings)
+        for timesteps, following in zip(ranges, [*ranges[1:], None], strict=True):
+            out: dict[str, th.Tensor] = {}
+            for out in walk(keeping(make_step()), x, timesteps):  # some steps remember the last one
+                yield out
+            if following:
+                x = noisier(diffusion, out["sample"], timesteps.stop, following.start, randn_like)
 
     def masked_picture(self) -> np.ndarray:
         """The picture, grey where it is to be made: uint8 [H, W, C]."""
@@ -95,61 +123,6 @@ def descents(num_timesteps: int, jump_length: int, resamplings: int) -> list[ran
             ranges.append(range(start, level, -1))
             start = level + jump_length
     return [*ranges, range(start, -1, -1)]
-
-
-def inpaint(
-    task: Inpainting,
-    sampler: str,
-    diffusion: GaussianDiffusion,
-    model: Model,
-    shape: tuple[int, ...],
-    *,
-    noise: th.Tensor | None = None,
-    eta: float | None = None,
-    device: th.device | str | None = None,
-    randn_like: RandnLike = th.randn_like,
-    callback: Callback | None = None,
-    **settings: Any,
-) -> th.Tensor:
-    """Draw images that are the picture wherever the mask is false (algorithm 1).
-
-    :param shape: of the images, [N, C, H, W], with the C, H, W of the picture.
-    :return: images of ``shape``; :func:`..data.image_grid.to_uint8` makes what is known of them the
-        picture's pixels again.
-
-    The other arguments are those of :func:`.samplers.draw`.
-    """
-    make_step = step_maker(sampler, diffusion, model, eta=eta, randn_like=randn_like, **settings)
-    x = starting_noise(model, shape, noise, device, randn_like)
-    return finish(_walk(task, diffusion, make_step, x, randn_like), callback)
-
-
-def _walk(
-    task: Inpainting,
-    diffusion: GaussianDiffusion,
-    make_step: Callable[[], Step],
-    x: th.Tensor,
-    randn_like: RandnLike,
-) -> Iterator[dict[str, th.Tensor]]:
-    x_start = (to_tensor(task.picture) + ABOVE / 127.5).to(x.device).expand_as(x)
-    mask = th.from_numpy(task.mask).to(x.device)
-
-    def keeping(step: Step) -> Step:
-        def keep(x: th.Tensor, t: th.Tensor) -> dict[str, th.Tensor]:
-            out = step(x, t)
-            last = int(t[0]) == 0
-            known = x_start if last else diffusion.q_sample(x_start, t - 1, noise=randn_like(x))
-            return {**out, "sample": th.where(mask, out["sample"], known)}
-
-        return keep
-
-    ranges = task.descents(diffusion.num_timesteps)
-    for timesteps, following in zip(ranges, [*ranges[1:], None], strict=True):
-        out: dict[str, th.Tensor] = {}
-        for out in walk(keeping(make_step()), x, timesteps):  # some steps remember the last one
-            yield out
-        if following:
-            x = noisier(diffusion, out["sample"], timesteps.stop, following.start, randn_like)
 
 
 def noisier(

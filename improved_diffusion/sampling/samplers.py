@@ -3,7 +3,7 @@
 A new sampler is one file with a maker of its step function, and one line of :data:`SAMPLERS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,10 @@ from ..diffusion.walk import Callback, Step, descending, finish, starting_noise,
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion, Model, RandnLike
 from .dpm_solver import dpm_solver
+
+# From the diffusion, what makes the step function of a walk (some remember its steps), x_T and the
+# source of noise to what each step makes.
+Route = Callable[[GaussianDiffusion, Callable[[], Step], th.Tensor, RandnLike], Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -49,32 +53,13 @@ def _ddim(diffusion: GaussianDiffusion, model: Model, **settings: Any) -> Step:
 
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
-SAMPLERS.add(
+for each in (
     Sampler("ddpm", "ancestral steps", _ddpm),
     Sampler("ddim", "DDIM, steps that may do without noise", _ddim, usual_eta=0.0),
     # Its usual noise and steps suit a young model: about as good as a thousand ancestral steps.
     Sampler("dpmpp", "DPM-Solver++(2M), good in few steps", dpm_solver, 20, "logsnr{}", 0.5),
-)
-
-
-def step_maker(
-    sampler: str,
-    diffusion: GaussianDiffusion,
-    model: Model,
-    *,
-    eta: float | None = None,
-    **settings: Any,
-) -> Callable[[], Step]:
-    """What makes the step functions of a sampler: one for each walk, as some remember its steps.
-
-    The arguments are those of :func:`draw`, which has the errors too.
-    """
-    chosen = SAMPLERS[sampler]
-    if chosen.usual_eta is not None:
-        settings["eta"] = _checked_eta(chosen.usual_eta if eta is None else eta)
-    elif eta:
-        raise InputError(f"the noise of the sampler {sampler} cannot be chosen: leave eta out")
-    return partial(chosen.make_step, diffusion, model, **settings)
+):
+    SAMPLERS[each.name] = each
 
 
 def draw(
@@ -89,6 +74,7 @@ def draw(
     randn_like: RandnLike = th.randn_like,
     callback: Callback | None = None,
     progress: bool = False,
+    route: Route | None = None,
     **settings: Any,
 ) -> th.Tensor:
     """Draw images by a walk down all timesteps of ``diffusion``.
@@ -104,13 +90,21 @@ def draw(
     :param randn_like: source of all noise.
     :param callback: given each step's ``sample``, ``pred_xstart``, ``x_t`` and ``t``.
     :param progress: show a tqdm bar.
+    :param route: another walk, such as :meth:`.inpainting.Inpainting.walk`.
     :param settings: ``clip_denoised``, ``denoised_fn`` and ``model_kwargs``, as
         ``p_mean_variance`` takes them.
     :return: images of ``shape``, about [-1, 1].
     :raises InputError: for an unknown sampler, or an ``eta`` that it cannot have.
     """
-    make_step = step_maker(sampler, diffusion, model, eta=eta, randn_like=randn_like, **settings)
+    chosen = SAMPLERS[sampler]
+    if chosen.usual_eta is not None:
+        settings["eta"] = _checked_eta(chosen.usual_eta if eta is None else eta)
+    elif eta:
+        raise InputError(f"the noise of the sampler {sampler} cannot be chosen: leave eta out")
+    make_step = partial(chosen.make_step, diffusion, model, randn_like=randn_like, **settings)
     x = starting_noise(model, shape, noise, device, randn_like)
+    if route:
+        return finish(route(diffusion, make_step, x, randn_like), callback)
     return finish(walk(make_step(), x, descending(diffusion.num_timesteps, progress)), callback)
 
 

@@ -28,7 +28,7 @@ from ..gaussian_diffusion import GaussianDiffusion
 from ..logs.progress import progress_bar
 from ..system.files import atomic_write
 from .image_noise import ImageNoise
-from .inpainting import Inpainting, inpaint
+from .inpainting import Inpainting
 from .samplers import draw
 
 GRID_IMAGES = 64  # of the picture beside the .npz
@@ -117,7 +117,7 @@ def make_samples(
             bar.update()
 
         draw_some = partial(
-            partial(inpaint, order.inpainting) if order.inpainting else draw,
+            draw,
             order.sampler,
             diffusion,
             model,
@@ -125,6 +125,7 @@ def make_samples(
             clip_denoised=order.clip_denoised,
             device=dist_util.dev(),
             callback=on_step,
+            route=order.inpainting.walk if order.inpainting else None,
         )
         for number, indices in enumerate(rounds, start=1):
             noise = ImageNoise(order.seed, indices)

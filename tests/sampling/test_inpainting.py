@@ -15,11 +15,10 @@ from improved_diffusion.errors import InputError
 from improved_diffusion.sampling.inpainting import (
     Inpainting,
     descents,
-    inpaint,
     noisier,
     read_inpainting,
 )
-from improved_diffusion.sampling.samplers import SAMPLERS
+from improved_diffusion.sampling.samplers import SAMPLERS, draw
 from improved_diffusion.sampling.samples import Order, Samples, make_samples, save_samples
 from improved_diffusion.script_util import create_gaussian_diffusion
 
@@ -77,7 +76,7 @@ def test_what_is_known_stays_to_the_pixel(sampler):
     diffusion = create_gaussian_diffusion(steps=12, noise_schedule="cosine")
     for mask in (LEFT, ~LEFT):
         task = Inpainting(LEVELS, mask, jump_length=3, resamplings=2)
-        x = inpaint(task, sampler, diffusion, guess, (3, 1, 16, 16), device="cpu")
+        x = draw(sampler, diffusion, guess, (3, 1, 16, 16), device="cpu", route=task.walk)
         pixels = to_uint8(x).numpy()
         assert (pixels[:, ~mask] == LEVELS[~mask]).all()
         made = pixels[:, mask]
@@ -109,7 +108,8 @@ def test_what_is_made_takes_the_colour_of_what_is_known(sampler):
     for resamplings in (1, 6):
         th.manual_seed(0)
         task = Inpainting(picture, mask, jump_length=5, resamplings=resamplings)
-        x = inpaint(task, sampler, diffusion, OneColour(diffusion), (32, 1, 8, 8), device="cpu")
+        settings = {"device": "cpu", "route": task.walk}
+        x = draw(sampler, diffusion, OneColour(diffusion), (32, 1, 8, 8), **settings)
         errors.append(float((x[..., 2:] - x[..., :2].mean()).square().mean().sqrt()))
     assert errors[1] < errors[0] / 2
     assert errors[1] < 0.15
@@ -119,7 +119,8 @@ def test_what_is_known_is_as_noisy_as_each_timestep():
     diffusion = create_gaussian_diffusion(steps=12, noise_schedule="cosine")
     task = Inpainting(np.full((16, 16, 1), 255, dtype=np.uint8), LEFT, 3, 2)
     seen = []
-    inpaint(task, "ddpm", diffusion, guess, (20, 1, 16, 16), device="cpu", callback=seen.append)
+    settings = {"device": "cpu", "callback": seen.append, "route": task.walk}
+    draw("ddpm", diffusion, guess, (20, 1, 16, 16), **settings)
     assert len(seen) == task.steps(12)
     for out in seen[1:]:  # the walk begins with noise alone
         t, known = int(out["t"][0]), out["x_t"][..., 8:]
