@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import InputError
 from ..system.archives import Header, array_headers, read_arrays
 from .image_files import MODES
-from .image_source import ImageSource, LabelError, Labels, check_no_file_names
+from .image_source import ImageSource, LabelError, Labels
 
 MAX_BYTES = 2**36  # of a file's pixels, all of which are held in memory
 CLASS_NAMES = "classes"  # the array of what the class numbers are called
@@ -45,16 +45,15 @@ class ArraySource(ImageSource):
         return digest.hexdigest()
 
 
-def open_array(path: str, by: str = "auto", allow_empty_files: bool = False) -> ArraySource:
+def open_array(path: str, by: str = "auto") -> ArraySource:
     """The images of an .npz or .npy file, and in an .npz their class numbers if it has them.
 
     The images are its only array of such a type and shape (``arr_0`` where guided-diffusion wrote
     it), the class numbers the only one of whole numbers with one for each image (``arr_1``).
 
     :param by: "auto" or "none".
-    :raises InputError: if there is no such array, or several; or for another ``by``.
+    :raises InputError: if there is no such array, or several.
     """
-    check_no_file_names(path, by)
     headers = array_headers(path)
     images = _only(path, headers)
     shape = headers[images].shape

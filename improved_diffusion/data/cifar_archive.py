@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError
 from ..system.files import is_folder
 from .array_source import ArraySource
-from .image_source import Labels, check_no_file_names
+from .image_source import Labels
 
 ENDINGS = (".tar.gz", ".tgz", ".tar")
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -28,13 +28,12 @@ MAX_BATCH_BYTES = 2**26  # the official ones have 2**25
 Batch = tuple[np.ndarray, np.ndarray]  # uint8 [N, 32, 32, 3], labels [N]
 
 
-def open_cifar(path: str, by: str = "auto", allow_empty_files: bool = False) -> ArraySource:
+def open_cifar(path: str, by: str = "auto") -> ArraySource:
     """The training images of an archive, or those of ``path/train`` or ``path/test``.
 
     :param by: "auto" or "none".
-    :raises InputError: if it is damaged, or not CIFAR-10; or for another ``by``.
+    :raises InputError: if it is damaged, or not CIFAR-10.
     """
-    check_no_file_names(path, by)
     archive, split = split_of(path)
     pixels, numbers = read_archive(archive, [split])[split]
     names = [CLASSES[number] for number in numbers]

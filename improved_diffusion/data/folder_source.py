@@ -16,13 +16,12 @@ class FolderSource(Files):
 
     :param path: the folder, which may lie behind a URL.
     :param by: what classes are taken from, one of :data:`.image_source.BY`.
-    :param allow_empty_files: files without a byte are found when they are read, not before.
     :raises InputError: if there is no such folder, or no image, or classes cannot be had ``by``
         that.
     """
 
-    def __init__(self, path: str, by: str = "auto", allow_empty_files: bool = False):
-        super().__init__(path, list_images(path, allow_empty_files=allow_empty_files), by)
+    def __init__(self, path: str, by: str = "auto"):
+        super().__init__(path, list_images(path), by)
 
     def _read_list(self, name: str) -> bytes | None:
         parent, _, own = name.rpartition("/")

@@ -1,74 +1,60 @@
 """Image files: finding them in a folder, and reading them without trusting them."""
 
 import contextlib
+import glob
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import IO, NamedTuple
+from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
-from ..system.files import is_folder, is_local, open_to_read, remote
+from ..system.files import is_folder, is_local, join, list_folder, open_to_read, remote
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 # What Pillow may decode, whatever a file is called: some formats that it knows start programs.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_PIXELS = 2**27
+_FILTERS = threading.Lock()
 
 
-def list_images(folder: str, *, allow_empty_files: bool = False) -> list[str]:
+def list_images(folder: str) -> list[str]:
     """List the images below ``folder``: paths relative to it, parts joined by ``/``, sorted.
 
     Hidden files and folders (whose name starts with a dot) are left out.
 
-    :raises InputError: if ``folder`` is no folder or holds no images, or, unless
-        ``allow_empty_files``, if one of them has no bytes.
+    :raises InputError: if ``folder`` is no folder or holds no images.
     """
-    scan, exists = _scan_local, os.path.exists
-    if not is_local(folder):
-        scan, exists = remote().scandir, remote().exists
     if not is_folder(folder):
+        exists = os.path.exists if is_local(folder) else remote().exists
         reason = "is not a folder" if exists(folder) else "does not exist"
         raise InputError(f"image folder {folder} {reason}")
-    names = list(_walk(scan, folder, "", ()))
+    names = list(_walk(folder))
     if not names:
         raise InputError(f"no images ({' '.join(EXTENSIONS)}) in {folder}")
-    if is_local(folder) and not allow_empty_files:
-        for name in names:
-            if os.path.getsize(f"{folder}/{name}") == 0:
-                raise InputError(f"cannot read image {folder}/{name}: it has no bytes")
     return names
 
 
-class _Entry(NamedTuple):
-    """What :func:`_walk` needs of blobfile's directory entries."""
-
-    path: str
-    name: str
-    is_dir: bool
+def files_below(folder: str, pattern: str) -> list[str]:
+    """The files of a pattern in a folder of this machine; if none, those in folders of it."""
+    found = (glob.glob(os.path.join(glob.escape(folder), at, pattern)) for at in ("", "*"))
+    return sorted(next(filter(None, found), []))
 
 
-def _scan_local(folder: str) -> Iterator[_Entry]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            yield _Entry(entry.path, entry.name, entry.is_dir())
-
-
-def _walk(
-    scan: Callable[[str], Iterable[_Entry]], folder: str, prefix: str, parents: tuple[str, ...]
-) -> Iterator[str]:
+def _walk(folder: str, prefix: str = "", parents: tuple[str, ...] = ()) -> Iterator[str]:
     parents = (*parents, os.path.realpath(folder))
-    for entry in sorted(scan(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
+    for name in list_folder(folder):
+        path = join(folder, name)
+        if name.startswith("."):
             continue
-        if entry.is_dir:
-            if os.path.realpath(entry.path) not in parents:  # a link to a folder around it
-                yield from _walk(scan, entry.path, f"{prefix}{entry.name}/", parents)
-        elif entry.name.lower().endswith(EXTENSIONS):
-            yield prefix + entry.name
+        if name.lower().endswith(EXTENSIONS):
+            yield prefix + name
+        elif is_folder(path) and os.path.realpath(path) not in parents:  # no link to one around it
+            yield from _walk(path, f"{prefix}{name}/", parents)
 
 
 @contextlib.contextmanager
@@ -82,7 +68,9 @@ def explaining(name: str) -> Iterator[None]:
     except (MemoryError, InputError):
         raise
     except UnidentifiedImageError:
-        raise InputError(f"cannot read image {name}: not one of {', '.join(FORMATS)}") from None
+        raise InputError(
+            f"cannot read image {name}: empty, or not one of {', '.join(FORMATS)}"
+        ) from None
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"cannot read image {name}: {' '.join(reason.split())}") from error
@@ -91,11 +79,12 @@ def explaining(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def decoding(file: IO[bytes]) -> Iterator[Image.Image]:
     """Open an image of a known format; its pixels are decoded when they are asked for."""
-    with warnings.catch_warnings():
+    with _FILTERS, warnings.catch_warnings():  # which threads share
         # Pillow warns of large pictures; here, whoever opens one looks at its size.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(file, formats=FORMATS) as image:
-            yield image
+        image = Image.open(file, formats=FORMATS)
+    with image:
+        yield image
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import io
 import math
 import os
 from collections.abc import Collection, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +12,8 @@ from ..errors import InputError
 from ..system.files import atomic_write
 
 Images = np.ndarray | torch.Tensor
-AnyImages = TypeVar("AnyImages", np.ndarray, torch.Tensor)
 
+PADDING = 2  # pixels around each picture of a grid
 LARGEST_TILE = 128  # pixels a side that small images are enlarged to, at most
 LARGEST_GRID = 1024  # pixels a side of a grid that enlarging may reach
 WHITE = 255
@@ -23,50 +22,40 @@ FILM_MS, FASTEST_MS, SLOWEST_MS = 4000, 80, 400  # of a film, and of a frame at 
 HELD_MS = 2000  # of a frame that is to be looked at
 
 
-def to_uint8(x: AnyImages) -> AnyImages:
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
     """Turn model output into pictures.
 
     :param x: [N, C, H, W], floating point; [-1, 1] is the visible range, the rest is clipped.
-    :return: [N, H, W, C], uint8, an array for an array and a contiguous tensor for a tensor.
+    :return: [N, H, W, C], uint8, contiguous.
     """
-    if isinstance(x, np.ndarray):
-        return to_uint8(torch.from_numpy(x)).numpy()
     pixels = ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous()
 
 
-def make_grid(
-    images: Images, columns: int | None = None, padding: int = 2, scale: int | None = None
-) -> np.ndarray:
+def make_grid(images: Images, columns: int | None = None, scale: int | None = None) -> np.ndarray:
     """Lay pictures out row by row, on white.
 
     :param images: [N, H, W, C], uint8, 1, 3 or 4 channels, at least one picture.
     :param columns: pictures in a row; default as many as make the grid nearly square.
-    :param padding: pixels around each picture.
     :param scale: whole factor by which pixels are enlarged; default a pleasant one.
-    :return: [rows * (H * scale + padding) + padding, columns * (W * scale + padding) + padding, C]
-    :raises InputError: if a shape, type or number is not as said.
+    :return: [rows * (H * scale + 2) + 2, columns * (W * scale + 2) + 2, C]
+    :raises InputError: if a shape or type is not as said.
     """
     images = _checked(images, dimensions=4)
     count, height, width, channels = images.shape
     if columns is None:
         columns = math.ceil(math.sqrt(count))
     if scale is None:
-        scale = _pleasant_scale(max(height, width), columns, padding)
-    if columns < 1 or scale < 1 or padding < 0:
-        raise InputError(
-            f"a grid of {columns} columns, padding {padding} and scale {scale} cannot be made; "
-            "columns and scale start at 1, padding at 0"
-        )
+        room = LARGEST_GRID // columns - PADDING
+        scale = max(1, min(LARGEST_TILE, room) // max(height, width))
     rows = math.ceil(count / columns)
     tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    before = ((0, rows * columns - count), (padding, 0), (padding, 0), (0, 0))
+    before = ((0, rows * columns - count), (PADDING, 0), (PADDING, 0), (0, 0))
     tiles = np.pad(tiles, before, constant_values=WHITE)  # [rows * columns, h, w, C]
-    tiles = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(
-        1, 2
-    )  # [rows, h, columns, w, C]
+    # [rows, h, columns, w, C]
+    tiles = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
     grid = tiles.reshape(rows * tiles.shape[1], columns * tiles.shape[3], channels)
-    return np.pad(grid, ((0, padding), (0, padding), (0, 0)), constant_values=WHITE)
+    return np.pad(grid, ((0, PADDING), (0, PADDING), (0, 0)), constant_values=WHITE)
 
 
 def save_png(path: str | os.PathLike, image: Images) -> None:
@@ -125,11 +114,6 @@ def evenly(count: int, most: int) -> list[int]:
     """Numbers below ``count``, ``most`` of them or all, evenly apart, both ends included."""
     shown = min(count, most)
     return [round(i * (count - 1) / max(shown - 1, 1)) for i in range(shown)]
-
-
-def _pleasant_scale(size: int, columns: int, padding: int) -> int:
-    room = LARGEST_GRID // max(columns, 1) - padding
-    return max(1, min(LARGEST_TILE, room) // max(size, 1))
 
 
 def _checked(images: Images, dimensions: int) -> np.ndarray:

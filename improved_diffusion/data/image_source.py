@@ -1,7 +1,7 @@
 """Images in one place, whatever form they have there: their names, their classes, reading them."""
 
 import hashlib
-import itertools
+import posixpath
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -215,12 +215,8 @@ class Files(ImageSource):
     @cached_property
     def _around(self) -> str:
         """The folders around all files, each with a ``/`` behind it; "" for none."""
-        folders = [name.split("/")[:-1] for name in self.names]
-        # What the first and the last in order share, all between them do.
-        pairs = zip(min(folders), max(folders), strict=False)
-        return "".join(
-            f"{a}/" for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-        )
+        shared = posixpath.commonpath([posixpath.dirname(name) for name in self.names])
+        return shared and f"{shared}/"
 
     @cached_property
     def _folders(self) -> list[str]:
@@ -273,9 +269,3 @@ def class_of(name: str) -> str:
     """The part of a file's name before the first ``_``; "" where there is none."""
     label, underscore, _ = name.rpartition("/")[2].partition("_")
     return label if underscore else ""
-
-
-def check_no_file_names(path: str, by: str) -> None:
-    """:raises LabelError: if classes are to be taken from names, which only files have."""
-    if by not in ("auto", "none"):
-        raise LabelError(f"{path} has no file names to take classes from; leave --labels {by} out")

@@ -9,17 +9,17 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ..errors import InputError
 from ..system.files import is_local, list_folder
-from .image_files import EXTENSIONS, decoding
-from .image_source import ImageSource, LabelError, Labels, check_no_file_names
+from .image_files import EXTENSIONS, decoding, files_below
+from .image_source import ImageSource, LabelError, Labels
 
 ENDING = ".parquet"
+PATTERN = f"*{ENDING}"
 MAX_BYTES = 2**35  # of all images' files, which are held in memory
 # What follows a split in a file's name, with the hash that earlier versions of datasets wrote.
 SHARD = re.compile(r"[-_.]?\d*(-of-\d+)?(-[0-9a-f]{16})?\.parquet$", re.IGNORECASE)
@@ -35,28 +35,22 @@ class ParquetSource(ImageSource):
     :param path: of a file; of a folder with the files of one split; or a pattern of files, such as
         ``mnist/train-*.parquet``.
     :param by: "auto" or "none".
-    :param allow_empty_files: cells without a byte are found when they are read, not before.
     :raises InputError: if pyarrow is missing; if a file is damaged or has no images, or a folder
-        several splits; or for another ``by``.
+        several splits.
     """
 
     labelling = "add a column label of whole numbers"
 
-    def __init__(self, path: str, by: str = "auto", allow_empty_files: bool = False):
-        check_no_file_names(path, by)
+    def __init__(self, path: str, by: str = "auto"):
         self.path = path
-        self._chunks, lengths, self.labels = _read_tables(path, files_of(path), by == "auto")
-        self._starts = np.cumsum([0, *map(len, self._chunks)])
-        self.names = [f"{number:06d}" for number in range(self._starts[-1])]
+        self._cells, self.labels = _read_table(path, files_of(path), by == "auto")
+        self.names = [f"{number:06d}" for number in range(len(self._cells))]
         if not self.names:
             raise InputError(f"no images in {path}")
-        for index in [] if allow_empty_files else np.flatnonzero(lengths == 0)[:1]:
-            raise InputError(f"cannot read image {self.where(index)}: it has no bytes")
 
     def _file(self, index: int) -> Any:
         """The bytes of image ``index``, as a buffer."""
-        chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._chunks[chunk][index - int(self._starts[chunk])].as_buffer() or b""
+        return self._cells[index].as_buffer() or b""
 
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[Image.Image]:
@@ -79,13 +73,7 @@ def is_parquet(path: str) -> bool:
         return True
     if not is_local(path) or any(n.lower().endswith(EXTENSIONS) for n in list_folder(path)):
         return False
-    return bool(_files_below(path))
-
-
-def _files_below(folder: str) -> list[str]:
-    """The files in a folder; where there are none, those in folders of it."""
-    found = (glob.glob(os.path.join(glob.escape(folder), at + ENDING)) for at in ("*", "*/*"))
-    return sorted(next(filter(None, found), []))
+    return bool(files_below(path, PATTERN))
 
 
 def files_of(path: str) -> list[str]:
@@ -97,7 +85,7 @@ def files_of(path: str) -> list[str]:
         raise InputError(f"{path} is behind a URL; copy .parquet files to this machine first")
     if os.path.isfile(path):
         return [path]
-    files = _files_below(path) if os.path.isdir(path) else sorted(glob.glob(path))
+    files = files_below(path, PATTERN) if os.path.isdir(path) else sorted(glob.glob(path))
     if not files:
         raise InputError(f"no file {path}; check the path")
     # A split is called by its files, or where these are numbers alone by their folder.
@@ -113,95 +101,52 @@ def files_of(path: str) -> list[str]:
     return files
 
 
-class _Header(NamedTuple):
-    """What a file says of itself before it is read."""
-
-    images: str  # the column
-    labels: str | None
-    classes: list[str] | None  # what the numbers of the labels are called
-
-
-def _read_tables(
-    path: str, files: list[str], with_labels: bool
-) -> tuple[list[Any], np.ndarray, Labels | None]:
-    """The images' files in arrays of pyarrow, the bytes of each, 0 for none, and the labels.
+def _read_table(path: str, files: list[str], with_labels: bool) -> tuple[Any, Labels | None]:
+    """The images' files in one column of pyarrow, and the labels.
 
     :raises InputError: if they cannot be had.
     """
     try:
+        import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
+        import pyarrow.dataset as ds
     except ImportError:
         raise InputError(
             f"{path} needs pyarrow; run `pip install -e '.[parquet]'`, or unpack the images"
         ) from None
-    header, size = None, 0
-    for file in files:
-        with _naming(file):
-            about = pq.read_metadata(file)
-            found = _header(file, about.schema.to_arrow_schema(), with_labels)
-        size += sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-        if found != (header := header or found):
-            raise InputError(
-                f"{file} has other columns of images or labels, or other classes, than {files[0]}; "
-                "give the files of one data set"
-            )
-    if size > MAX_BYTES:
-        raise InputError(f"{path} claims {size} bytes, more than {MAX_BYTES}; give fewer files")
-    assert header is not None
-    chunks, lengths, numbers = [], [], []
-    for file in files:
-        with _naming(file), pq.ParquetFile(file, page_checksum_verification=True) as reader:
-            table = reader.read([header.images, *filter(None, [header.labels])])
-            cells = _files_in(table.column(header.images))
-            chunks += cells.chunks
-            lengths.append(pc.fill_null(pc.binary_length(cells), 0).to_numpy())
-            if header.labels:
-                numbers.append(_numbers(file, table, header.labels))
-    labels = None
-    if header.labels:
-        said = f"column {header.labels}"
-        labels = Labels.of_numbers(np.concatenate(numbers), said, path)
-        if header.classes is not None:
-            labels = labels.called(header.classes, path)
-    return chunks, np.concatenate(lengths), labels
-
-
-@contextlib.contextmanager
-def _naming(file: str) -> Iterator[None]:
-    """:raises InputError: naming the file, in the place of what pyarrow raises of damaged ones."""
-    import pyarrow as pa
-
+    checking = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    form = ds.ParquetFileFormat(default_fragment_scan_options=checking)
     try:
-        yield
+        data = ds.dataset(files, format=form)
+        parts = list(data.get_fragments())
+        size = sum(group.total_byte_size for part in parts for group in part.row_groups)
+        if size > MAX_BYTES:
+            raise InputError(f"{path} claims {size} bytes, more than {MAX_BYTES}; give fewer files")
+        for part in parts if with_labels else ():
+            if _features(part.physical_schema) != _features(data.schema):
+                raise InputError(
+                    f"{part.path} has other columns or classes than {files[0]}; give the files of "
+                    "one data set"
+                )
+        images = _column_of_images(path, data.schema)
+        label = _column_of_labels(path, data.schema) if with_labels else None
+        table = data.to_table(columns=[images, *filter(None, [label])])
+        cells = table.column(images)
+        if pa.types.is_struct(cells.type):
+            cells = pc.struct_field(cells, BYTES)
+        cells = cells.cast(pa.large_binary())
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{file} is no whole .parquet: {' '.join(str(error).split())}") from error
-
-
-def _files_in(cells: Any) -> Any:
-    """A column of images as one of their files' bytes."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_struct(cells.type):
-        cells = pc.struct_field(cells, BYTES)
-    return cells.cast(pa.large_binary())
-
-
-def _numbers(file: str, table: Any, label: str) -> np.ndarray:
-    column = table.column(label)
-    if column.null_count:
-        raise LabelError(f"{file} has images without a {label}; give --labels none")
-    return column.to_numpy()
-
-
-def _header(file: str, schema: Any, with_labels: bool) -> _Header:
-    images = _column_of_images(file, schema)
-    labels = _column_of_labels(file, schema) if with_labels else None
-    classes = _features(schema).get(labels or "", {}).get("names")
-    return _Header(images, labels, [*map(str, classes)] if isinstance(classes, list) else None)
+        raise InputError(f"{path} is no whole .parquet: {' '.join(str(error).split())}") from error
+    if label is None:
+        return cells, None
+    numbers = table.column(label)
+    if numbers.null_count:
+        raise LabelError(f"{path} has images without a {label}; give --labels none")
+    labels = Labels.of_numbers(numbers.to_numpy(), f"column {label}", path)
+    classes = _features(data.schema).get(label, {}).get("names")
+    return cells, labels.called([*map(str, classes)], path) if isinstance(classes, list) else labels
 
 
 def _column_of_images(path: str, schema: Any) -> str:

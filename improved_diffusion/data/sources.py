@@ -23,13 +23,15 @@ class Kind:
 
     :param name: what it is, for ``--help``.
     :param fits: whether a path is of this kind.
-    :param open: its images, from the path, what classes are taken from (one of
-        :data:`.image_source.BY`), and whether images without a byte may be found later.
+    :param open: its images, from the path and what classes are taken from, one of
+        :data:`.image_source.BY`.
+    :param has_names: whether these are files whose names can say their classes.
     """
 
     name: str
     fits: Callable[[str], bool]
-    open: Callable[[str, str, bool], ImageSource]
+    open: Callable[[str, str], ImageSource]
+    has_names: bool = False
 
 
 def _ending(*endings: str) -> Callable[[str], bool]:
@@ -37,26 +39,20 @@ def _ending(*endings: str) -> Callable[[str], bool]:
 
 
 KINDS = (
-    Kind("a .zip of files", _ending(".zip"), ZipSource),
+    Kind("a .zip of files", _ending(".zip"), ZipSource, True),
     Kind("an .npz or .npy of uint8 [N, H, W, C]", _ending(".npz", ".npy"), open_array),
     Kind("CIFAR-10's .tar.gz", is_cifar, open_cifar),
     Kind("Hugging Face's .parquet files", is_parquet, ParquetSource),
     # The last one, since it takes every path.
-    Kind("a folder of files", lambda path: True, FolderSource),
+    Kind("a folder of files", lambda path: True, FolderSource, True),
 )
 KNOWN = ", ".join(kind.name for kind in (KINDS[-1], *KINDS[:-1]))  # for help and messages
 
 
-def open_source(
-    path: str,
-    by: str = "auto",
-    allow_empty_files: bool = False,
-    needs_labels: bool = True,
-) -> ImageSource:
+def open_source(path: str, by: str = "auto", needs_labels: bool = True) -> ImageSource:
     """The images at a path, of whatever kind.
 
     :param by: what classes are taken from, one of :data:`.image_source.BY`.
-    :param allow_empty_files: images without a byte are found when they are read, not before.
     :param needs_labels: if false, classes that cannot be used are as good as none.
     :raises InputError: if there are no images, or ``by`` cannot be.
     """
@@ -65,9 +61,11 @@ def open_source(
     kind = next(kind for kind in KINDS if kind.fits(path))
     if kind is KINDS[-1] and is_local(path) and os.path.isfile(path):
         raise InputError(f"{path} is a file of no known kind; images can be {KNOWN}")
+    if by not in ("auto", "none") and not kind.has_names:
+        raise LabelError(f"{path} has no file names to take classes from; leave --labels {by} out")
     try:
-        return kind.open(path, by, allow_empty_files)
+        return kind.open(path, by)
     except LabelError:
         if needs_labels or by != "auto":
             raise
-        return kind.open(path, "none", allow_empty_files)
+        return kind.open(path, "none")

@@ -27,12 +27,11 @@ class ZipSource(Files):
 
     :param path: of the archive, which may lie behind a URL.
     :param by: what classes are taken from, one of :data:`.image_source.BY`.
-    :param allow_empty_files: files without a byte are found when they are read, not before.
     :raises InputError: if it is no archive, has no images, two of one name, or names that lead out
         of it; or if classes cannot be had ``by`` that.
     """
 
-    def __init__(self, path: str, by: str = "auto", allow_empty_files: bool = False):
+    def __init__(self, path: str, by: str = "auto"):
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         self._infos: dict[str, zipfile.ZipInfo] = {}
@@ -42,7 +41,7 @@ class ZipSource(Files):
                 continue
             self._check_name(name)
             if not any(part.startswith(".") for part in name.split("/")):  # hidden
-                self._check(name, info, allow_empty_files)
+                self._check(name, info)
                 self._infos[name] = info
         if not self._infos:
             raise InputError(f"no images ({' '.join(EXTENSIONS)}) in {path}")
@@ -66,7 +65,7 @@ class ZipSource(Files):
         if not parts[0] or ".." in parts or ":" in parts[0]:
             raise InputError(f"{self.path}/{name} leads out of the archive; pack its files anew")
 
-    def _check(self, name: str, info: zipfile.ZipInfo, allow_empty: bool) -> None:
+    def _check(self, name: str, info: zipfile.ZipInfo) -> None:
         where = f"{self.path}/{name}"
         if name in self._infos:
             raise InputError(f"{self.path} has two files of the name {name}; remove one")
@@ -76,8 +75,6 @@ class ZipSource(Files):
             raise InputError(f"{where} is compressed in another way than deflate; pack it anew")
         if info.file_size > MAX_FILE:
             raise InputError(f"{where} claims {info.file_size} bytes, more than {MAX_FILE}")
-        if info.file_size == 0 and not allow_empty:
-            raise InputError(f"cannot read image {where}: it has no bytes")
 
     def _read_list(self, name: str) -> bytes | None:
         try:

@@ -170,20 +170,11 @@ def _read_array(file: IO[bytes], size: int) -> "np.ndarray":
     """
     import numpy as np
 
-    shape, dtype, is_fortran = _read_header(file)
-    count = math.prod(shape)
-    if dtype.hasobject:
-        raise ValueError("it holds objects, which would have to be unpickled")
-    if min(shape, default=0) < 0 or count * dtype.itemsize > size:
+    shape, dtype, _ = _read_header(file)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"{dtype} {list(shape)} cannot be in its {size} bytes")
-    numbers = np.empty(count, dtype)
-    if count and dtype.itemsize:
-        room = memoryview(numbers.view(np.uint8).data)
-        while len(room):
-            read = file.readinto(room[:BLOCK])  # type: ignore[attr-defined]
-            if not read:
-                raise ValueError("it is cut short")
-            room = room[read:]
+    file.seek(0)
+    numbers = np.lib.format.read_array(file, allow_pickle=False)
     while file.read(BLOCK):  # the checksum is compared at the end
         pass
-    return numbers.reshape(shape, order="F" if is_fortran else "C")
+    return numbers

@@ -27,21 +27,19 @@ def test_to_uint8_truncates_and_clips():
     assert pixels.flatten().tolist() == [0, 0, 0, 127, 191, 255, 255]
 
 
-def test_to_uint8_moves_channels_last_and_keeps_the_kind():
-    x = np.random.RandomState(0).uniform(-1, 1, (2, 3, 4, 5)).astype(np.float32)
-    from_array, from_tensor = to_uint8(x), to_uint8(torch.from_numpy(x))
-    assert isinstance(from_array, np.ndarray)
-    assert from_tensor.is_contiguous()
-    assert from_array.shape == (2, 4, 5, 3)
-    np.testing.assert_array_equal(from_array, from_tensor.numpy())
-    assert from_array[1, 2, 3, 0] == int((x[1, 0, 2, 3] + 1) * 127.5)
+def test_to_uint8_moves_channels_last():
+    x = torch.rand(2, 3, 4, 5) * 2 - 1
+    pixels = to_uint8(x)
+    assert pixels.is_contiguous()
+    assert pixels.shape == (2, 4, 5, 3)
+    assert pixels[1, 2, 3, 0] == int((x[1, 0, 2, 3] + 1) * 127.5)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("scale", [1, 3])
 def test_every_picture_stands_in_its_place(channels, scale):
     images = pictures(channels=channels)
-    grid = make_grid(images, columns=3, padding=2, scale=scale)
+    grid = make_grid(images, columns=3, scale=scale)
     side = 4 * scale
     assert grid.shape == (2 * (side + 2) + 2, 3 * (side + 2) + 2, channels)
     covered = np.zeros(grid.shape, dtype=bool)
@@ -90,20 +88,17 @@ def test_save_grid(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "options", "message"),
+    ("images", "message"),
     [
-        (np.zeros((2, 3, 8, 8), np.uint8), {}, "1, 3 or 4 channels"),
-        (np.zeros((8, 8, 3), np.uint8), {}, r"\[N, H, W, C\]"),
-        (np.zeros((0, 8, 8, 3), np.uint8), {}, "shape"),
-        (np.zeros((2, 8, 8, 3), np.float32), {}, "uint8, not float32"),
-        (np.zeros((2, 8, 8, 3), np.uint8), {"columns": 0}, "0 columns"),
-        (np.zeros((2, 8, 8, 3), np.uint8), {"scale": 0}, "scale 0"),
-        (np.zeros((2, 8, 8, 3), np.uint8), {"padding": -1}, "padding -1"),
+        (np.zeros((2, 3, 8, 8), np.uint8), "1, 3 or 4 channels"),
+        (np.zeros((8, 8, 3), np.uint8), r"\[N, H, W, C\]"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "shape"),
+        (np.zeros((2, 8, 8, 3), np.float32), "uint8, not float32"),
     ],
 )
-def test_what_is_no_grid_of_pictures_is_refused(images, options, message):
+def test_what_is_no_grid_of_pictures_is_refused(images, message):
     with pytest.raises(InputError, match=message):
-        make_grid(images, **options)
+        make_grid(images)
 
 
 def frames_of(path):

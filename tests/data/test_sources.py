@@ -299,7 +299,6 @@ def test_names_that_lead_out_of_an_archive(tmp_path, name):
 def test_what_a_zip_must_not_hold(tmp_path):
     path = tmp_path / "images.zip"
     refused(make_zip(path, extra=[("cat_00.png", b"x")]), "two files of the name cat_00.png")
-    refused(make_zip(path, extra=[("a.png", b"")]), r"a\.png: it has no bytes")
     refused(make_zip(path, extra=[("dataset.json", "[1]")]), "is no list of labels")
     refused(make_zip(path, extra=[("dataset.json", "{")]), "cannot be read")
     refused(
@@ -455,7 +454,7 @@ def test_what_an_npz_must_not_hold(tmp_path):
     (tmp_path / "some.npz").write_bytes(b"no archive")
     refused(tmp_path / "some.npz", r"is no whole \.npz")
     (tmp_path / "some.npy").write_bytes(make_npy(tmp_path / "whole.npy").read_bytes()[:-1])
-    refused(tmp_path / "some.npy", r"is no whole \.npy: it is cut short")
+    refused(tmp_path / "some.npy", r"is no whole \.npy: .*could only read")
 
 
 @pytest.mark.slow
@@ -571,9 +570,9 @@ def test_parquet_files_as_hugging_face_named_them_earlier(tmp_path):
 def test_parquet_files_that_do_not_belong_together(tmp_path):
     make_parquet(tmp_path / "a-0.parquet")
     make_parquet(tmp_path / "a-1.parquet", label="number")
-    refused(tmp_path, r"a-1\.parquet has other columns of images or labels, or other classes")
+    refused(tmp_path, r"a-1\.parquet has other columns or classes")
     make_parquet(tmp_path / "a-1.parquet", named=False)
-    refused(tmp_path, r"a-1\.parquet has other columns of images or labels, or other classes")
+    refused(tmp_path, r"a-1\.parquet has other columns or classes")
     assert len(open_source(str(tmp_path), "none")) == 2 * COUNT
 
 
@@ -611,9 +610,8 @@ def test_what_a_parquet_file_must_not_hold(tmp_path):
         [pa.array(cells), *[pa.array(range(12))] * 2], ["image", *["label"] * 2]
     )
     pq.write_table(twice, path)
-    refused(path, r"several columns of class labels \(label, label\)")
+    refused(path, "duplicate field names")
     refused_table("no images", image=pa.array([], pa.binary()))
-    refused_table(r"some\.parquet/000001: it has no bytes", image=[cells[0], {"bytes": None}])
     path.write_bytes(b"no table")
     refused(path, r"is no whole \.parquet")
     refused(tmp_path / "none.parquet", "no file")

@@ -147,7 +147,7 @@ BAD_INPUT = [
     (TRAIN, {"batch_size": 11}, "has 10 images, fewer than a batch"),
     (TRAIN, {"data_dir": "{truncated}"}, r"cannot read image .*truncated/cat_000\.png"),
     (TRAIN, {"data_dir": "{text}"}, r"cannot read image .*text/cat_000\.png"),
-    (TRAIN, {"data_dir": "{no_bytes}"}, r"cannot read image .*cat_000\.png: it has no bytes"),
+    (TRAIN, {"data_dir": "{no_bytes}"}, r"cannot read image .*cat_000\.png: empty"),
     (TRAIN, {"data_dir": "{huge}"}, r"cannot read image .*huge.*pixels"),
     # the log directory
     (TRAIN, {"log_dir": "{file}"}, "cannot write to the log directory"),
