@@ -8,7 +8,7 @@ from improved_diffusion import dist_util, logger
 from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.runs import find_data_dir, open_run, prepare, say_what_computes
 from improved_diffusion.errors import InputError
-from improved_diffusion.evaluation.features import open_extractor
+from improved_diffusion.evaluation.features import Extractor
 from improved_diffusion.evaluation.image_sets import find_samples, open_images
 from improved_diffusion.evaluation.judge import RESULTS, check_count, judge, save_verdict
 from improved_diffusion.options.command_line import parse_options
@@ -37,7 +37,7 @@ def main() -> None:
                 "by images of their own kind"
             )
     prepare(options, alone=True)
-    extractor = open_extractor(options.features, options.weights, options.precision)
+    extractor = Extractor(options.features, options.weights, options.precision)
     with open_run("image_eval", options, results=RESULTS) as folder:
         say_what_computes(options.precision)
         logger.log(f"Judging {len(samples)} images of {options.samples} by {extractor.title}")

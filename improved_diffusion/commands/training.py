@@ -8,7 +8,7 @@ import torch as th
 
 from .. import dist_util, logger
 from ..errors import InputError, LostRankError
-from ..evaluation.features import Extractor, open_extractor
+from ..evaluation.features import Extractor
 from ..evaluation.image_sets import ImageSet
 from ..evaluation.image_sets import open_images as open_real_images
 from ..evaluation.judge import check_count, kept_features
@@ -172,7 +172,7 @@ def _open_judge(options: ModelTraining) -> tuple[EvalOptions, Extractor, ImageSe
     check_count("eval_dir", real)
     if os.path.realpath(folder) == os.path.realpath(options.data_dir):
         raise InputError("--eval_dir is --data_dir: judge by images that are not trained on")
-    return options, open_extractor("lite0"), real
+    return options, Extractor("lite0"), real
 
 
 def _make_examiner(

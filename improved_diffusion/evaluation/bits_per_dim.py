@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch as th
 
 from .. import dist_util
@@ -18,7 +19,6 @@ from ..sampling.image_noise import ImageNoise
 from ..system.files import atomic_files
 
 TERMS = ("vb", "mse", "xstart_mse")
-COLUMNS = ("t", "alpha_bar", "log_snr", "images", *TERMS)
 
 
 def strata_bounds(num_timesteps: int, count: int) -> np.ndarray:
@@ -130,20 +130,12 @@ class BpdTable:
         with np.errstate(invalid="ignore"):
             return self.sums[name] / np.where(self.counts, self.counts, np.nan)
 
-    def rows(self) -> list[tuple]:
-        """:data:`COLUMNS` of each timestep that was evaluated, ascending."""
-        means = {name: self.means(name) for name in TERMS}
+    def frame(self) -> pd.DataFrame:
+        """The terms of each timestep that was evaluated, ascending."""
         log_snr = np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod)
-        return [
-            (
-                int(t),
-                float(self.alphas_cumprod[t]),
-                float(log_snr[t]),
-                int(self.counts[t]),
-                *(float(means[name][t]) for name in TERMS),
-            )
-            for t in np.flatnonzero(self.counts)
-        ]
+        columns = {"alpha_bar": self.alphas_cumprod, "log_snr": log_snr, "images": self.counts}
+        frame = pd.DataFrame(columns | {name: self.means(name) for name in TERMS})
+        return frame[self.counts > 0].rename_axis("t").reset_index()
 
     def summary(self) -> dict[str, Any]:
         """What the whole comes to."""
@@ -178,7 +170,7 @@ def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
     stem = os.path.join(folder, "bits_per_dim")
     of_images = [("image", "bits/dim"), *enumerate(table.totals)]
     contents = {
-        ".csv": csv_lines([COLUMNS, *table.rows()]),
+        ".csv": table.frame().to_csv(index=False, na_rep="nan", lineterminator="\n").encode(),
         "_images.csv": csv_lines(of_images),
         ".json": f"{json.dumps(said, indent=2)}\n".encode(),
     }
@@ -190,7 +182,7 @@ def save_table(folder: str, table: BpdTable, about: Mapping[str, Any]) -> str:
     put_title(book["summary"], 1, "Bits per dimension")
     put_pairs(book["summary"], 3, said)
     metrics = book.create_sheet("metrics")
-    put_table(metrics, 1, dict(zip(COLUMNS, zip(*table.rows(), strict=True), strict=True)))
+    put_table(metrics, 1, table.frame())
     metrics.freeze_panes = "B2"
     save_book(book, f"{stem}.xlsx")
     return f"{stem}.xlsx"

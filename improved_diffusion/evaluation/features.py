@@ -3,23 +3,23 @@
 import hashlib
 import math
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch as th
 from torch.nn import functional as F
 
 from .. import dist_util, logger
+from ..diffusion.registry import Registry
 from ..errors import InputError
 from ..logs.progress import progress_bar
 from ..system.archives import read_arrays
 from ..system.files import atomic_write, is_local, join
 from ..system.precision import Precision
 from .efficientnet import EfficientNetLite0, open_lite0
+from .image_sets import ImageSet
 from .inception import InceptionV3, open_inception
 
 VERSION = 1  # of the preprocessing and of the networks here: one more where features change
@@ -49,53 +49,39 @@ class FeatureNetwork:
     grey: float
 
 
-NETWORKS = {
-    "lite0": FeatureNetwork(
-        title="EfficientNet-Lite0",
-        is_fid=False,
-        open=open_lite0,
-        dimension=EfficientNetLite0.dimension,
-        size=128,
-        grey=127,
-    ),
-    "inception": FeatureNetwork(
-        title="Inception",
-        is_fid=True,
-        open=open_inception,
-        dimension=InceptionV3.dimension,
-        size=299,
-        grey=128,
-    ),
-}
-
-
-class Images(Protocol):
-    """Images that can be read piece by piece."""
-
-    @property
-    def name(self) -> str:
-        """What a file of their features is called after."""
-
-    @property
-    def identity(self) -> str:
-        """A hash that is another one when the images change."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Images of those numbers, uint8 [n, H, W, C]."""
+NETWORKS: Registry[FeatureNetwork] = Registry("features")
+NETWORKS["lite0"] = FeatureNetwork(
+    title="EfficientNet-Lite0",
+    is_fid=False,
+    open=open_lite0,
+    dimension=EfficientNetLite0.dimension,
+    size=128,
+    grey=127,
+)
+NETWORKS["inception"] = FeatureNetwork(
+    title="Inception",
+    is_fid=True,
+    open=open_inception,
+    dimension=InceptionV3.dimension,
+    size=299,
+    grey=128,
+)
 
 
 class Extractor:
-    """A feature network with its weights, on this process's device.
+    """A network of :data:`NETWORKS` with its weights, on this process's device.
 
+    :param weights: path of the weights; "" for those that a package brings.
+    :param precision: fp32 or bf16.
+    :raises InputError: for an unknown name or precision, or weights that are missing, unsafe, or
+        do not fit.
     :ivar title: the network's name, for people.
     :ivar is_fid: figures may be called FID and KID without it.
     :ivar dimension: of the features.
     :ivar fingerprint: a SHA-256 over all that features depend on besides the images.
     """
 
-    def __init__(self, name: str, weights: str, precision: str):
+    def __init__(self, name: str, weights: str = "", precision: str = "fp32"):
         self.name = name
         self.network = NETWORKS[name]
         self.title = self.network.title
@@ -151,20 +137,7 @@ def resized(images: np.ndarray, size: int) -> th.Tensor:
     return x.expand(-1, 3, -1, -1)
 
 
-def open_extractor(name: str, weights: str = "", precision: str = "fp32") -> Extractor:
-    """A network of :data:`NETWORKS` with its weights.
-
-    :param weights: path of the weights; "" for those that a package brings.
-    :param precision: fp32 or bf16.
-    :raises InputError: for an unknown name or precision, or weights that are missing, unsafe, or
-        do not fit.
-    """
-    if name not in NETWORKS:
-        raise InputError(f"unknown features {name!r}; choose from {', '.join(NETWORKS)}")
-    return Extractor(name, weights, precision)
-
-
-def features_of(extractor: Extractor, images: Images) -> np.ndarray:
+def features_of(extractor: Extractor, images: ImageSet) -> np.ndarray:
     """Features of all images, read and computed batch by batch.
 
     Each thread has batches of its own: threads that share one wait for each other at every layer,
@@ -173,12 +146,9 @@ def features_of(extractor: Extractor, images: Images) -> np.ndarray:
     :return: float32 [N, dimension].
     :raises InputError: if an image cannot be read.
     """
-    reading = threading.Lock()  # what image files may warn of is silenced for all threads at once
 
     def of_batch(numbers: range) -> np.ndarray:
-        with reading:
-            pixels = images.read(numbers)
-        return extractor(pixels)
+        return extractor(images.read(numbers))
 
     count, threads = len(images), th.get_num_threads()
     batches = [range(i, min(i + BATCH_SIZE, count)) for i in range(0, count, BATCH_SIZE)]
@@ -196,7 +166,7 @@ def features_of(extractor: Extractor, images: Images) -> np.ndarray:
     return features
 
 
-def cached_features(extractor: Extractor, images: Images, folders: Sequence[str]) -> np.ndarray:
+def cached_features(extractor: Extractor, images: ImageSet, folders: Sequence[str]) -> np.ndarray:
     """:func:`features_of`, from a file in one of some folders where there is one of these images.
 
     A file of other images, or of another network's weights, is never used: the features are

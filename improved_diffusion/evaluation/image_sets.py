@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from ..data.array_source import ArraySource
-from ..data.image_files import EXTENSIONS
+from ..data.image_files import files_below
 from ..data.image_source import ImageSource, Labels
 from ..data.sources import open_source
 from ..errors import InputError
-from ..system.files import is_local, join, list_folder
+from ..system.files import is_local
 
 RUN_CONFIG = "config.json"  # lies in a run's folder
 
@@ -99,26 +99,11 @@ def find_samples(path: str) -> str:
 
     :raises InputError: if there are no or several ``samples_*.npz`` in a run's folder.
     """
-    found = _sample_files(path)
+    found = files_below(path, "samples_*.npz")
     if len(found) > 1:
         raise InputError(f"several samples in {path}: give one of {', '.join(found)}")
-    if not found and RUN_CONFIG in list_folder(path):
+    if not found and os.path.isfile(os.path.join(path, RUN_CONFIG)):
         raise InputError(
             f"no samples_*.npz in {path}, the folder of a run; make some with image_sample.py"
         )
     return found[0] if found else path
-
-
-def _sample_files(folder: str) -> list[str]:
-    """The .npz files that sampling wrote in ``folder``; if there are none, in folders of it."""
-
-    def within(folder: str) -> list[str]:
-        return [
-            join(folder, name)
-            for name in list_folder(folder)
-            if name.startswith("samples_") and name.endswith(".npz")
-        ]
-
-    names = (name for name in list_folder(folder) if not name.lower().endswith(EXTENSIONS))
-    below = (join(folder, name.rstrip("/")) for name in names)
-    return within(folder) or [path for inner in below for path in within(inner)]

@@ -8,6 +8,7 @@ The weights cannot be had where this was written: the network was tested with ma
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from ..errors import InputError
 from .network_weights import load_network
 
 CLASSES = 1008  # which tell FID's weights from those of other Inceptions, with their 1,000
-Size = int | tuple[int, int]
+Pool = Callable[[th.Tensor], th.Tensor]
 
 
 class InceptionV3(th.nn.Module):
@@ -31,28 +32,27 @@ class InceptionV3(th.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = _Conv(32, 32, 3)
-        self.Conv2d_2b_3x3 = _Conv(32, 64, 3, padding=1)
+        self.Conv2d_2a_3x3 = _Conv(32, 32, 3, padding=0)
+        self.Conv2d_2b_3x3 = _Conv(32, 64, 3)
         self.Conv2d_3b_1x1 = _Conv(64, 80, 1)
-        self.Conv2d_4a_3x3 = _Conv(80, 192, 3)
-        self.Mixed_5b = _A(192, 32)
-        self.Mixed_5c = _A(256, 64)
-        self.Mixed_5d = _A(288, 64)
-        self.Mixed_6a = _B(288)
-        self.Mixed_6b = _C(768, 128)
-        self.Mixed_6c = _C(768, 160)
-        self.Mixed_6d = _C(768, 160)
-        self.Mixed_6e = _C(768, 192)
-        self.Mixed_7a = _D(768)
-        self.Mixed_7b = _E(1280, _mean_pool)
-        self.Mixed_7c = _E(2048, _max_pool)
+        self.Conv2d_4a_3x3 = _Conv(80, 192, 3, padding=0)
+        self.Mixed_5b = _figure_5(192, 32)
+        self.Mixed_5c = _figure_5(256, 64)
+        self.Mixed_5d = _figure_5(288, 64)
+        self.Mixed_6a = _to_17(288)
+        self.Mixed_6b = _figure_6(128)
+        self.Mixed_6c = _figure_6(160)
+        self.Mixed_6d = _figure_6(160)
+        self.Mixed_6e = _figure_6(192)
+        self.Mixed_7a = _to_8(768)
+        self.Mixed_7b = _figure_7(1280, _mean_pool)
+        self.Mixed_7c = _figure_7(2048, _max_pool)
         self.fc = th.nn.Linear(self.dimension, CLASSES)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = F.max_pool2d(x, 3, stride=2)
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
-        x = F.max_pool2d(x, 3, stride=2)
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_halve(x)))
+        x = _halve(x)
         for name, block in self.named_children():
             if name.startswith("Mixed"):
                 x = block(x)
@@ -68,13 +68,23 @@ def _max_pool(x: th.Tensor) -> th.Tensor:
     return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
+def _halve(x: th.Tensor) -> th.Tensor:
+    return F.max_pool2d(x, 3, stride=2)
+
+
 class _Conv(th.nn.Module):
-    """A convolution, a batch norm and ReLU."""
+    """A convolution, a batch norm and ReLU; of stride 1 and with its padding it keeps the size."""
 
     def __init__(
-        self, channels: int, out_channels: int, kernel: Size, stride: int = 1, padding: Size = 0
+        self,
+        channels: int,
+        out_channels: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | str = "same",
     ):
         super().__init__()
+        padding = padding if stride == 1 else 0
         self.conv = th.nn.Conv2d(channels, out_channels, kernel, stride, padding, bias=False)
         self.bn = th.nn.BatchNorm2d(out_channels, eps=1e-3)
 
@@ -82,135 +92,100 @@ class _Conv(th.nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-def _row(channels: int, out_channels: int, length: int) -> _Conv:
-    """A convolution of 1 x length that keeps the size."""
-    return _Conv(channels, out_channels, (1, length), padding=(0, length // 2))
+class _Mixed(th.nn.Module):
+    """Branches of convolutions side by side, and a pool.
 
+    :param branches: the name, the output channels, the kernel and the stride of each convolution of
+        a branch. What two branches begin with is computed once; ``branch_pool`` is of the pool.
+    """
 
-def _column(channels: int, out_channels: int, length: int) -> _Conv:
-    """A convolution of length x 1 that keeps the size."""
-    return _Conv(channels, out_channels, (length, 1), padding=(length // 2, 0))
-
-
-class _A(th.nn.Module):
-    """Figure 5 of the paper, with a 5 x 5 convolution in one branch."""
-
-    def __init__(self, channels: int, pool_channels: int):
-        super().__init__()
-        self.branch1x1 = _Conv(channels, 64, 1)
-        self.branch5x5_1 = _Conv(channels, 48, 1)
-        self.branch5x5_2 = _Conv(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = _Conv(channels, 64, 1)
-        self.branch3x3dbl_2 = _Conv(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = _Conv(96, 96, 3, padding=1)
-        self.branch_pool = _Conv(channels, pool_channels, 1)
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        branches = (
-            self.branch1x1(x),
-            self.branch5x5_2(self.branch5x5_1(x)),
-            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            self.branch_pool(_mean_pool(x)),
-        )
-        return th.cat(branches, dim=1)
-
-
-class _B(th.nn.Module):
-    """From 35 x 35 to 17 x 17."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.branch3x3 = _Conv(channels, 384, 3, stride=2)
-        self.branch3x3dbl_1 = _Conv(channels, 64, 1)
-        self.branch3x3dbl_2 = _Conv(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = _Conv(96, 96, 3, stride=2)
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        branches = (
-            self.branch3x3(x),
-            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            F.max_pool2d(x, 3, stride=2),
-        )
-        return th.cat(branches, dim=1)
-
-
-class _C(th.nn.Module):
-    """Figure 6 of the paper: 7 x 7 as rows and columns."""
-
-    def __init__(self, channels: int, inner: int):
-        super().__init__()
-        self.branch1x1 = _Conv(channels, 192, 1)
-        self.branch7x7_1 = _Conv(channels, inner, 1)
-        self.branch7x7_2 = _row(inner, inner, 7)
-        self.branch7x7_3 = _column(inner, 192, 7)
-        self.branch7x7dbl_1 = _Conv(channels, inner, 1)
-        self.branch7x7dbl_2 = _column(inner, inner, 7)
-        self.branch7x7dbl_3 = _row(inner, inner, 7)
-        self.branch7x7dbl_4 = _column(inner, inner, 7)
-        self.branch7x7dbl_5 = _row(inner, 192, 7)
-        self.branch_pool = _Conv(channels, 192, 1)
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        branches = (
-            self.branch1x1(x),
-            self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
-            self.branch7x7dbl_5(self.branch7x7dbl_4(double)),
-            self.branch_pool(_mean_pool(x)),
-        )
-        return th.cat(branches, dim=1)
-
-
-class _D(th.nn.Module):
-    """From 17 x 17 to 8 x 8."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.branch3x3_1 = _Conv(channels, 192, 1)
-        self.branch3x3_2 = _Conv(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = _Conv(channels, 192, 1)
-        self.branch7x7x3_2 = _row(192, 192, 7)
-        self.branch7x7x3_3 = _column(192, 192, 7)
-        self.branch7x7x3_4 = _Conv(192, 192, 3, stride=2)
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        deep = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
-        branches = (
-            self.branch3x3_2(self.branch3x3_1(x)),
-            self.branch7x7x3_4(deep),
-            F.max_pool2d(x, 3, stride=2),
-        )
-        return th.cat(branches, dim=1)
-
-
-class _E(th.nn.Module):
-    """Figure 7 of the paper: 3 x 3 as a row beside a column."""
-
-    def __init__(self, channels: int, pool: Callable[[th.Tensor], th.Tensor]):
+    def __init__(self, channels: int, pool: Pool, *branches: list[tuple[Any, ...]]):
         super().__init__()
         self.pool = pool
-        self.branch1x1 = _Conv(channels, 320, 1)
-        self.branch3x3_1 = _Conv(channels, 384, 1)
-        self.branch3x3_2a = _row(384, 384, 3)
-        self.branch3x3_2b = _column(384, 384, 3)
-        self.branch3x3dbl_1 = _Conv(channels, 448, 1)
-        self.branch3x3dbl_2 = _Conv(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = _row(384, 384, 3)
-        self.branch3x3dbl_3b = _column(384, 384, 3)
-        self.branch_pool = _Conv(channels, 192, 1)
+        self.branches = [[name for name, *_ in branch] for branch in branches]
+        for branch in branches:
+            width = channels
+            for name, out_channels, *how in branch:
+                setattr(self, name, _Conv(width, out_channels, *how))
+                width = out_channels
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        single = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        branches = (
-            self.branch1x1(x),
-            self.branch3x3_2a(single),
-            self.branch3x3_2b(single),
-            self.branch3x3dbl_3a(double),
-            self.branch3x3dbl_3b(double),
-            self.branch_pool(self.pool(x)),
-        )
-        return th.cat(branches, dim=1)
+        made: dict[str, th.Tensor] = {}
+        pooled = self.pool(x)
+        for names in self.branches:
+            h = pooled if names == ["branch_pool"] else x
+            for name in names:
+                h = made[name] = made[name] if name in made else getattr(self, name)(h)
+        rows = [made[names[-1]] for names in self.branches]
+        return th.cat(rows if "branch_pool" in made else [*rows, pooled], dim=1)
+
+
+def _figure_5(channels: int, pool_channels: int) -> _Mixed:
+    """Figure 5 of the paper, with a 5 x 5 convolution in one branch."""
+    return _Mixed(
+        channels,
+        _mean_pool,
+        [("branch1x1", 64, 1)],
+        [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
+        [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
+        [("branch_pool", pool_channels, 1)],
+    )
+
+
+def _to_17(channels: int) -> _Mixed:
+    """From 35 x 35 to 17 x 17."""
+    return _Mixed(
+        channels,
+        _halve,
+        [("branch3x3", 384, 3, 2)],
+        [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3, 2)],
+    )
+
+
+def _figure_6(inner: int) -> _Mixed:
+    """Figure 6 of the paper: 7 x 7 as rows and columns."""
+    row, column = (1, 7), (7, 1)
+    double = [("branch7x7dbl_1", inner, 1), ("branch7x7dbl_2", inner, column)]
+    double += [("branch7x7dbl_3", inner, row), ("branch7x7dbl_4", inner, column)]
+    return _Mixed(
+        768,
+        _mean_pool,
+        [("branch1x1", 192, 1)],
+        [("branch7x7_1", inner, 1), ("branch7x7_2", inner, row), ("branch7x7_3", 192, column)],
+        [*double, ("branch7x7dbl_5", 192, row)],
+        [("branch_pool", 192, 1)],
+    )
+
+
+def _to_8(channels: int) -> _Mixed:
+    """From 17 x 17 to 8 x 8."""
+    return _Mixed(
+        channels,
+        _halve,
+        [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3, 2)],
+        [
+            ("branch7x7x3_1", 192, 1),
+            ("branch7x7x3_2", 192, (1, 7)),
+            ("branch7x7x3_3", 192, (7, 1)),
+            ("branch7x7x3_4", 192, 3, 2),
+        ],
+    )
+
+
+def _figure_7(channels: int, pool: Pool) -> _Mixed:
+    """Figure 7 of the paper: 3 x 3 as a row beside a column."""
+    single = [("branch3x3_1", 384, 1)]
+    double = [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3)]
+    return _Mixed(
+        channels,
+        pool,
+        [("branch1x1", 320, 1)],
+        [*single, ("branch3x3_2a", 384, (1, 3))],
+        [*single, ("branch3x3_2b", 384, (3, 1))],
+        [*double, ("branch3x3dbl_3a", 384, (1, 3))],
+        [*double, ("branch3x3dbl_3b", 384, (3, 1))],
+        [("branch_pool", 192, 1)],
+    )
 
 
 def open_inception(path: str = "") -> InceptionV3:

@@ -178,12 +178,7 @@ def _figures(features: np.ndarray, real: Reference) -> dict[str, Figure]:
 
 def _others(features: np.ndarray, real: Reference) -> dict[str, Figure]:
     """All figures but the kernel distance, of features in no order."""
-    frechet = frechet_figures(features, real)
-    return {
-        "frechet": frechet.frechet,
-        "frechet_extrapolated": frechet.extrapolated,
-        **manifolds(features, real)._asdict(),
-    }
+    return frechet_figures(features, real)._asdict() | manifolds(features, real)._asdict()
 
 
 def check_apart(**sets: ImageSet | None) -> None:

@@ -162,7 +162,7 @@ class FrechetFigures(NamedTuple):
     """The Fréchet distance of the samples as they are, and that of infinitely many."""
 
     frechet: Figure
-    extrapolated: Figure
+    frechet_extrapolated: Figure
 
 
 def frechet_figures(samples: np.ndarray, reference: Reference) -> FrechetFigures:

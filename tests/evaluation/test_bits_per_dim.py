@@ -11,7 +11,6 @@ from openpyxl import load_workbook
 
 from improved_diffusion.errors import InputError
 from improved_diffusion.evaluation.bits_per_dim import (
-    COLUMNS,
     TERMS,
     BpdTable,
     draw_timesteps,
@@ -105,23 +104,20 @@ def test_a_table_gathers_batches(diffusion, tmp_path):
     assert table.mean == pytest.approx(float(totals.mean()))
     assert table.standard_error == pytest.approx(float(totals.std() / math.sqrt(5)))
     t, vb = (th.cat([part[name] for part in parts]).flatten() for name in ("t", "vb"))
-    for row in table.rows():
-        assert row[COLUMNS.index("images")] == int((t == row[0]).sum())
-        assert row[COLUMNS.index("vb")] == pytest.approx(float(vb[t == row[0]].mean()))
+    frame = table.frame()
+    for row in frame.itertuples():
+        assert row.images == int((t == row.t).sum())
+        assert row.vb == pytest.approx(float(vb[t == row.t].mean()))
     alpha_bar = diffusion.alphas_cumprod[0]
-    assert table.rows()[0][:3] == (
-        0,
-        alpha_bar,
-        pytest.approx(math.log(alpha_bar / (1 - alpha_bar))),
-    )
+    assert frame["t"][0] == 0
+    assert frame["log_snr"][0] == pytest.approx(math.log(alpha_bar / (1 - alpha_bar)))
     assert np.isnan(table.means("vb")[table.counts == 0]).all()
 
     path = save_table(str(tmp_path), table, {"model": "m.pt"})
     with open(tmp_path / "bits_per_dim.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["mse"]) for row in rows] == [
-        row[COLUMNS.index("mse")] for row in table.rows()
-    ]
+    for name in frame:
+        assert [float(row[name]) for row in rows] == frame[name].tolist()
     book = load_workbook(path)
     assert book.sheetnames == ["summary", "metrics"]
     assert book["metrics"].max_row == len(rows) + 1

@@ -16,10 +16,10 @@ from improved_diffusion.evaluation.efficientnet import PACKAGE
 from improved_diffusion.evaluation.features import (
     BATCH_SIZE,
     NETWORKS,
+    Extractor,
     FeatureNetwork,
     cached_features,
     features_of,
-    open_extractor,
     resized,
 )
 from improved_diffusion.evaluation.image_sets import in_memory, open_images
@@ -50,7 +50,7 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def extractor():
-    return open_extractor("tiny")
+    return Extractor("tiny")
 
 
 @pytest.fixture
@@ -106,17 +106,17 @@ def test_the_network_sees_the_values_that_it_wants(extractor):
 
 
 def test_bf16_is_near_and_has_another_fingerprint(extractor):
-    images, rough = noise(), open_extractor("tiny", precision="bf16")
+    images, rough = noise(), Extractor("tiny", precision="bf16")
     assert not np.array_equal(rough(images), extractor(images))
     np.testing.assert_allclose(rough(images), extractor(images), atol=0.02)
     assert rough.fingerprint != extractor.fingerprint
 
 
 def test_fingerprints_tell_weights_and_preprocessing_apart(extractor, monkeypatch):
-    assert open_extractor("tiny").fingerprint == extractor.fingerprint
-    assert open_extractor("tiny", "other weights").fingerprint != extractor.fingerprint
+    assert Extractor("tiny").fingerprint == extractor.fingerprint
+    assert Extractor("tiny", "other weights").fingerprint != extractor.fingerprint
     monkeypatch.setitem(NETWORKS, "tiny", dataclasses.replace(TINY, grey=128))
-    assert open_extractor("tiny").fingerprint != extractor.fingerprint
+    assert Extractor("tiny").fingerprint != extractor.fingerprint
 
 
 def test_features_that_are_not_finite_are_refused(extractor):
@@ -135,7 +135,7 @@ def test_features_that_are_not_finite_are_refused(extractor):
 )
 def test_what_there_is_not(name, precision, complaint):
     with pytest.raises(InputError, match=complaint):
-        open_extractor(name, precision=precision)
+        Extractor(name, precision=precision)
 
 
 @pytest.mark.parametrize("name", ["lite0", "inception"])
@@ -145,7 +145,7 @@ def test_only_fid_is_called_fid(name):
 
 def test_lite0_tells_images_apart():
     pytest.importorskip(PACKAGE, reason="the extra [eval] is not installed")
-    extractor = open_extractor("lite0")
+    extractor = Extractor("lite0")
     assert (extractor.title, extractor.is_fid) == ("EfficientNet-Lite0", False)
     found = extractor(noise(3, size=32))
     assert found.shape == (3, extractor.dimension)
@@ -208,7 +208,7 @@ def test_a_file_of_other_images_is_never_used(extractor, folder, change, warning
 
 
 def test_a_file_of_other_weights_is_never_used(extractor, folder):
-    images, other = opened(folder), open_extractor("tiny", "other weights")
+    images, other = opened(folder), Extractor("tiny", "other weights")
     cached_features(extractor, images, [images.parent])
     found = cached_features(other, images, [images.parent])
     np.testing.assert_array_equal(found, features_of(other, images))

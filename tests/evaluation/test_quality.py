@@ -54,7 +54,7 @@ def test_halves_of_one_distribution_are_at_a_distance_of_0_within_the_error():
     assert (values < 0).any()
 
 
-@pytest.mark.parametrize("figure", ["kid", "frechet", "extrapolated", "recall", "coverage"])
+@pytest.mark.parametrize("figure", ["kid", "frechet", "frechet_extrapolated", "recall", "coverage"])
 def test_errors_are_the_spread_of_repeated_draws(figure):
     def draw(seed: int):
         samples = normal(seed, 200, scale=1.2, shift=0.2)

@@ -10,13 +10,13 @@ from in_process import in_process
 from PIL import Image
 
 from improved_diffusion.errors import InputError
-from improved_diffusion.evaluation.features import open_extractor
+from improved_diffusion.evaluation.features import Extractor
 
 SIZE = 8
 CLASSES = ("dark", "light", "striped")
 
 try:
-    open_extractor("lite0")
+    Extractor("lite0")
 except InputError as error:
     pytest.skip(str(error), allow_module_level=True)
 
