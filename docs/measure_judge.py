@@ -10,8 +10,8 @@ import argparse
 
 import numpy as np
 
-from improved_diffusion.evaluation.features import open_extractor
-from improved_diffusion.evaluation.image_sets import open_folder
+from improved_diffusion.evaluation.features import Extractor
+from improved_diffusion.evaluation.image_sets import open_images
 from improved_diffusion.evaluation.judge import kept_features
 from improved_diffusion.evaluation.quality import (
     Probe,
@@ -30,22 +30,24 @@ def main() -> None:
     parser.add_argument("test")
     parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
-    extractor = open_extractor("lite0", precision=args.precision)
-    train, test = open_folder(args.train), open_folder(args.test)
+    extractor = Extractor("lite0", precision=args.precision)
+    train, test = open_images(args.train), open_images(args.test)
     known, real = (kept_features(extractor, images, ".") for images in (train, test))
     reference = Reference(real)
     if train.labels is not None and test.labels is not None:
         for count in (5000, len(known)):
             some = np.random.default_rng(0).permutation(len(known))[:count]
-            right = Probe(known[some], train.labels[some]).recognised(real, test.labels)
+            probe = Probe(known[some], train.labels.numbers[some])
+            right = probe.recognised(real, test.labels.numbers)
             print(f"probe of {count} images: {right.value:.4f} ± {right.error:.4f} right")
     print("| images | KID x 1000 | spread | error | Fréchet | spread | error | extrapolated |")
     for count in COUNTS:
         rows = []
         for seed in range(REPEATS):
             some = known[np.random.default_rng(seed).permutation(len(known))[:count]]
-            kid, frechet = kernel_distance(some, reference).figure, frechet_figures(some, reference)
-            rows.append((1e3 * kid.value, 1e3 * kid.error, *frechet.frechet, *frechet.extrapolated))
+            kid = kernel_distance(some, reference).figure
+            near, far = frechet_figures(some, reference)
+            rows.append((1e3 * kid.value, 1e3 * kid.error, *near, *far))
         mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
         print(
             f"| {count} | {mean[0]:.3f} | {spread[0]:.3f} | {mean[1]:.3f} "
