@@ -42,13 +42,8 @@ def discretized_gaussian_log_likelihood(
     :param means: mean of each element, of ``x``'s shape.
     :param log_scales: logarithm of each element's standard deviation, of ``x``'s shape.
     :return: log-probabilities in nats, of ``x``'s shape.
-    :raises ValueError: if the three shapes differ.
     """
-    if not x.shape == means.shape == log_scales.shape:
-        raise ValueError(
-            f"x, means and log_scales must have one shape, got {tuple(x.shape)}, "
-            f"{tuple(means.shape)} and {tuple(log_scales.shape)}"
-        )
+    assert x.shape == means.shape == log_scales.shape
     centred = x - means
     inverse_scale = th.exp(-log_scales)
     below_upper_edge = approx_standard_normal_cdf(inverse_scale * (centred + 1.0 / 255.0))

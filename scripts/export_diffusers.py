@@ -4,12 +4,10 @@ from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.trained import about_model, load_trained, parse_for_model
 from improved_diffusion.errors import InputError
 from improved_diffusion.export import diffusers
-from improved_diffusion.models.architecture import infer_flags
 from improved_diffusion.options.using import ExportOptions
 from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.script_util import build_diffusion, build_model
 from improved_diffusion.system import cpu
-from improved_diffusion.training.checkpoints import load_model_file
 
 
 def main() -> None:
@@ -17,7 +15,6 @@ def main() -> None:
     if not options.out_dir:
         raise InputError("no --out_dir given; name a new folder")
     diffusers.check_out_dir(options.out_dir)
-    refuse_super_resolution(options.model_path)
     cpu.configure_cpu(options.num_threads)
     model, diffusion = build_model(options), build_diffusion(options)
     load_trained(model, options.model_path, options.ema_correction)
@@ -28,14 +25,6 @@ def main() -> None:
     print(f"Largest difference of the outputs: {difference:.1e}")
     for line in usage(options, diffusion):
         print(line)
-
-
-def refuse_super_resolution(model_path: str) -> None:
-    if infer_flags(load_model_file(model_path)).get("super_resolution"):
-        raise InputError(
-            f"{model_path} is a super-resolution model, which diffusers cannot express: its "
-            "UNet2DModel takes no low-resolution image"
-        )
 
 
 def usage(options: ExportOptions, diffusion: SpacedDiffusion) -> list[str]:

@@ -59,10 +59,3 @@ def test_an_impossible_pixel_stays_finite():
         th.zeros(1), means=th.ones(1), log_scales=th.full((1,), -20.0)
     )
     assert far.item() == pytest.approx(math.log(1e-12))
-
-
-def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="one shape"):
-        discretized_gaussian_log_likelihood(
-            th.zeros(2, 3), means=th.zeros(3), log_scales=th.zeros(2, 3)
-        )

@@ -39,16 +39,6 @@ VARIANCES = {
 # -- what can be expressed -----------------------------------------------------------------------
 
 
-def check_expressible(model: UNetModel, diffusion: SpacedDiffusion) -> None:
-    """Whether diffusers has a place for everything of a model and its diffusion.
-
-    :raises InputError: naming all that it has none for.
-    """
-    reasons = [*_reasons_of_the_model(model), *_reasons_of_the_diffusion(diffusion)]
-    if reasons:
-        raise InputError(f"diffusers cannot express this model: {'; '.join(reasons)}")
-
-
 def _reasons_of_the_model(model: UNetModel) -> list[str]:
     if isinstance(model, SuperResModel):
         return ["UNet2DModel takes no low-resolution image, which a super-resolution model needs"]
@@ -293,7 +283,9 @@ def write_pipeline(
         or the outputs differ by more than :data:`TOLERANCE`; nothing is left behind then.
     """
     check_out_dir(out_dir)
-    check_expressible(model, diffusion)
+    reasons = [*_reasons_of_the_model(model), *_reasons_of_the_diffusion(diffusion)]
+    if reasons:
+        raise InputError(f"diffusers cannot express this model: {'; '.join(reasons)}")
     diffusers = import_diffusers()
     out = Path(out_dir).absolute()
     with tempfile.TemporaryDirectory(UNFINISHED, f".{out.name}.", out.parent) as temporary:

@@ -6,7 +6,6 @@ global changes and no window is ever opened.
 
 import math
 import os
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,9 +118,7 @@ def shared_legend(figure: "Figure", axes: "Axes") -> None:
 def write_below(figure: "Figure", text: str) -> None:
     """Write a line below the whole figure, broken where it is too long; nothing for ""."""
     if text:
-        letters = int(figure.get_figwidth() * 72 / (0.52 * TICK_SIZE))
-        lines = "\n".join(textwrap.wrap(text, letters))
-        figure.supxlabel(lines, fontsize=TICK_SIZE, color=INK, parse_math=False)
+        figure.supxlabel(text, fontsize=TICK_SIZE, color=INK, parse_math=False, wrap=True)
 
 
 def check_picture_path(path: str | os.PathLike) -> None:
