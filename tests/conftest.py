@@ -9,19 +9,21 @@ from pathlib import Path
 # Models this small are computed fastest by one thread, above all where others compute beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
-from PIL import Image
+from tiny_runs import write_images
 
 from improved_diffusion import logger
+from improved_diffusion.options.command_line import as_words
 
 PROJECT = Path(__file__).resolve().parent.parent
 VARIABLES = (
     "DIFFUSION_BLOB_LOGDIR",
     "DIFFUSION_TRAINING_TEST",
+    "OMPI_COMM_WORLD_RANK",
     "OPENAI_LOGDIR",
     "OPENAI_LOG_FORMAT",
     "OPENAI_LOG_FORMAT_MPI",
+    "PMI_RANK",
     "RANK",
     "WORLD_SIZE",
 )
@@ -46,16 +48,6 @@ def silent_log(tmp_path):
     folder = tmp_path / "log"
     with logger.scoped_configure(dir=folder, format_strs=["csv"]):
         yield folder
-
-
-def write_images(folder, count=10, size=32, names=("cat", "dog"), seed=0):
-    """Write ``count`` images of noise, called ``<name>_<number>.png`` with the names in turn."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{names[i % len(names)]}_{i:03d}.png")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -85,16 +77,6 @@ def tiny():
 def tiny_sr():
     """Flags of the smallest super-resolution model that makes sense."""
     return dict(TINY_SR)
-
-
-def as_words(flags):
-    """Flags as they stand on a command line."""
-    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-
-
-@pytest.fixture(scope="session")
-def to_words():
-    return as_words
 
 
 class Scripts:

@@ -28,7 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from hypothesis import strategies as st
+from made_files import Harmful, cifar_members, laughs, tar_of
 from PIL import Image
+from tiny_runs import write_images
 
 from improved_diffusion import logger, script_util
 from improved_diffusion.commands import training as training_command
@@ -133,16 +135,6 @@ def watching(folder: Path) -> Iterator[None]:
 
 
 # -- changing ------------------------------------------------------------------------------------
-
-
-class Harmful:
-    """Pickled, it asks whoever reads it to do something."""
-
-    def __init__(self, function: Callable, *args: Any):
-        self.reduced = function, args
-
-    def __reduce__(self) -> tuple:
-        return self.reduced
 
 
 HARMFUL = (
@@ -251,7 +243,7 @@ odd_keys = st.sampled_from(("step", "loss", "", "0.9", "state", "updates"))
 def _copied(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _copied(value) for key, value in content.items()}
-    # Tuples stay: those of _laughs are never through.
+    # Tuples stay: those of laughs are never through.
     return [_copied(value) for value in content] if isinstance(content, list) else content
 
 
@@ -355,11 +347,7 @@ class Run:
     """A real tiny run in a folder, with its loop, which loads a checkpoint again and again."""
 
     def __init__(self, folder: Path):
-        images = folder / "images"
-        images.mkdir()
-        for number in range(6):
-            pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(images / f"{'ab'[number % 2]}_{number}.png")
+        images = write_images(folder / "images", 6, size=8, names="ab")
         self.folder = folder / "run"
         logger.configure(str(self.folder), ["csv", "json"])
         self.options = ImageTraining(
@@ -616,40 +604,6 @@ def read_network(folder: Path, case: tuple[str, bytes]) -> None:
 # -- archives ------------------------------------------------------------------------------------
 
 
-def _batches(kind: str) -> dict[str, bytes]:
-    members = {}
-    for number, name in enumerate((*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")):
-        pixels = np.random.default_rng(number).integers(0, 256, (2, 3072), dtype=np.uint8)
-        labels = [number, number + 1]
-        if kind == "bin":
-            rows = np.concatenate([np.array(labels, np.uint8)[:, None], pixels], axis=1)
-            members[f"cifar-10-batches-bin/{name}.bin"] = rows.tobytes()
-        else:
-            batch = {b"labels": labels, b"data": pixels}
-            members[f"cifar-10-batches-py/{name}"] = pickle.dumps(batch, protocol=2)
-    return members
-
-
-def _tar(members: dict[str, bytes], kinds: dict[str, bytes] | None = None) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, payload in members.items():
-            info = tarfile.TarInfo(name)
-            info.type = (kinds or {}).get(name, tarfile.REGTYPE)
-            info.linkname = "/etc/passwd" if info.type != tarfile.REGTYPE else ""
-            info.size = len(payload) if info.type == tarfile.REGTYPE else 0
-            tar.addfile(info, io.BytesIO(payload))
-    return file.getvalue()
-
-
-def _laughs() -> tuple:
-    """Tuples in tuples: a few references that would be 2 ** 60 labels."""
-    laughs: tuple = (1, 2)
-    for _ in range(60):
-        laughs = (laughs, laughs)
-    return laughs
-
-
 PICKLES = (
     b"\x80\x02r\xff\xff\xff\x0f.",  # a memo of 2 ** 28 places
     b"\x80\x02" + b"(" * 5000 + b".",
@@ -664,7 +618,7 @@ PICKLES = (
 
 @st.composite
 def bad_archives(draw: Callable, _: Any = None) -> bytes:
-    members = _batches(draw(st.sampled_from(("bin", "py"))))
+    members = cifar_members(draw(st.sampled_from(("bin", "py"))), count=2)
     name = draw(st.sampled_from(sorted(members)))
     kind = draw(st.integers(0, 8))
     kinds: dict[str, bytes] = {}
@@ -674,7 +628,7 @@ def bad_archives(draw: Callable, _: Any = None) -> bytes:
         members[name] = draw(st.sampled_from(PICKLES))
     elif kind == 2 and "-py" in name:
         batch = {b"labels": [1, 2], b"data": np.zeros((2, 3072), np.uint8)}
-        odd = st.one_of(odd_values, st.sampled_from(HARMFUL), st.builds(_laughs))
+        odd = st.one_of(odd_values, st.sampled_from(HARMFUL), st.builds(laughs))
         members[name] = pickle.dumps(draw(changed(batch, odd)), protocol=2)
     elif kind == 3:
         types = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
@@ -683,7 +637,7 @@ def bad_archives(draw: Callable, _: Any = None) -> bytes:
         members[draw(st.sampled_from(("../../harm", "/harm", "data_batch_1.bin/x", "")))] = b"harm"
     elif kind == 5:
         del members[name]
-    tar = _tar(members, kinds)
+    tar = tar_of(members, kinds)
     if kind == 6:
         tar = draw(mangled(tar))
     elif kind == 7:  # a header's field, and its checksum

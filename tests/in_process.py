@@ -1,20 +1,23 @@
-"""Running a script in this process, which saves the seconds of a new one."""
+"""Scripts in this process, which saves the seconds of a new one, and programs in another."""
 
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import torch.distributed as dist
 
 from improved_diffusion import logger
+from improved_diffusion.options.command_line import as_words
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
-def in_process(script, words):
-    """Run a script as ``python scripts/<script> <words>`` would; return its exit status."""
+def in_process(script, flags):
+    """Run a script as ``python scripts/<script> <flags>`` would; return its exit status."""
     before = sys.argv, sys.path
-    sys.argv, sys.path = [str(SCRIPTS / script), *words], [str(SCRIPTS), *sys.path]
+    sys.argv, sys.path = [str(SCRIPTS / script), *as_words(flags)], [str(SCRIPTS), *sys.path]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit:
@@ -25,3 +28,16 @@ def in_process(script, words):
         if dist.is_initialized():
             dist.destroy_process_group()
     raise AssertionError("a script always exits")
+
+
+def run_program(program, **environment):
+    """Run Python's words in a process of its own; what it printed, once it has ended well."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,7 +1,6 @@
 """Runs of a tiny training that are killed at chosen moments, and what must be left of them."""
 
 import contextlib
-import csv
 import itertools
 import json
 import multiprocessing
@@ -21,8 +20,8 @@ import time
 import types
 from pathlib import Path
 
-import numpy as np
 import torch as th
+from tiny_runs import rows_of, write_images
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "image_train.py"
 TIME_COLUMNS = ("wall_time", "steps_per_second")
@@ -119,13 +118,7 @@ processes.set_forkserver_preload(
 
 def make_images(folder: Path, count: int = 10) -> Path:
     """Noise images of three classes; few, so that a run sees several epochs."""
-    from PIL import Image
-
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{'abc'[i % 3]}_{i}.png")
-    return folder
+    return write_images(folder, count, size=8, names="abc")
 
 
 def start(
@@ -439,11 +432,10 @@ def die_at(kind: str | None, number: int, log_dir: Path, victim: int | None = No
 
 def rows(log_dir: Path) -> list[dict[str, str]]:
     """The CSV's rows, without the columns of time."""
-    with open(log_dir / "progress.csv", newline="") as file:
-        return [
-            {key: value for key, value in row.items() if key not in TIME_COLUMNS}
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {key: value for key, value in row.items() if key not in TIME_COLUMNS}
+        for row in rows_of(log_dir / "progress.csv")
+    ]
 
 
 def tensors(log_dir: Path, step: int = STEPS) -> dict[str, th.Tensor]:

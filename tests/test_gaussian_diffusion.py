@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from toy_models import ideal_noise
 
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion.gaussian_diffusion import (
@@ -12,7 +13,7 @@ from improved_diffusion.gaussian_diffusion import (
     ModelMeanType,
     ModelVarType,
 )
-from improved_diffusion.sampling.samplers import draw
+from improved_diffusion.sampling.samplers import SAMPLERS, draw
 from improved_diffusion.script_util import create_gaussian_diffusion
 
 SHAPE = (4, 3, 8, 8)
@@ -91,8 +92,8 @@ def test_every_kind_of_model_samples(mean_type, var_type):
     assert out.keys() == {"mean", "variance", "log_variance", "pred_xstart"}
     assert all(value.shape == SHAPE for value in out.values())
     assert out["pred_xstart"].abs().max() <= 1
-    for loop in (diffusion.p_sample_loop, diffusion.ddim_sample_loop):
-        sample = loop(model, SHAPE)
+    for sampler in SAMPLERS:
+        sample = draw(sampler, diffusion, model, SHAPE)
         assert sample.shape == SHAPE
         assert sample.isfinite().all()
         assert not sample.requires_grad
@@ -206,17 +207,6 @@ def ddim_there_and_back(diffusion, model, x):
     return x
 
 
-def gaussian_data_model(diffusion, std=0.5):
-    """E[eps | x_t] for data from N(0, std^2): linear in x_t."""
-    alpha_bar = th.from_numpy(diffusion.alphas_cumprod)
-
-    def model(x, t):
-        a = alpha_bar[t].view(-1, 1, 1, 1)
-        return ((1 - a).sqrt() / (a * std**2 + 1 - a)).to(x.dtype) * x
-
-    return model
-
-
 def test_ddim_is_reversed_exactly_where_the_noise_is_known():
     diffusion = make(steps=50)
     model = constant(some_noise(seed=5).double())
@@ -234,7 +224,7 @@ def test_only_the_deterministic_path_is_reversed():
 def test_the_right_model_of_gaussian_data_samples_it(loop):
     diffusion = make(steps=100)
     th.manual_seed(0)
-    model = gaussian_data_model(diffusion)
+    model = ideal_noise(diffusion, std=0.5)
     settings = {"clip_denoised": False, "device": "cpu"}
     samples = getattr(diffusion, loop)(model, (4000, 1, 1, 1), **settings)
     assert samples.mean().item() == pytest.approx(0.0, abs=0.05)

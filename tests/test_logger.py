@@ -1,8 +1,9 @@
-import csv
 import sys
 
 import numpy as np
 import pytest
+import torch
+from tiny_runs import rows_of
 
 from improved_diffusion import logger
 from improved_diffusion.errors import InputError
@@ -10,10 +11,6 @@ from improved_diffusion.errors import InputError
 
 @pytest.fixture(autouse=True)
 def fresh_logger(monkeypatch, tmp_path):
-    for name in ("OPENAI_LOGDIR", "OPENAI_LOG_FORMAT", "OPENAI_LOG_FORMAT_MPI"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(logger.Logger, "CURRENT", None)
     monkeypatch.setattr(logger.Logger, "DEFAULT", None)
@@ -22,11 +19,6 @@ def fresh_logger(monkeypatch, tmp_path):
 def log_line(**values):
     logger.logkvs(values)
     return logger.dumpkvs()
-
-
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_dumpkvs_returns_what_it_wrote_and_starts_anew(tmp_path):
@@ -61,7 +53,6 @@ def test_an_empty_line_is_not_written(tmp_path, capsys):
 
 
 def test_scalars_of_numpy_and_torch_become_plain_numbers(tmp_path):
-    torch = pytest.importorskip("torch")
     logger.configure(dir=tmp_path, format_strs=["csv", "json"])
     line = log_line(a=np.float32(0.5), b=torch.tensor(2), c=np.float64(0.1), d=np.int64(7))
     assert line == {"a": 0.5, "b": 2, "c": 0.1, "d": 7}
@@ -165,7 +156,6 @@ def test_comm_averages_by_weight_and_leaves_text_alone(tmp_path):
 
 
 def test_state_continues_a_line_exactly(tmp_path):
-    torch = pytest.importorskip("torch")
     values = np.random.RandomState(1).uniform(0, 1, 37).tolist()
     whole = logger.Logger(None, [])
     first = logger.Logger(None, [])

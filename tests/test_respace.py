@@ -1,13 +1,17 @@
 import numpy as np
 import pytest
 import torch as th
+from hypothesis import given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
 
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion.errors import InputError
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion
-from improved_diffusion.respace import SpacedDiffusion, respaced_timesteps, space_timesteps
+from improved_diffusion.respace import SpacedDiffusion, space_timesteps
 
 STEPS = 40
+quick = trials(max_examples=60, deadline=None)
 SHAPE = (2, 3, 4, 4)
 
 
@@ -83,21 +87,6 @@ def test_learned_sigmas_of_a_respaced_diffusion():
 
 
 @pytest.mark.parametrize(
-    ("spec", "wanted"),
-    [
-        ([1, 1], {0, 5}),
-        ("2,3", {0, 4, 5, 7, 9}),
-        ("ddim5", {0, 2, 4, 6, 8}),
-        ([10], set(range(10))),
-        ("", set(range(10))),
-    ],
-)
-def test_timesteps_by_hand(spec, wanted):
-    betas = gd.get_named_beta_schedule("linear", 10)
-    assert (respaced_timesteps(betas, spec) if spec == "" else space_timesteps(10, spec)) == wanted
-
-
-@pytest.mark.parametrize(
     ("spec", "said"),
     [
         ("11", "cannot keep 11 of 10"),
@@ -113,3 +102,33 @@ def test_timesteps_by_hand(spec, wanted):
 def test_what_cannot_be_had_is_said(spec, said):
     with pytest.raises(InputError, match=said):
         space_timesteps(10, spec)
+
+
+@quick
+@given(
+    steps=st.integers(1, 2000),
+    counts=st.lists(st.integers(-1, 60), min_size=1, max_size=4),
+)
+def test_spaced_timesteps_are_as_many_as_asked_for_or_refused(steps, counts):
+    sections = [steps // len(counts) + (i < steps % len(counts)) for i in range(len(counts))]
+    possible = all(1 <= n <= size for n, size in zip(counts, sections, strict=True))
+    if not possible:
+        with pytest.raises(InputError):
+            space_timesteps(steps, counts)
+        return
+    chosen = space_timesteps(steps, counts)
+    assert chosen <= set(range(steps))
+    start = 0
+    for count, size in zip(counts, sections, strict=True):
+        assert len(chosen & set(range(start, start + size))) == count
+        start += size
+    assert space_timesteps(steps, ",".join(map(str, counts))) == chosen
+
+
+@quick
+@given(text=st.text(max_size=12))
+def test_any_respacing_is_had_or_refused(text):
+    try:
+        assert space_timesteps(100, text) <= set(range(100))
+    except InputError as error:
+        assert "\n" not in str(error)

@@ -7,7 +7,9 @@ import pytest
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion import script_util
 from improved_diffusion.errors import InputError
-from improved_diffusion.options.command_line import Parser
+from improved_diffusion.options.command_line import Parser, parse_options
+from improved_diffusion.options.training import ImageTraining, SuperResTraining
+from improved_diffusion.options.using import BoundOptions, ImageSampling, SuperResSampling
 
 FLAGS = json.loads((Path(__file__).parent / "reference" / "flag_defaults.json").read_text())
 
@@ -22,6 +24,44 @@ def test_the_references_flags_have_the_references_defaults(kind):
     for name, value in FLAGS[kind].items():
         assert defaults[name] == value
         assert type(defaults[name]) is type(value)
+
+
+TRAINING = {
+    "data_dir": "",
+    "schedule_sampler": "uniform",
+    "lr": 1e-4,
+    "weight_decay": 0.0,
+    "lr_anneal_steps": 0,
+    "batch_size": 1,
+    "microbatch": -1,
+    "ema_rate": "0.9999",
+    "log_interval": 10,
+    "save_interval": 10000,
+    "resume_checkpoint": "",
+    "use_fp16": False,
+    "fp16_scale_growth": 1e-3,
+}
+USE = {"clip_denoised": True, "model_path": ""}
+SAMPLING = USE | {"num_samples": 10000, "batch_size": 16, "use_ddim": False}
+BOUND = USE | {"num_samples": 1000, "batch_size": 1, "data_dir": ""}
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "kind"),
+    [
+        (ImageTraining, TRAINING, "model"),
+        (ImageSampling, SAMPLING, "model"),
+        (BoundOptions, BOUND, "model"),
+        (SuperResTraining, TRAINING, "super_resolution"),
+        (SuperResSampling, SAMPLING | {"base_samples": ""}, "super_resolution"),
+    ],
+)
+def test_the_references_scripts_have_their_flags_and_explain_them(options, own, kind, capsys):
+    assert options.defaults().items() >= (own | FLAGS[kind]).items()
+    with pytest.raises(SystemExit):
+        parse_options(options, "About.", ["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name} " in shown for name in options.defaults())
 
 
 def test_flags_become_arguments_and_back():

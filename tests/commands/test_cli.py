@@ -30,6 +30,7 @@ def test_a_script_ends_with_what_its_main_returns(returned, status, capsys):
     [
         (InputError("wrong\n  flag"), 2, "error: wrong flag"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+        (DivergedError("training diverged"), 1, "training diverged"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -38,13 +39,6 @@ def test_an_expected_end_is_one_line(error, status, said, capsys):
     assert code == status
     assert len(lines) == 1
     assert said in lines[0]
-
-
-def test_divergence_is_one_line(capsys):
-    code, lines = outcome(raiser(DivergedError("training diverged")), capsys)
-    assert code == 1
-    assert len(lines) == 1
-    assert "training diverged" in lines[0]
 
 
 def test_a_defect_keeps_its_traceback():

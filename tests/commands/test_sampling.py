@@ -17,15 +17,15 @@ CLASSES = {"class_cond": True, "num_classes": 2}
 
 
 @pytest.fixture
-def sample(tmp_path, to_words, capsys):
+def sample(tmp_path, capsys):
     """Sample from a run's folder by the script; its status, images, and what it said."""
 
     def run(**flags):
         out = tmp_path / "out"
         shutil.rmtree(out, ignore_errors=True)
-        words = to_words({"num_samples": 2, "num_threads": 1, "log_dir": out} | flags)
+        flags = {"num_samples": 2, "num_threads": 1, "log_dir": out} | flags
         capsys.readouterr()
-        status = in_process("image_sample.py", words)
+        status = in_process("image_sample.py", flags)
         made = [np.load(path)["arr_0"] for path in out.glob("*.npz")]
         return status, made[0] if made else None, "".join(capsys.readouterr())
 

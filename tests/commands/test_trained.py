@@ -68,6 +68,7 @@ def parse(tmp_path, monkeypatch, *words, content=None):
         "{}",
         '{"flags": 3}',
         '{"flags": {"image_size": "x"}}',
+        '{"flags": {"poly_power": "2"}}',
         '{"flags": {}, "data": {"classes": "abc"}}',
         f'{{"flags": {{"dropout": {"1" * 400}}}}}',
         "\xff",
@@ -76,6 +77,11 @@ def parse(tmp_path, monkeypatch, *words, content=None):
 def test_another_files_configuration(content, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"config\.json is not a run's configuration"):
         parse(tmp_path, monkeypatch, content=content)
+
+
+def test_a_whole_number_in_the_configuration_is_a_number(tmp_path, monkeypatch):
+    options, _ = parse(tmp_path, monkeypatch, content='{"flags": {"poly_power": 2}}')
+    assert type(options.poly_power) is float
 
 
 @pytest.mark.parametrize("name", ["noise_schedul", "predict_V"])
@@ -131,6 +137,11 @@ def test_what_a_configuration_says_of_the_classes(tmp_path, monkeypatch):
         about.class_numbers("2")
 
 
+def test_class_names_may_have_commas_and_spaces():
+    about = trained.Trained({"classes": [" lead", "cats, big", "dog"]}, has_config=True, room=3)
+    assert about.class_numbers('"cats, big", lead,dog') == [1, 0, 2]
+
+
 @pytest.mark.parametrize(("step", "share"), [(5, "77% of its initial"), (58, "5%"), (59, "")])
 def test_a_young_ema_is_warned_of(step, share, said):
     text = said(f"runs/x/ema_0.95_{step:06d}.pt")
@@ -173,21 +184,19 @@ class Bucket:
 
 
 @pytest.mark.slow
-def test_a_run_whose_checkpoints_are_elsewhere(
-    tiny, images, to_words, tmp_path, monkeypatch, capsys
-):
+def test_a_run_whose_checkpoints_are_elsewhere(tiny, images, tmp_path, monkeypatch, capsys):
     """Its configuration is found there, and a model that has none is told of."""
     monkeypatch.setitem(sys.modules, "blobfile", Bucket(tmp_path))
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", "gs://bucket/run")
     settings = {"data_dir": images, "batch_size": 2, "max_steps": 1, "num_threads": 1}
-    words = to_words(tiny | settings | {"log_dir": tmp_path / "log"})
-    assert in_process("image_train.py", words) == 0
+    settings |= {"log_dir": tmp_path / "log"}
+    assert in_process("image_train.py", tiny | settings) == 0
     assert "model000001.pt" not in os.listdir(tmp_path / "log")
     monkeypatch.delenv("DIFFUSION_BLOB_LOGDIR")
 
     using = {"num_samples": 1, "num_threads": 1, "log_dir": tmp_path / "out"}
     capsys.readouterr()
-    assert in_process("image_sample.py", to_words(using | {"model_path": "gs://bucket/run"})) == 0
+    assert in_process("image_sample.py", using | {"model_path": "gs://bucket/run"}) == 0
     out = capsys.readouterr().out
     assert "Model: gs://bucket/run/ema_0.9999_000001.pt" in out
     assert "No config.json" not in out
@@ -195,39 +204,38 @@ def test_a_run_whose_checkpoints_are_elsewhere(
     (tmp_path / "run" / "config.json").unlink()
     again = {"model_path": "gs://bucket/run/model000001.pt", "overwrite": True}
     settings = tiny | using | again
-    assert in_process("image_sample.py", to_words(settings)) == 0
+    assert in_process("image_sample.py", settings) == 0
     out = capsys.readouterr().out
     assert "No config.json beside the model: its flags are the command line's" in out
     assert "--noise_schedule cosine" in out
     assert "--diffusion_steps 4" in out
 
 
-def test_small_images_of_classes_that_were_never_trained(
-    tiny_sr, images, to_words, tmp_path, capsys
-):
+def test_small_images_of_classes_that_were_never_trained(tiny_sr, images, tmp_path, capsys):
     """The model has room for five classes and saw two: others have no names, and are refused."""
     settings = {"data_dir": images, "batch_size": 2, "max_steps": 1, "num_threads": 1}
     settings |= {"class_cond": True, "num_classes": 5, "log_dir": tmp_path / "run"}
-    assert in_process("super_res_train.py", to_words(tiny_sr | settings)) == 0
+    assert in_process("super_res_train.py", tiny_sr | settings) == 0
+    assert "2 classes by name (of the 5 that the model has room" in capsys.readouterr().out
     small = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     for name, classes in (("known", [1, 0]), ("unknown", [1, 2])):
         np.savez(tmp_path / f"{name}.npz", small, np.array(classes))
     using = {"model_path": tmp_path / "run", "save_png": True, "num_samples": 2, "num_threads": 1}
     using |= {"log_dir": tmp_path / "out"}
-    unknown = to_words(using | {"base_samples": tmp_path / "unknown.npz"})
-    assert in_process("super_res_sample.py", unknown) == 2
+    unknown = {"base_samples": tmp_path / "unknown.npz"}
+    assert in_process("super_res_sample.py", using | unknown) == 2
     assert "arr_1 must be one class of 0 to 1 for each image" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    known = to_words(using | {"base_samples": tmp_path / "known.npz"})
-    assert in_process("super_res_sample.py", known) == 0
+    known = {"base_samples": tmp_path / "known.npz"}
+    assert in_process("super_res_sample.py", using | known) == 0
     pictures = sorted(os.listdir(tmp_path / "out" / "images"))
     assert pictures == ["cat_000001.png", "dog_000000.png"]
 
 
-def test_an_ema_is_used_without_its_initial_weights(tiny, images, to_words, tmp_path, capsys):
+def test_an_ema_is_used_without_its_initial_weights(tiny, images, tmp_path, capsys):
     settings = {"data_dir": images, "batch_size": 2, "max_steps": 3, "num_threads": 1}
     settings |= {"log_dir": tmp_path / "run", "ema_rate": 0.99, "lr": 0.01}
-    assert in_process("image_train.py", to_words(tiny | settings)) == 0
+    assert in_process("image_train.py", tiny | settings) == 0
     path = tmp_path / "run" / "ema_0.99_000003.pt"
     average, initial = (
         th.load(tmp_path / "run" / name, weights_only=True) for name in (path, "model000000.pt")
@@ -248,8 +256,8 @@ def test_an_ema_is_used_without_its_initial_weights(tiny, images, to_words, tmp_
     for correction in (True, False):
         out = tmp_path / f"out {correction}"
         capsys.readouterr()
-        words = to_words(using | {"ema_correction": correction, "log_dir": out})
-        assert in_process("image_sample.py", words) == 0
+        flags = using | {"ema_correction": correction, "log_dir": out}
+        assert in_process("image_sample.py", flags) == 0
         said.append(capsys.readouterr().out)
         (samples,) = out.glob("*.npz")
         made.append(np.load(samples)["arr_0"])

@@ -1,4 +1,3 @@
-import csv
 import json
 import math
 
@@ -8,6 +7,7 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import load_workbook
+from tiny_runs import rows_of
 
 from improved_diffusion.errors import InputError
 from improved_diffusion.evaluation.bits_per_dim import (
@@ -114,8 +114,7 @@ def test_a_table_gathers_batches(diffusion, tmp_path):
     assert np.isnan(table.means("vb")[table.counts == 0]).all()
 
     path = save_table(str(tmp_path), table, {"model": "m.pt"})
-    with open(tmp_path / "bits_per_dim.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "bits_per_dim.csv")
     for name in frame:
         assert [float(row[name]) for row in rows] == frame[name].tolist()
     book = load_workbook(path)
@@ -125,8 +124,7 @@ def test_a_table_gathers_batches(diffusion, tmp_path):
     assert said["bits/dim"] == pytest.approx(table.mean)
     assert said["images"] == 5
     assert said["model"] == "m.pt"
-    with open(tmp_path / "bits_per_dim_images.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "bits_per_dim_images.csv")
     assert [row["image"] for row in rows] == ["0", "1", "2", "3", "4"]
     assert [float(row["bits/dim"]) for row in rows] == table.totals
     summary = json.loads((tmp_path / "bits_per_dim.json").read_text())

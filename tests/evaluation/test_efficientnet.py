@@ -29,12 +29,6 @@ def test_features_are_those_of_the_package_of_the_weights(packaged, size):
     th.testing.assert_close(features, wanted, atol=1e-4, rtol=0)
 
 
-def test_it_is_ready_to_evaluate(packaged):
-    assert not packaged.training
-    assert not any(parameter.requires_grad for parameter in packaged.parameters())
-    assert not any(isinstance(module, th.nn.BatchNorm2d) for module in packaged.modules())
-
-
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(efficientnet, "PACKAGE", "a_package_that_nobody_has")
     with pytest.raises(InputError, match=r"pip install 'improved-diffusion\[eval\]'$"):

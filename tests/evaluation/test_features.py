@@ -9,10 +9,8 @@ import pytest
 import torch as th
 from PIL import Image
 
-from improved_diffusion import dist_util
 from improved_diffusion.errors import InputError
 from improved_diffusion.evaluation import features
-from improved_diffusion.evaluation.efficientnet import PACKAGE
 from improved_diffusion.evaluation.features import (
     BATCH_SIZE,
     NETWORKS,
@@ -141,15 +139,6 @@ def test_what_there_is_not(name, precision, complaint):
 @pytest.mark.parametrize("name", ["lite0", "inception"])
 def test_only_fid_is_called_fid(name):
     assert NETWORKS[name].is_fid == (name == "inception")
-
-
-def test_lite0_tells_images_apart():
-    pytest.importorskip(PACKAGE, reason="the extra [eval] is not installed")
-    extractor = Extractor("lite0")
-    assert (extractor.title, extractor.is_fid) == ("EfficientNet-Lite0", False)
-    found = extractor(noise(3, size=32))
-    assert found.shape == (3, extractor.dimension)
-    assert found.std(axis=0).max() > 0.1
 
 
 # -- the file of features ------------------------------------------------------------------------
@@ -305,7 +294,3 @@ def test_threads_share_the_batches_and_leave_no_trace(extractor, monkeypatch, fa
         th.set_num_threads(before)
     assert {threads for _, threads in workers} == {1}
     assert threading.get_ident() not in {worker for worker, _ in workers}
-
-
-def test_it_computes_where_this_process_does(extractor):
-    assert extractor.module.conv.weight.device == dist_util.dev()

@@ -51,11 +51,6 @@ def test_a_folder_is_read_as_in_training(folder):
     assert images.read([0]).shape == (1, 6, 6, 1)
 
 
-def test_no_labels_unless_all_have_one(folder):
-    (folder / "cat_000.png").rename(folder / "cat.png")
-    assert open_images(str(folder)).labels is None
-
-
 @pytest.mark.parametrize(
     ("mode", "channels"), [("L", 1), ("1", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 4)]
 )
@@ -128,15 +123,6 @@ def test_a_run_without_samples_is_no_folder_of_pictures(sampled):
     next(sampled.glob("*.npz")).unlink()
     with pytest.raises(InputError, match=r"no samples_\*\.npz in .*image_sample\.py"):
         find_samples(str(sampled))
-
-
-def test_nothing_there(tmp_path):
-    with pytest.raises(InputError, match=r"none does not exist"):
-        open_images(str(tmp_path / "none"))
-    with pytest.raises(InputError, match=r"cannot read .*none\.npz"):
-        open_images(str(tmp_path / "none.npz"))
-    with pytest.raises(InputError, match="no images"):
-        open_images(str(tmp_path))
 
 
 def test_arrays_have_an_identity(sampled):

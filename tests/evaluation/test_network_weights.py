@@ -34,6 +34,7 @@ def test_folding_changes_rounding_only(net, tmp_path):
     images = th.randn(2, 3, 5, 5)
     assert not isinstance(loaded.norm, th.nn.BatchNorm2d)
     assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
     th.testing.assert_close(loaded(images), net(images))
 
 
@@ -79,10 +80,3 @@ def test_what_is_not_the_networks_is_refused_in_one_line(tmp_path, content, comp
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*none\.pt"):
         load_network(Net, str(tmp_path / "none.pt"))
-
-
-def test_no_random_numbers_are_drawn(net, tmp_path):
-    th.save(net.state_dict(), tmp_path / "net.pt")
-    before = th.get_rng_state()
-    load_network(Net, str(tmp_path / "net.pt"))
-    assert th.equal(th.get_rng_state(), before)

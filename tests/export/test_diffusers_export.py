@@ -1,6 +1,5 @@
 """Export to diffusers: the mapping, what it refuses, and equal outputs where diffusers is there."""
 
-import json
 import math
 import re
 import sys
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch as th
+from tiny_runs import save_run
 
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion.errors import InputError
@@ -230,27 +230,14 @@ def test_an_empty_folder_is_filled(diffusers, tmp_path):
     assert len(modes) == 1  # the weights are as readable as the rest
 
 
-@pytest.fixture
-def run_folder(tmp_path):
-    """The folder of a run that has an EMA."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    flags = {"class_cond": True, "num_classes": 3, "diffusion_steps": 40}
-    model, _ = make(**flags)
-    for name in ("model000009.pt", "ema_0.5_000009.pt", "state000009.pt"):
-        th.save(model.state_dict(), folder / name)
-    config = {"flags": model_and_diffusion_defaults() | BASE | flags}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 @pytest.mark.slow
-def test_the_script(diffusers, scripts, run_folder, tmp_path):
-    out_dir = tmp_path / "out"
-    flags = {"model_path": run_folder, "out_dir": out_dir, "num_threads": 1}
+def test_the_script(diffusers, scripts, tmp_path):
+    run, out_dir = tmp_path / "run", tmp_path / "out"
+    save_run(run, BASE, class_cond=True, num_classes=3, diffusion_steps=40)
+    flags = {"model_path": run, "out_dir": out_dir, "num_threads": 1}
     out, err = scripts.run("export_diffusers.py", **flags)
     assert err == ""
-    assert "ema_0.5_000009.pt" in out
+    assert "ema_0.5_000900.pt" in out
     assert float(re.search(r"outputs: (\S+)", out).group(1)) < export.TOLERANCE
     assert "class_labels" in out
     assert "whole timesteps only" in out

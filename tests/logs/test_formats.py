@@ -1,6 +1,5 @@
 """Files that log lines go to: continued by a second run, whole after a kill."""
 
-import csv
 import json
 import math
 import random
@@ -8,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+from tiny_runs import rows_of
 
 from improved_diffusion.logs.formats import (
     CSVOutputFormat,
@@ -16,11 +16,6 @@ from improved_diffusion.logs.formats import (
     make_output_format,
 )
 from improved_diffusion.logs.tables import read_csv
-
-
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_text_file_is_continued(tmp_path):

@@ -1,20 +1,15 @@
 """Tables in files: read, and cut back to a step."""
 
 import contextlib
-import csv
 import math
 import os
 
 import pytest
+from tiny_runs import rows_of
 
 from improved_diffusion.errors import InputError
 from improved_diffusion.logs.formats import CSVOutputFormat, JSONOutputFormat
 from improved_diffusion.logs.tables import check_columns, cut_csv, cut_json, read_columns, read_csv
-
-
-def steps_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row["step"] for row in csv.DictReader(file)]
 
 
 def test_damage_before_the_last_line_is_an_error_that_says_where(tmp_path):
@@ -49,8 +44,8 @@ def test_cut_and_continue_gives_the_bytes_of_the_run_that_never_stopped(tmp_path
     write(CSVOutputFormat(path), range(8))
     table = CSVOutputFormat(path)
     assert cut_csv(path, 5) == 3
-    assert steps_of(tmp_path / "progress.csv.bak") == ["5", "6", "7"]
-    assert steps_of(path) == ["0", "1", "2", "3", "4"]
+    assert [row["step"] for row in rows_of(tmp_path / "progress.csv.bak")] == ["5", "6", "7"]
+    assert [row["step"] for row in rows_of(path)] == ["0", "1", "2", "3", "4"]
     write(table, range(5, 10))
     assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 

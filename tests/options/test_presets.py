@@ -80,16 +80,6 @@ def test_flags_as_words():
     assert words == ["--lr", "0.0008", "--ema_rate", "0.9,0.99", "--class_cond", "True"]
 
 
-@pytest.mark.parametrize("word", ["fp32", "bf16", "fp16"])
-def test_a_precision_by_name_is_taken_as_it_is(word):
-    words = ["--precision", word, "--allow_slow_bf16", "True"]
-    if word == "fp16":
-        with pytest.raises(InputError, match="fp16 needs a GPU"):
-            parse(*words)
-    else:
-        assert parse(*words).precision == word
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_how_a_presets_model_is_sampled(name):
     preset = PRESETS[name]

@@ -2,11 +2,10 @@ import datetime
 import gc
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from in_process import run_program
 from PIL import Image
 
 from improved_diffusion.errors import InputError
@@ -42,8 +41,7 @@ def test_no_workbook_costs_a_training_the_memory_of_pandas(tmp_path):
         f"export_workbook({str(log)!r}, {str(tmp_path / 'results.xlsx')!r})\n"
         "print('pandas' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
+    assert run_program(program) == "False\n"
 
 
 def test_no_cells_stay_in_memory(tmp_path):

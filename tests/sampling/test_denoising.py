@@ -8,6 +8,7 @@ import pytest
 import torch as th
 from in_process import in_process
 from PIL import Image
+from toy_models import ideal_noise
 
 from improved_diffusion.errors import InputError
 from improved_diffusion.sampling import denoising
@@ -92,19 +93,17 @@ MU, DEVIATION = 0.2, 0.1
 
 
 class Exact:
-    """The best prediction of the noise in x_t where data are N(MU, DEVIATION^2) pixel by pixel."""
+    """The best prediction of the noise where data are N(MU, DEVIATION^2); remembers its calls."""
 
     def __init__(self, diffusion):
-        self.signal = th.from_numpy(diffusion.alphas_cumprod)
+        self.predict = ideal_noise(diffusion, MU, DEVIATION)
         self.timesteps = []
         self.shapes = set()
 
     def __call__(self, x, t):
         self.timesteps.append(int(t[0]))
         self.shapes.add(tuple(x.shape[-2:]))
-        signal = self.signal[t][:, None, None, None].float()
-        variance = signal * DEVIATION**2 + 1 - signal
-        return (1 - signal).sqrt() * (x - signal.sqrt() * MU) / variance
+        return self.predict(x, t)
 
 
 @pytest.fixture(params=["linear", "cosine"])
@@ -197,7 +196,7 @@ SCRIPT = "image_denoise.py"
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, images, to_words, tmp_path_factory):
+def trained(tiny, images, tmp_path_factory):
     """A model without classes that has learned of scenes, and one with, of one update."""
     root = tmp_path_factory.mktemp("runs")
     for angle in range(16):
@@ -207,8 +206,7 @@ def trained(tiny, images, to_words, tmp_path_factory):
     classes = {"class_cond": True, "num_classes": 2, "data_dir": images}
     classes |= {"batch_size": 2, "max_steps": 1}
     for name, more in (("plain", learned), ("classes", classes)):
-        words = to_words(settings | more | {"log_dir": root / name})
-        assert in_process("image_train.py", words) == 0
+        assert in_process("image_train.py", settings | more | {"log_dir": root / name}) == 0
     return {"plain": root / "plain", "classes": root / "classes"}
 
 
@@ -261,11 +259,11 @@ def pixels(path):
 
 
 @pytest.fixture
-def run_script(capsys, to_words):
+def run_script(capsys):
     """Run the script in this process, which spares its start; return status, stdout, stderr."""
 
     def run(**flags):
-        status = in_process(SCRIPT, to_words(flags | {"num_threads": 1}))
+        status = in_process(SCRIPT, flags | {"num_threads": 1})
         return status, *capsys.readouterr()
 
     return run
@@ -284,39 +282,3 @@ def test_the_script_samples_one_picture_of_a_class(trained, pair, run_script, tm
         results.append(pixels(folder / "one_denoised.png"))
     assert (results[0] == results[1]).all()
     assert (results[1] != results[2]).any()
-
-
-BAD = [
-    ({"input": "{root}/missing.png"}, r"cannot read .*missing\.png"),
-    ({"input": "{root}/torn.png"}, r"cannot read image .*torn\.png: "),
-    ({"input": "{root}/large.png"}, "has 65 x 16 pixels; this model can take sides of 3 to 64"),
-    ({"input": "{root}/twice"}, r"a\.bmp and a\.png in .*twice would both become a"),
-    ({"clean": "{root}/missing.png"}, r"cannot read .*missing\.png"),
-    ({"clean": "{root}/small.png"}, "differ in size"),
-    ({"sigma": 1e9}, r"sigma 1e\+09 .* more than .* give [\d.e+]+ at most"),
-    ({"label": "dog"}, "without classes; leave --label out"),
-    ({"model_path": "{classes}"}, "needs one --label, got ''; choose from cat, dog"),
-]
-
-
-@pytest.fixture(scope="module")
-def world(trained, pair, tmp_path_factory):
-    root = tmp_path_factory.mktemp("bad")
-    (root / "torn.png").write_bytes((pair[0] / "one.png").read_bytes()[:300])
-    saved(root / "large.png", np.zeros((16, 65, 3), dtype=np.uint8))
-    saved(root / "small.png", np.zeros((8, 8, 3), dtype=np.uint8))
-    for name in ("a.bmp", "a.png"):
-        saved(root / "twice" / name, np.zeros((16, 16, 3), dtype=np.uint8))
-    return {"root": root, **trained, "noisy": pair[0]}
-
-
-@pytest.mark.parametrize(("flags", "said"), BAD, ids=[str(flags) for flags, _ in BAD])
-@pytest.mark.slow
-def test_bad_input(flags, said, world, run_script, tmp_path):
-    given = {"input": "{noisy}/one.png", "model_path": "{plain}"} | flags
-    given = {key: str(value).format(**world) for key, value in given.items()}
-    status, _, err = run_script(**given, log_dir=tmp_path / "out")
-    assert status == 2, err
-    assert len(err.splitlines()) == 1
-    assert re.search(said, err), err
-    assert not (tmp_path / "out").exists()

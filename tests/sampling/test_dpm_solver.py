@@ -6,42 +6,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch as th
+from toy_models import ideal_noise
 
 from improved_diffusion import gaussian_diffusion as gd
-from improved_diffusion.respace import SpacedDiffusion, log_snr_timesteps
+from improved_diffusion.respace import log_snr_timesteps
 from improved_diffusion.sampling.samplers import draw
+from improved_diffusion.script_util import create_gaussian_diffusion
 
 MEAN, STD = 0.3, 0.2
 T = 10_000  # many, so that timesteps lie where the spacing wants them
 SHAPE = (4, 3, 8, 8)
+MODEL = ideal_noise(create_gaussian_diffusion(steps=T, rescale_timesteps=False), MEAN, STD)
 
 
-def spaced(steps, mean_type=gd.ModelMeanType.EPSILON, var_type=gd.ModelVarType.FIXED_LARGE):
-    betas = gd.get_named_beta_schedule("linear", T)
-    return SpacedDiffusion(
-        log_snr_timesteps(betas, steps),
-        betas=betas,
-        model_mean_type=mean_type,
-        model_var_type=var_type,
-        loss_type=gd.LossType.MSE,
-    )
-
-
-def ideal_model(diffusion, predict="eps"):
-    """The best model there can be for images whose pixels are N(MEAN, STD**2)."""
-    alphas_cumprod = np.cumprod(1 - gd.get_named_beta_schedule("linear", T))
-    table = th.from_numpy(alphas_cumprod)
-
-    def model(x, t):
-        alpha_bar = table[t].view(-1, 1, 1, 1)
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        gain = alpha * STD**2 / (alpha_bar * STD**2 + sigma**2)
-        x_start = MEAN + gain * (x - alpha * MEAN)
-        eps = (x - alpha * x_start) / sigma
-        out = {"x_start": x_start, "v": alpha * eps - sigma * x_start}.get(predict, eps)
-        return th.cat([out, 0 * out], dim=1) if predict == "eps and variance" else out
-
-    return model
+def spaced(steps, **flags):
+    return create_gaussian_diffusion(steps=T, timestep_respacing=f"logsnr{steps}", **flags)
 
 
 def exact(diffusion, x_T, i):
@@ -65,7 +44,7 @@ def errors(steps, sampler):
     x_T = th.randn(SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
     path = []
     settings = {"eta": 0.0, "clip_denoised": False, "callback": path.append}
-    draw(sampler, diffusion, ideal_model(diffusion), SHAPE, noise=x_T, **settings)
+    draw(sampler, diffusion, MODEL, SHAPE, noise=x_T, **settings)
     return float((path[-1]["x_t"] - exact(diffusion, x_T, 0)).abs().max())
 
 
@@ -79,36 +58,10 @@ def test_error_falls_at_second_order_and_stays_below_ddim():
     assert math.log2(theirs[-2] / theirs[-1]) < 1.3  # the measure tells the orders apart
 
 
-@pytest.mark.parametrize(
-    ("predict", "mean_type", "var_type"),
-    [
-        ("x_start", gd.ModelMeanType.START_X, gd.ModelVarType.FIXED_SMALL),
-        ("v", gd.ModelMeanType.V, gd.ModelVarType.FIXED_SMALL),
-        ("eps and variance", gd.ModelMeanType.EPSILON, gd.ModelVarType.LEARNED_RANGE),
-    ],
-)
-def test_same_samples_whatever_the_model_predicts(predict, mean_type, var_type):
-    x_T = th.randn(SHAPE, generator=th.Generator().manual_seed(3))
-    plain = spaced(20)
-    other = spaced(20, mean_type, var_type)
-    want = solve(plain, ideal_model(plain), x_T)
-    got = solve(other, ideal_model(other, predict), x_T)
-    assert th.allclose(got, want, atol=1e-4)
-
-
-def test_deterministic_and_clipped():
-    diffusion = spaced(5)
-    x_T = 9 * th.randn(SHAPE, generator=th.Generator().manual_seed(3))
-    a, b = (solve(diffusion, ideal_model(diffusion), x_T) for _ in range(2))
-    assert th.equal(a, b)
-    assert a.abs().max() <= 1
-    assert solve(diffusion, ideal_model(diffusion), x_T, clip_denoised=False).abs().max() > 1
-
-
 def test_with_all_noise_a_first_step_is_the_ancestral_one():
     """Before there is a second order, the SDE's step is DDPM's with the posterior variance."""
-    diffusion = spaced(5, var_type=gd.ModelVarType.FIXED_SMALL)
-    model = ideal_model(diffusion)
+    diffusion = spaced(5, sigma_small=True)
+    model = MODEL
     x_T, noise = th.randn(2, *SHAPE, generator=th.Generator().manual_seed(3), dtype=th.float64)
     last = th.full(SHAPE[:1], diffusion.num_timesteps - 1)
     want = diffusion.p_sample(model, x_T, last, False, randn_like=lambda _: noise)["sample"]
@@ -129,7 +82,7 @@ def test_noise_keeps_the_distribution(eta):
     diffusion = spaced(80)
     x_T = th.randn(shape, generator=generator, dtype=th.float64)
     settings = {"clip_denoised": False, "eta": eta, "randn_like": randn_like}
-    made = solve(diffusion, ideal_model(diffusion), x_T, **settings)
+    made = solve(diffusion, MODEL, x_T, **settings)
     assert abs(float(made.mean()) - MEAN) < 0.002
     assert abs(float(made.std()) / STD - 1) < 0.01
 
@@ -143,7 +96,7 @@ def test_noise_makes_up_for_an_error():
         generator = th.Generator().manual_seed(5)
         return solve(
             diffusion,
-            ideal_model(diffusion),
+            MODEL,
             x_T + shift,
             clip_denoised=False,
             eta=eta,

@@ -199,7 +199,7 @@ def test_a_mask_that_leaves_nothing(level, said, tmp_path):
 
 
 @pytest.fixture
-def fill(tmp_path, to_words, capsys):
+def fill(tmp_path, capsys):
     """Run the script on a picture of noise whose upper half is to be made."""
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     mask = np.zeros((16, 16), dtype=np.uint8)
@@ -209,7 +209,7 @@ def fill(tmp_path, to_words, capsys):
         common = {"input": saved(tmp_path / "a.png", picture), "num_threads": 1}
         common |= {"mask": saved(tmp_path / "m.png", mask), "log_dir": tmp_path / name}
         common |= {"model_path": tmp_path / "run", "num_samples": 3, "sampling_steps": 4}
-        status = in_process("image_inpaint.py", to_words(common | flags))
+        status = in_process("image_inpaint.py", common | flags)
         assert status == 0, capsys.readouterr().err
         return tmp_path / name, picture, capsys.readouterr().out
 

@@ -9,6 +9,7 @@ import torch as th
 from in_process import in_process
 from PIL import Image
 from tiny_runs import save_run
+from toy_models import ideal_noise
 
 from improved_diffusion.sampling.denoising import psnr
 from improved_diffusion.sampling.interpolation import arc, invert, slerp
@@ -47,24 +48,12 @@ def test_where_there_is_no_arc_there_is_a_line():
 # --- to noise and back
 
 
-class Exact:
-    """The best prediction of the noise in x_t where data are N(0.2, 0.3^2) pixel by pixel."""
-
-    def __init__(self, diffusion):
-        self.diffusion, self.signal = diffusion, th.from_numpy(diffusion.alphas_cumprod)
-
-    def __call__(self, x, t):
-        signal = self.signal[t].view(-1, 1, 1, 1).float()
-        variance = signal * 0.3**2 + 1 - signal
-        return (1 - signal).sqrt() * (x - signal.sqrt() * 0.2) / variance
-
-
 def test_the_way_to_noise_and_back_errs_less_with_more_timesteps():
     x_start = 0.2 + 0.3 * th.randn(1, 3, 64, 64, generator=th.Generator().manual_seed(0))
     errors, seen = [], []
     for steps in (20, 80):
         diffusion = create_gaussian_diffusion(steps=steps, noise_schedule="cosine")
-        model, settings = Exact(diffusion), {"clip_denoised": False}
+        model, settings = ideal_noise(diffusion, 0.2, 0.3), {"clip_denoised": False}
         noise = invert(diffusion, model, x_start, seen.append, **settings)
         back = draw("ddim", diffusion, model, x_start.shape, noise=noise, eta=0.0, **settings)
         errors.append(float((back - x_start).square().mean().sqrt()))
@@ -77,19 +66,19 @@ def test_the_way_to_noise_and_back_errs_less_with_more_timesteps():
 def test_one_timestep_leaves_the_image():
     x_start = th.ones(1, 1, 2, 2)
     diffusion = create_gaussian_diffusion(steps=1, noise_schedule="cosine")
-    assert th.equal(invert(diffusion, Exact(diffusion), x_start), x_start)
+    assert th.equal(invert(diffusion, ideal_noise(diffusion), x_start), x_start)
 
 
 # --- the script
 
 
 @pytest.fixture
-def go(tmp_path, to_words, capsys):
+def go(tmp_path, capsys):
     """Run a script on the run of a tiny model; return its folder and what it said."""
 
     def run(script, name, **flags):
         common = {"model_path": tmp_path / "run", "log_dir": tmp_path / name, "num_threads": 1}
-        status = in_process(script, to_words(common | flags))
+        status = in_process(script, common | flags)
         assert status == 0, capsys.readouterr().err
         return tmp_path / name, capsys.readouterr().out
 

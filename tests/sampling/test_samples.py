@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch as th
 from PIL import Image
 
 from improved_diffusion import dist_util, logger
@@ -156,9 +155,3 @@ def test_a_film_of_many_steps_leaves_some_out():
     made = make(diffusion, order(num_samples=20, batch_size=20, film=True))
     assert len(made.film) == samples.FILM_MOMENTS + 1
     assert len(made.film[0]) == samples.FILM_IMAGES
-
-
-def test_no_condition_needs_no_classes(diffusion):
-    made = make(diffusion, order(), lambda *_: {})
-    assert made.arrays()[1] is None
-    assert th.is_tensor(made.process[0])

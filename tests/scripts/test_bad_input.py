@@ -3,22 +3,21 @@
 Words in braces stand for what the fixture ``world`` has made.
 """
 
+import os
 import re
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch as th
 from filelock import FileLock
-from in_process import in_process
+from in_process import SCRIPTS, in_process
+from made_files import Harmful, png_claiming
 from PIL import Image
 
 from improved_diffusion.commands import runs
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TRAIN, SAMPLE, NLL = "image_train.py", "image_sample.py", "image_nll.py"
 SR_TRAIN, SR_SAMPLE, EXPORT = "super_res_train.py", "super_res_sample.py", "export_results.py"
 BENCHMARK, DENOISE, JUDGE = "benchmark.py", "image_denoise.py", "image_eval.py"
@@ -35,91 +34,55 @@ RESUME = {"resume_checkpoint": "{model}"}
 BAD_INPUT = [
     # what the parser refuses
     (TRAIN, {"colour": "red"}, "unrecognized arguments: --colour"),
-    (TRAIN, {"preset": "best"}, "unknown preset 'best'; choose from reference_cifar10, course_l"),
-    (SR_TRAIN, {"preset": "cifar10_hour"}, "unrecognized arguments: --preset"),
     (TRAIN, {"lr": "fast"}, "argument --lr: invalid float value"),
-    (TRAIN, {"batch_size": "two"}, "argument --batch_size: invalid int value"),
-    (TRAIN, {"class_cond": "maybe"}, "expected True or False, got 'maybe'"),
     (SAMPLE, {"num_sample": 3}, "unrecognized arguments: --num_sample"),
     (EXPORT, {"sheet": "x"}, "unrecognized arguments: --sheet"),
     (COMPARE, {}, "arguments are required: RUN"),
     # numbers of the training
-    (TRAIN, {"batch_size": 0}, "batch_size must be at least 1"),
     (TRAIN, {"batch_size": -1, "lr": -1}, "lr must be .*; batch_size must be"),
-    (TRAIN, {"microbatch": 0}, r"microbatch must be at least 1 or -1 \(batch_size\), got 0"),
-    (TRAIN, {"log_interval": 0}, "log_interval must be at least 1"),
-    (TRAIN, {"save_interval": 0}, "save_interval must be at least 1"),
-    (TRAIN, {"lr": "nan"}, "lr must be at least 0, got nan"),
-    (TRAIN, {"ema_rate": "0.9,high"}, "ema_rate must be numbers"),
-    (TRAIN, {"ema_rate": "1.0"}, r"ema_rate must lie in \[0, 1\)"),
     (TRAIN, {"seed": -1}, "seed must be at least 0"),
     (TRAIN, {"num_workers": -1}, "num_workers must be at least 0"),
     (TRAIN, {"max_steps": -1}, "max_steps"),
     (TRAIN, {"lr_anneal_steps": -1}, "lr_anneal_steps"),
     (TRAIN, {"weight_decay": -1}, "weight_decay"),
-    (TRAIN, {"grad_clip": -1}, "grad_clip must be at least 0"),
-    (TRAIN, {"adam_beta2": 1}, "adam_beta2 must be at least 0 and below 1"),
-    (TRAIN, {"lr_schedule": "cosine"}, "--lr_schedule cosine needs --lr_anneal_steps"),
-    (TRAIN, {"lr_schedule": "constant", "lr_anneal_steps": 9}, "contradicts --lr_anneal_steps 9"),
-    (TRAIN, {"warmup_steps": 9, "lr_anneal_steps": 3}, "warmup_steps must be at most"),
-    (TRAIN, {"time_budget": 1, "lr_anneal_steps": 9}, "falls: leave --lr_anneal_steps out"),
-    (TRAIN, {"time_budget": 1e-6}, "time_budget 1e-06 is too short to measure .*: 1 were made"),
     (TRAIN, {"keep_checkpoints": -1}, "keep_checkpoints"),
     (TRAIN, {"max_skipped": 0}, "max_skipped"),
-    (TRAIN, {"schedule_sampler": "best"}, "unknown schedule_sampler 'best'; choose from"),
     (TRAIN, DENSITY | {"logsnr_mean": 99}, "has no mass on the schedule, whose log-SNRs go from"),
     (TRAIN, DENSITY | {"logsnr_std": 0}, "logsnr_std must be above 0"),
-    (TRAIN, {"loss_weight": "snr"}, "unknown loss_weight 'snr'; choose from uniform, min_snr"),
     (TRAIN, {"loss_weight": "min_snr", "use_kl": True}, "which --use_kl True does not train on"),
     (TRAIN, {"min_snr_gamma": 0}, "min_snr_gamma must be above 0"),
-    (TRAIN, {"on_bad_image": "ignore"}, "unknown on_bad_image 'ignore'; choose from error, skip"),
     # precision
-    (TRAIN, {"precision": "fp8"}, "unknown precision 'fp8'; choose from"),
-    (TRAIN, {"precision": "fp16"}, "fp16 needs a GPU.*bf16"),
     (TRAIN, {"use_fp16": True}, "fp16 needs a GPU.*bf16"),
     (TRAIN, {"use_fp16": True, "precision": "bf16"}, "--use_fp16 True contradicts"),
     (SAMPLE, {"precision": "fp16"}, "fp16 needs a GPU"),
     (SAMPLE, {"device": "tpu"}, "unknown device 'tpu'; choose from auto, cpu, cuda, mps"),
     # the diffusion
-    (TRAIN, {"noise_schedule": "sigmoid"}, "unknown noise_schedule 'sigmoid'; choose from"),
     (TRAIN, {"poly_power": 0} | POLYNOMIAL, "poly_power must be above 0"),
     (TRAIN, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
     (TRAIN, {"diffusion_steps": 10**9}, "diffusion_steps must be at least 1 and at most 1e\\+06"),
     (TRAIN, {"diffusion_steps": 10, "noise_schedule": "linear"}, r"beta\[\d\] of 10 is"),
     (TRAIN, {"predict_v": True, "use_kl": True}, "--predict_v True contradicts --use_kl True"),
     (TRAIN, {"predict_v": True, "predict_xstart": True}, "contradicts --predict_xstart True"),
-    (SAMPLE, {"predict_v": True}, "--predict_v is True, trained with False"),
     (TRAIN, {"timestep_respacing": "9"}, "cannot keep 9 of 4 timesteps"),
     (TRAIN, {"timestep_respacing": "ddim3"}, "exactly 3 of 4"),
     (TRAIN, {"timestep_respacing": "many"}, "timestep_respacing takes counts .* got 'many'"),
     # the model
-    (
-        TRAIN,
-        {"image_size": 48, "channel_mult": ""},
-        "image_size 32,64,256 only; for 48 give .* such as 1,2,2,2",
-    ),
-    (TRAIN, {"image_size": 12, "channel_mult": ""}, "for 12 give .* such as 1,2"),
     (TRAIN, {"image_size": 15}, "image_size must be a multiple of 2 with channel_mult 1,1, got 15"),
     (TRAIN, {"image_size": 0}, "image_size must be at least 1, got 0"),
     (TRAIN, {"patch_size": 0}, "patch_size must be at least 1, got 0"),
     (TRAIN, {"patch_size": 3}, "image_size must be a multiple of patch_size, 3, got 16"),
     (TRAIN, {"patch_size": 16}, r"image_size / patch_size must be a multiple of 2 .*, got 1"),
-    (TRAIN, {"patch_size": 2, "channel_mult": ""}, "image_size / patch_size 32,64,256 only; for 8"),
     (TRAIN, {"in_channels": 2}, "in_channels must be 1 .*, got 2"),
     (TRAIN, {"sample_interval": -1}, "sample_interval must be at least 0"),
     (TRAIN, {"save_gif": True}, "--save_gif makes a film of the grids of --sample_interval"),
     (TRAIN, {"num_classes": "many"}, "expected a number or auto, got 'many'"),
     (TRAIN, {"attention_resolutions": "7"}, "image size 16: 16,8, got '7'"),
-    (TRAIN, {"attention_resolutions": "16;8"}, "image size 16: 16,8, got '16;8'"),
-    (TRAIN, {"num_channels": 40}, "num_channels must be a multiple of 32, .* got 40"),
     (TRAIN, {"num_heads": 5}, "num_heads must divide .*, got 5"),
     (TRAIN, {"num_heads": 0}, "num_heads must be at least 1, got 0"),
     (TRAIN, {"num_heads_upsample": 5}, "num_heads_upsample must divide .*, got 5"),
     (TRAIN, {"num_res_blocks": 0}, "num_res_blocks must be at least 1"),
     (TRAIN, {"channel_mult": "1,a"}, "channel_mult must be whole numbers"),
-    (TRAIN, {"channel_mult": "0"}, "channel_mult must be whole numbers"),
     (TRAIN, {"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
-    (TRAIN, {"num_heads": 3, "in_channels": 9}, "in_channels .*; num_heads "),
     (TRAIN, {"label_dropout": 0.1}, "--label_dropout is for a model with classes"),
     (TRAIN, {"label_dropout": 1.0} | CLASSES, "label_dropout must be at least 0 and below 1"),
     (TRAIN, {"guidance": 2} | CLASSES, "needs a model that learns without labels"),
@@ -127,34 +90,19 @@ BAD_INPUT = [
     (TRAIN, {"num_classes": 1} | CLASSES, "has 2 classes, the model 1; give --num_classes 2"),
     (SR_TRAIN, {"small_size": 0}, "small_size must be at least 1"),
     (SR_TRAIN, {"small_size": 17}, r"small_size must be at most 16 \(large_size\), got 17"),
-    (SR_TRAIN, {"large_size": 48, "channel_mult": ""}, "large_size 64,256 only"),
     (SR_TRAIN, {"large_size": 15}, "large_size must be a multiple of 2 .*, got 15"),
     # the data
     (TRAIN, {"data_dir": ""}, r"no --data_dir given.*cifar10\.py.*digits\.py"),
     (NLL, {"data_dir": ""}, r"no --data_dir given.*cifar10\.py.*digits\.py"),
     (TRAIN, {"data_dir": "{missing}"}, "image folder .*missing does not exist"),
-    (NLL, {"data_dir": "{missing}"}, "image folder .*missing does not exist"),
-    (TRAIN, {"data_dir": "{file}"}, "a file of no known kind; images can be a folder"),
-    (TRAIN, {"data_dir": "{empty}"}, "no images .* in .*empty"),
     (TRAIN, {"data_dir": "{foreign}"}, "no images .* in .*foreign"),
-    (TRAIN, {"data_dir": "{unlabelled}"} | CLASSES, r"unlabelled/0\.png carries no class label"),
-    (TRAIN, {"labels": "none"} | CLASSES, "--labels none leaves the images without classes"),
-    (TRAIN, {"labels": "names"}, "unknown labels 'names'; choose from auto, name, folder, none"),
-    (TRAIN, {"labels": "folder"}, r"cat_000\.png is in no folder of its class"),
-    (TRAIN, {"data_dir": "{missing}.zip"}, r"cannot read .*missing\.zip"),
-    (TRAIN, {"data_dir": "{npz_text}"}, r"is no whole \.npz"),
-    (TRAIN, {"data_dir": "{missing}.parquet"}, r"no file .*missing\.parquet"),
-    (TRAIN, {"batch_size": 11}, "has 10 images, fewer than a batch"),
     (TRAIN, {"data_dir": "{truncated}"}, r"cannot read image .*truncated/cat_000\.png"),
     (TRAIN, {"data_dir": "{text}"}, r"cannot read image .*text/cat_000\.png"),
-    (TRAIN, {"data_dir": "{no_bytes}"}, r"cannot read image .*cat_000\.png: empty"),
     (TRAIN, {"data_dir": "{huge}"}, r"cannot read image .*huge.*pixels"),
     # the log directory
     (TRAIN, {"log_dir": "{file}"}, "cannot write to the log directory"),
-    (TRAIN, {"log_dir": "{file}/inside"}, "cannot write to the log directory"),
     (TRAIN, {"log_dir": "/proc/run"}, "cannot write to the log directory"),  # not for root either
     (SAMPLE, {"log_dir": "{file}"}, "cannot write to the log directory"),
-    (NLL, {"log_dir": "{file}"}, "cannot write to the log directory"),
     (TRAIN, {"log_dir": "{locked}"}, "another run is writing to"),
     (TRAIN, {"log_dir": "{ragged}"}, r"progress\.csv: row 1 has 3 cells"),
     (TRAIN, {"log_dir": "{run}"}, "/run "),
@@ -164,38 +112,21 @@ BAD_INPUT = [
     (TRAIN, {"resume_checkpoint": "{file}"}, "no whole checkpoint"),
     (TRAIN, {"resume_checkpoint": "{torn}"}, "no whole checkpoint"),
     (TRAIN, {"resume_checkpoint": "{opt}"}, "is an optimizer's file; give the model"),
-    (TRAIN, {"resume_checkpoint": "{state}"}, "is a run's state; give the model"),
-    (TRAIN, {"resume_checkpoint": "{list}"}, "holds no model weights"),
     (TRAIN, {"resume_checkpoint": "{bare}", "num_channels": 64}, "num_channels is 32 there"),
-    (TRAIN, {"resume_checkpoint": "{bare}", "num_res_blocks": 2}, "num_res_blocks is 1 there"),
-    (TRAIN, {"resume_checkpoint": "{bare}"} | CLASSES, "class_cond is False there"),
     (TRAIN, RESUME | {"num_channels": 64}, "--num_channels was 32 and is 64 now"),
-    (TRAIN, RESUME | {"batch_size": 4}, "--batch_size was 2 and is 4 now"),
-    (TRAIN, RESUME | {"seed": 5}, "--seed was 0 and is 5 now"),
-    (TRAIN, RESUME | {"noise_schedule": "linear", "diffusion_steps": 50}, "--noise_schedule was"),
     (TRAIN, RESUME | {"data_dir": "{fewer}"}, "had 10 images .* and has 4"),
     (TRAIN, RESUME | {"data_dir": "{fewer}", "num_classes": "auto"}, "had 10 images .* and has 4"),
     (TRAIN, {"resume_checkpoint": "{bad_state}"}, "is broken .state000001.pt: it is cut short"),
     # models to use
     (SAMPLE, {"model_path": ""}, "no --model_path given"),
-    (NLL, {"model_path": ""}, "no --model_path given"),
-    (SR_SAMPLE, {"model_path": ""}, "no --model_path given"),
     (SAMPLE, {"model_path": "{missing}"}, "cannot read .*missing"),
     (SAMPLE, {"model_path": "{empty}"}, "has no checkpoint with an ema"),
     (SAMPLE, {"model_path": "{bomb}"}, "no checkpoint that can be loaded safely"),
     (NLL, {"model_path": "{file}"}, "no whole checkpoint"),
     (SAMPLE, {"model_path": "{opt}"}, "is an optimizer's file; give the model"),
-    (NLL, {"model_path": "{state}"}, "is a run's state; give the model"),
     (SAMPLE, {"model_path": "{foreign_weights}"}, "does not fit the model: .* entries differ"),
     (SAMPLE, BARE | {"num_channels": 64}, "num_channels is 32 there and 64 here"),
-    (SAMPLE, BARE | {"learn_sigma": True}, "learn_sigma is False there and True here"),
-    (SAMPLE, BARE | {"channel_mult": "1,2"}, "channel_mult is 1,1 there and 1,2 here"),
-    (SAMPLE, BARE | {"attention_resolutions": "8"}, "attention_resolutions is '' there and 8 here"),
-    (SAMPLE, BARE | {"patch_size": 2}, "patch_size is 1 there and 2 here"),
-    (SAMPLE, {"patch_size": 2}, "--patch_size is 2, trained with 1"),
-    (NLL, BARE | {"use_scale_shift_norm": False}, "use_scale_shift_norm is True there"),
     (SAMPLE, {"num_channels": 64}, "--num_channels is 64, trained with 32"),
-    (SAMPLE, {"model_path": "{bad_config}"}, r"config\.json is not a run's configuration"),
     (SR_SAMPLE, {"model_path": "{bare}"}, "is no super-resolution model; use the image_"),
     # sampling and evaluation
     (SAMPLE, {"num_samples": 0}, "num_samples must be at least 1"),
@@ -223,6 +154,7 @@ BAD_INPUT = [
     (SAMPLE, {"sampler": "ddim", "eta": "some"}, "--eta must be a number from 0 to 1, got 'some'"),
     (SAMPLE, {"sampling_steps": 2, "timestep_respacing": "2"}, "give one of them"),
     (SAMPLE, {"sampling_steps": -1}, "sampling_steps must be at least 0"),
+    (SAMPLE, {"seed": -1}, "seed must be at least 0"),
     (SAMPLE, {"sampling_steps": 99}, "cannot keep 99 of 4 timesteps"),
     (SAMPLE, {"sampler": "dpmpp", "sampling_steps": 99}, "cannot keep 99 of 4 timesteps"),
     (SR_SAMPLE, {"base_samples": ""}, "no --base_samples given"),
@@ -231,21 +163,23 @@ BAD_INPUT = [
     (SR_SAMPLE, {"base_samples": "{npz_bomb}"}, r"is no whole \.npz"),
     (SR_SAMPLE, {"base_samples": "{npz_large}"}, "--small_size 8 needs uint8"),
     (SR_SAMPLE, {"base_samples": "{npz_none}"}, "npz_none"),
-    (SR_SAMPLE, {"base_samples": "{npz_torn}"}, r"is no whole \.npz"),
     (SR_SAMPLE, {"base_samples": "{npy}"}, "it has no arr_0"),
-    (SR_SAMPLE, {"base_samples": "{npz_text}"}, r"is no whole \.npz"),
-    (SR_SAMPLE, {"base_samples": "{npz_liar}"}, r"is no whole \.npz"),
     (SR_SAMPLE, CLASSES, r"is no \.npz of samples .*arr_1"),
     # the judge; test_image_eval.py has the rest
     (JUDGE, {"samples": "{npz_bomb}"}, "has no array of images"),
     (JUDGE, {"reference": "{missing}"}, "missing does not exist"),
-    # denoising; test_denoising.py has the rest
+    # denoising
     (DENOISE, {"input": ""}, "no --input given"),
+    (DENOISE, {"input": "{missing}"}, "cannot read .*missing"),
+    (DENOISE, {"input": "{truncated}/cat_000.png"}, r"cannot read image .*cat_000\.png: "),
+    (DENOISE, {"input": "{long}"}, "has 65 x 16 pixels; this model can take sides of 3 to 64"),
+    (DENOISE, {"input": "{twice}"}, r"a\.bmp and a\.png in .*twice would both become a"),
+    (DENOISE, {"clean": "{missing}"}, "cannot read .*missing"),
+    (DENOISE, {"input": "{half}", "clean": "{wide}"}, "differ in size"),
+    (DENOISE, {"sigma": 1e9}, r"sigma 1e\+09 .* more than .* give [\d.e+]+ at most"),
     (DENOISE, {"input": "{empty}"}, "no images .* in .*empty"),
     (DENOISE, {"input": "{huge}/cat_000.png"}, "cannot read image .*huge.*pixels"),
     (DENOISE, {"sigma": "nan"}, "sigma must be at least 0, got nan"),
-    (DENOISE, {"model_path": ""}, "no --model_path given"),
-    (DENOISE, {"log_dir": "{file}"}, "cannot write to the log directory"),
     # inpainting
     (INPAINT, {"input": ""}, "no --input given; name a picture of 16 x 16 pixels"),
     (INPAINT, {"mask": ""}, "no --mask given; name a picture of 16 x 16 pixels"),
@@ -253,8 +187,6 @@ BAD_INPUT = [
     (INPAINT, {"input": "{wide}"}, "wide.png has 20 x 16 pixels; .* take sides of 16, so cut or"),
     (INPAINT, {"mask": "{wide}"}, "wide.png has 20 x 16 pixels; .* take sides of 16, so cut or"),
     (INPAINT, {"mask": "{text}/cat_000.png"}, "cannot read image .*text/cat_000.png"),
-    (INPAINT, {"mask": "{black}"}, "black.png is black everywhere: nothing is to be made"),
-    (INPAINT, {"mask": "{white}"}, "white.png is white everywhere: nothing .* would stay"),
     (INPAINT, {"jump_length": 0}, "jump_length must be at least 1"),
     (INPAINT, {"jump_length": 4}, "jumps of 4 timesteps do not fit into a walk of 2"),
     (INPAINT, {"resamplings": 0}, "resamplings must be at least 1"),
@@ -269,7 +201,6 @@ BAD_INPUT = [
     (INPAINT, {"guidance": 2}, "--guidance leads samples to their class, and .* no classes"),
     # interpolation
     (INTERPOLATE, {"first": ""}, "no --first given; name a picture, or give a number"),
-    (INTERPOLATE, {"last": ""}, "no --last given; name a picture, or give a number"),
     (INTERPOLATE, {"first": "{missing}"}, "cannot read .*missing"),
     (INTERPOLATE, {"first": "-1"}, "cannot read image -1: "),
     (INTERPOLATE, {"last": "{wide}"}, "wide.png has 20 x 16 pixels; .* take sides of 16, so cut"),
@@ -284,9 +215,7 @@ BAD_INPUT = [
     # the export to diffusers
     (DIFFUSERS, {"model_path": ""}, "no --model_path given"),
     (DIFFUSERS, {"model_path": "{missing}"}, "cannot read .*missing"),
-    (DIFFUSERS, {"model_path": "{opt}"}, "is an optimizer's file; give the model"),
     (DIFFUSERS, {"model_path": "{sr_bare}"}, "is a super-resolution model, .*cannot express"),
-    (DIFFUSERS, BARE | {"num_channels": 64}, "num_channels is 32 there and 64 here"),
     (DIFFUSERS, {"timestep_respacing": "2"}, "timesteps are respaced.*num_inference_steps"),
     (DIFFUSERS, {"out_dir": ""}, "no --out_dir given; name a new folder"),
     (DIFFUSERS, {"out_dir": "{run}"}, "--out_dir .*run is not empty; give a new folder"),
@@ -298,42 +227,16 @@ BAD_INPUT = [
     (BENCHMARK, {"compile": "perhaps"}, "expected True or False"),
     # the picture of the schedules
     (PLOT, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
-    (PLOT, {"diffusion_steps": 10}, r"beta\[\d\] of 10 is"),
     (PLOT, {"poly_powers": "1,high"}, "poly_powers must be numbers such as"),
-    (PLOT, {"poly_powers": "-1"}, "poly_power must be a positive number"),
     (PLOT, {"out": "{missing}/a.png"}, "cannot write the picture .*: no folder .*missing"),
-    (PLOT, {"out": "{file}/a.png"}, "cannot write the picture .*: no folder .*file"),
     (PLOT, {"out": "{empty}"}, "ends in .png"),
     # the workbook
     (EXPORT, {}, "give either --log_dir"),
     (EXPORT, {"csv": "{csv}", "log_dir": "{run}"}, "give either --log_dir"),
-    (EXPORT, {"csv": "{missing}"}, "missing"),
     (EXPORT, {"log_dir": "{empty}"}, r"empty/progress\.csv"),
-    (EXPORT, {"csv": "{bomb}"}, "bomb"),
-    (EXPORT, {"csv": "{ragged}/progress.csv"}, "row 1 has 3 cells"),
     (EXPORT, {"csv": "{csv}", "out": "{missing}/x.xlsx"}, "the folder of --out .* does not exist"),
     (EXPORT, {"csv": "{csv}", "out": "{empty}"}, "is a folder"),
 ]
-
-
-class Bomb:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def png_claiming(width, height):
-    """A PNG file without pixels that claims to be so large."""
-    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    chunks = {b"IHDR": size + b"\x08\x02\x00\x00\x00", b"IDAT": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
-        for name, data in chunks.items()
-    )
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +271,7 @@ def base(tiny, tiny_sr):
 
 
 @pytest.fixture(scope="module")
-def world(base, images, make_images, tiny, tmp_path_factory, to_words):
+def world(base, images, make_images, tiny, tmp_path_factory):
     """Good and bad files by name."""
     root = tmp_path_factory.mktemp("world")
     found = {"images": images, "missing": root / "missing"}
@@ -377,7 +280,7 @@ def world(base, images, make_images, tiny, tmp_path_factory, to_words):
     for script, name in ((TRAIN, "run"), (TRAIN, "known"), (SR_TRAIN, "sr_run")):
         flags = base[script] | {"log_dir": found[name], "data_dir": images}
         flags |= CLASSES if name == "known" else {}
-        assert in_process(script, to_words(flags)) == 0
+        assert in_process(script, flags) == 0
 
     found |= make_folders(root, make_images)
     found |= make_checkpoints(root, found["run"], found["sr_run"])
@@ -398,34 +301,25 @@ def make_folders(root, make_images):
     (root / "foreign" / "notes.txt").write_text("no image")
     (root / "file").write_text("no folder")
     make_images(root / "fewer", count=4)
-    make_images(root / "unlabelled", count=2)
-    (root / "unlabelled" / "cat_000.png").rename(root / "unlabelled" / "0.png")
-    contents = {"text": b"no image", "no_bytes": b"", "huge": png_claiming(10**5, 10**5)}
+    contents = {"text": b"no image", "huge": png_claiming(10**5, 10**5)}
     for name in ("truncated", *contents):
         first = make_images(root / name, count=2, names=("cat",)) / "cat_000.png"
         first.write_bytes(contents.get(name, first.read_bytes()[:500]))
-    names = ("empty", "foreign", "file", "fewer", "unlabelled", "truncated", *contents)
+    names = ("empty", "foreign", "file", "fewer", "truncated", *contents)
     return {name: root / name for name in names}
 
 
 def make_checkpoints(root, run, sr_run):
     found = {"model": run / "model000001.pt"}
     found |= {kind: run / f"{kind}000001.pt" for kind in ("opt", "state")}
-    found |= {name: root / f"{name}.pt" for name in ("bomb", "torn", "list", "foreign_weights")}
-    th.save({"weight": Bomb(root / "exploded")}, found["bomb"])
+    found |= {name: root / f"{name}.pt" for name in ("bomb", "torn", "foreign_weights")}
+    th.save({"weight": Harmful(os.mkdir, str(root / "exploded"))}, found["bomb"])
     found["torn"].write_bytes(found["model"].read_bytes()[:-1000])
-    th.save([1, 2], found["list"])
     th.save({"weight": th.ones(3)}, found["foreign_weights"])
-    for name, source in (
-        ("bare", run),
-        ("sr_bare", sr_run),
-        ("bad_config", run),
-        ("bad_state", run),
-    ):
+    for name, source in (("bare", run), ("sr_bare", sr_run), ("bad_state", run)):
         (root / name).mkdir()
         found[name] = root / name / "model000001.pt"
         shutil.copy(source / "model000001.pt", found[name])
-    (root / "bad_config" / "config.json").write_text("no table")
     (root / "bad_state" / "state000001.pt").write_bytes(found["state"].read_bytes()[:-1000])
     return found
 
@@ -435,19 +329,11 @@ def make_arrays(root):
         "small": np.zeros((2, 8, 8, 3), dtype=np.uint8),
         "npz_large": np.zeros((2, 9, 9, 3), dtype=np.uint8),
         "npz_none": np.zeros((0, 8, 8, 3), dtype=np.uint8),
-        "npz_bomb": np.array([Bomb(root / "exploded")], dtype=object),
+        "npz_bomb": np.array([Harmful(os.mkdir, str(root / "exploded"))], dtype=object),
     }
     found = {name: root / f"{name}.npz" for name in arrays}
     for name, array in arrays.items():
         np.savez(found[name], array)
-    found["npz_torn"] = root / "npz_torn.npz"
-    found["npz_torn"].write_bytes(found["small"].read_bytes()[:200])
-    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 8, 8, 3)}\n"
-    liar = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-    for name, content in (("npz_text", b"no array"), ("npz_liar", liar)):
-        found[name] = root / f"{name}.npz"
-        with zipfile.ZipFile(found[name], "w") as archive:
-            archive.writestr("arr_0.npy", content)
     found["npy"] = root / "array.npy"
     np.save(found["npy"], arrays["small"])
     return found
@@ -457,22 +343,26 @@ def make_pictures(root):
     """Pictures of the model's size, or not, in black and white."""
     half = np.zeros((16, 16), dtype=np.uint8)
     half[:8] = 255
-    pictures = {"half": half, "half_again": half, "black": half * 0, "white": half | 255}
-    pictures["wide"] = np.zeros((16, 20), dtype=np.uint8)
+    pictures = {"half": half, "half_again": half, "wide": np.zeros((16, 20), dtype=np.uint8)}
+    pictures["long"] = np.zeros((16, 65), dtype=np.uint8)
+    (root / "twice").mkdir()
+    for name in ("a.bmp", "a.png"):
+        Image.fromarray(half).save(root / "twice" / name)
     for name, picture in pictures.items():
         Image.fromarray(picture).save(root / f"{name}.png")
-    return {name: root / f"{name}.png" for name in pictures}
+    return {name: root / f"{name}.png" for name in pictures} | {"twice": root / "twice"}
 
 
 @pytest.fixture
-def as_words(base, world, to_words, tmp_path):
-    """The command line of a case."""
+def fill_in(base, world, tmp_path):
+    """All flags of a case."""
 
-    def fill_in(script, flags):
+    def fill(script, flags):
         names = world | {"out": str(tmp_path / "out")}
-        return [word.format(**names) for word in to_words(base[script] | flags)]
+        flags = base[script] | flags
+        return {name: str(value).format(**names) for name, value in flags.items()}
 
-    return fill_in
+    return fill
 
 
 def case_name(case):
@@ -481,10 +371,9 @@ def case_name(case):
 
 
 @pytest.mark.parametrize(("script", "flags", "said"), BAD_INPUT, ids=map(case_name, BAD_INPUT))
-def test_bad_input(script, flags, said, as_words, world, capsys, monkeypatch):
+def test_bad_input(script, flags, said, fill_in, world, capsys, monkeypatch):
     monkeypatch.setattr(runs, "home", lambda: Path(world["missing"]))
-    words = as_words(script, flags)
-    status = in_process(script, words)
+    status = in_process(script, fill_in(script, flags))
     err = capsys.readouterr().err
     assert status == 2, err
     assert len(err.splitlines()) == 1
@@ -494,25 +383,21 @@ def test_bad_input(script, flags, said, as_words, world, capsys, monkeypatch):
 
 # The same as processes: nothing else reaches stderr, such as a library's warning.
 AS_PROCESSES = [
-    (TRAIN, {"num_channels": 40}),
     (TRAIN, {"data_dir": "{text}"}),
-    (TRAIN, {"resume_checkpoint": "{bomb}"}),
-    (SAMPLE, {"num_channels": 64}),
-    (NLL, {"data_dir": "{missing}"}),
     (SR_SAMPLE, {"base_samples": "{npz_bomb}"}),
 ]
 
 
 @pytest.mark.parametrize(("script", "flags"), AS_PROCESSES)
-def test_bad_input_to_a_process(script, flags, as_words, scripts):
-    _, err = scripts.run(script, *as_words(script, flags), status=2)
+def test_bad_input_to_a_process(script, flags, fill_in, scripts):
+    _, err = scripts.run(script, **fill_in(script, flags), status=2)
     assert len(err.splitlines()) == 1
     assert err.startswith(f"{script}: error: ")
 
 
-def test_an_unknown_log_format(as_words, capsys, monkeypatch):
+def test_an_unknown_log_format(fill_in, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_LOG_FORMAT", "stdout,excel")
-    assert in_process(TRAIN, as_words(TRAIN, {})) == 2
+    assert in_process(TRAIN, fill_in(TRAIN, {})) == 2
     assert "unknown log format 'excel'" in capsys.readouterr().err
 
 

@@ -1,22 +1,21 @@
 """scripts/benchmark.py: every variant makes its step, and the table says what was measured."""
 
 import importlib
-import itertools
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch as th
+from in_process import SCRIPTS
 
 from improved_diffusion import logger, script_util
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.command_line import as_words
 from improved_diffusion.system import cpu
 from improved_diffusion.training.state import seed_everything
 from improved_diffusion.unet import QKVAttention, ResBlock
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 TINY = {
     "image_size": 8,
     "num_channels": 32,
@@ -157,12 +156,10 @@ class Pretended:
         return 123.0
 
 
-def test_the_table_and_the_json_say_what_was_measured(
-    benchmark, monkeypatch, tmp_path, capsys, to_words
-):
+def test_the_table_and_the_json_say_what_was_measured(benchmark, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark, "Worker", Pretended)
     flags = TINY | {"rounds": 3, "json": str(tmp_path / "out.json")}
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *to_words(flags)])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *as_words(flags)])
     benchmark.main()
     out = capsys.readouterr().out
     assert "| plain | 401 | 1.00 | 10.0 |" in out
@@ -175,20 +172,6 @@ def test_the_table_and_the_json_say_what_was_measured(
     assert rows["bf16"]["share_of_matrix_peak"] == pytest.approx(gflop / 0.101 / peak)
     assert rows["bf16"]["peak_memory_mb"] == 123.0
     assert report["flags"] == tiny(benchmark, **flags).as_dict()
-
-
-def test_a_worker_is_a_process_of_its_own(benchmark):
-    worker = benchmark.Worker(make_counter, 3)
-    worker.step()
-    worker.step()
-    assert len(worker.milliseconds) == 2
-    assert all(0 <= ms < 1000 for ms in worker.milliseconds)
-    assert worker.close() > 1  # MB
-    assert not worker.process.is_alive()
-
-
-def make_counter(start):
-    yield from itertools.count(start)
 
 
 def test_a_folder_for_the_json_must_be_there(benchmark):

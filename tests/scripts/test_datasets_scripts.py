@@ -5,17 +5,17 @@ import importlib
 import io
 import os
 import pickle
-import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import tracemalloc
-import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_files import Harmful, cifar_batches, cifar_members, laughs, png_claiming, tar_of
 from PIL import Image
 from test_faults import room_for
 
@@ -25,8 +25,6 @@ from improved_diffusion.errors import InputError
 from improved_diffusion.image_datasets import load_data
 
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"
-TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
-PER_BATCH = 4
 
 
 @pytest.fixture
@@ -53,58 +51,43 @@ def start(monkeypatch, capsys):
     return run
 
 
-def batches():
-    rng = np.random.default_rng(0)
-    for number, name in enumerate([*TRAIN, "test_batch"]):
-        pixels = rng.integers(0, 256, (PER_BATCH, 3072), dtype=np.uint8)
-        yield name, pixels, [(number + image) % 10 for image in range(PER_BATCH)]
-
-
 def pack(path, members):
-    with tarfile.open(path, "w:gz") as tar:
-        for name, payload in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(payload)
-            tar.addfile(info, io.BytesIO(payload))
+    path.write_bytes(gzip.compress(tar_of(members)))
     return path
 
 
-def binary_members():
-    for name, pixels, labels in reversed(list(batches())):  # the order in a tar says nothing
-        records = np.concatenate([np.array(labels, dtype=np.uint8)[:, None], pixels], axis=1)
-        yield f"cifar-10-batches-bin/{name}.bin", records.tobytes()
+@pytest.fixture
+def unpack(cifar10, start, tmp_path):
+    """Make folders of an archive, whatever its checksum; exit status, stdout and stderr."""
 
+    def run(path, *more, out=tmp_path / "out"):
+        return start(cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", out, *more)
 
-def python_members():
-    yield "cifar-10-batches-py/batches.meta", b"never read"
-    for name, pixels, labels in batches():
-        record = {b"batch_label": name.encode(), b"labels": labels, b"data": pixels}
-        yield f"cifar-10-batches-py/{name}", pickle.dumps(record, protocol=2)
+    return run
 
 
 @pytest.fixture
 def archive(tmp_path):
-    return pack(tmp_path / "binary.tar.gz", binary_members())
+    return pack(tmp_path / "binary.tar.gz", cifar_members("bin"))
 
 
 def names(folder):
     return sorted(path.name for path in folder.glob("*.png"))
 
 
-@pytest.mark.parametrize("members", [binary_members, python_members])
-def test_cifar_archives_become_two_folders(cifar10, start, tmp_path, members):
-    path = pack(tmp_path / "archive", members())
+@pytest.mark.parametrize("kind", ["bin", "py"])
+def test_cifar_archives_become_two_folders(unpack, tmp_path, kind):
+    members = {"batches.meta": b"never read"} | dict(reversed(cifar_members(kind).items()))
+    path = pack(tmp_path / "archive", members)
     out = tmp_path / "new" / "out"
-    status, printed, _ = start(
-        cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", out
-    )
+    status, printed, _ = unpack(path, out=out)
     assert status == 0
     assert "cifar_train: 20 images" in printed
     train = [("plane", 0), ("car", 1), ("bird", 2), ("cat", 3), ("car", 4), ("bird", 5)]
     assert {f"{name}_{index:05d}.png" for name, index in train} < set(names(out / "cifar_train"))
     tested = ["dog_00000.png", "frog_00001.png", "horse_00002.png", "ship_00003.png"]
     assert names(out / "cifar_test") == tested
-    pixels = np.concatenate([pixels for _, pixels, _ in batches()])[5].reshape(3, 32, 32)
+    pixels = np.concatenate([pixels for _, pixels, _ in cifar_batches()])[5].reshape(3, 32, 32)
     image = np.asarray(Image.open(out / "cifar_train" / "bird_00005.png"))
     assert np.array_equal(image, pixels.transpose(1, 2, 0))
     data = load_data(data_dir=out / "cifar_train", batch_size=20, image_size=32, class_cond=True)
@@ -112,46 +95,43 @@ def test_cifar_archives_become_two_folders(cifar10, start, tmp_path, members):
     assert sorted(path.name for path in out.iterdir()) == ["cifar_test", "cifar_train"]
 
 
-def test_limit_and_repetition(cifar10, start, tmp_path, archive):
-    flags = ("--archive", archive, "--any_checksum", "True", "--out_dir", tmp_path)
-    assert start(cifar10, *flags, "--limit", 3)[0] == 0
+def test_limit_and_repetition(unpack, tmp_path, archive):
+    unpack = partial(unpack, archive, out=tmp_path)
+    assert unpack("--limit", 3)[0] == 0
     assert len(names(tmp_path / "cifar_train")) == len(names(tmp_path / "cifar_test")) == 3
     before = (tmp_path / "cifar_train").stat().st_ino
     archive.rename(tmp_path / "gone")
-    status, printed, _ = start(cifar10, *flags, "--limit", 3)
+    status, printed, _ = unpack("--limit", 3)
     assert (status, "nothing to do" in printed) == (0, True)
     (tmp_path / "gone").rename(archive)
     assert (tmp_path / "cifar_train").stat().st_ino == before
-    status, _, said = start(cifar10, *flags)
+    status, _, said = unpack()
     assert (status, "has 3 images of an earlier call" in said) == (2, True)
     assert len(names(tmp_path / "cifar_train")) == 3
-    status, printed, _ = start(cifar10, *flags, "--overwrite", "True")
+    status, printed, _ = unpack("--overwrite", "True")
     assert (status, f"Replacing {tmp_path / 'cifar_train'}" in printed) == (0, True)
     assert len(names(tmp_path / "cifar_train")) == 20
     (tmp_path / "cifar_train" / "plane_00000.png").unlink()  # no longer whole: made anew
-    status, printed, _ = start(cifar10, *flags)
+    status, printed, _ = unpack()
     assert (status, "cifar_test: 4 images, there already" in printed) == (0, True)
     assert len(names(tmp_path / "cifar_train")) == 20
 
 
 @pytest.mark.parametrize("room", [0, 200, 10_000])
-def test_a_full_disk_names_the_file(cifar10, start, tmp_path, archive, room, monkeypatch):
+def test_a_full_disk_names_the_file(cifar10, unpack, tmp_path, archive, room, monkeypatch):
     """Within the first picture, or, of pictures that would fit, within the note of their number."""
     if room == 10_000:
         room = 0
         monkeypatch.setattr("image_folders._write_images", lambda *_: None)
-    flags = ("--archive", archive, "--any_checksum", "True", "--out_dir", tmp_path / "out")
     with room_for(room):
-        status, _, complaint = start(cifar10, *flags)
+        status, _, complaint = unpack(archive)
     assert (status, complaint.count("\n")) == (1, 1)
     assert os.strerror(errno.EFBIG) in complaint
     assert str(tmp_path / "out" / ".cifar_train.partial") in complaint
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_an_interrupted_run_leaves_no_split(
-    cifar10, scripts, start, tmp_path, archive, monkeypatch
-):
+def test_an_interrupted_run_leaves_no_split(unpack, tmp_path, archive, monkeypatch):
     saved = Image.Image.save
     written = []
 
@@ -161,34 +141,31 @@ def test_an_interrupted_run_leaves_no_split(
         written.append(path)
         saved(image, path, *args)
 
-    monkeypatch.setattr(Image.Image, "save", save_some)
-    flags = ("--archive", archive, "--any_checksum", "True", "--out_dir", tmp_path / "out")
-    assert start(cifar10, *flags)[0] == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "save", save_some)
+        assert unpack(archive)[0] == 130
     assert list((tmp_path / "out").iterdir()) == []
-    monkeypatch.undo()
-    monkeypatch.syspath_prepend(str(DATASETS))
     (tmp_path / "out" / ".cifar_train.partial").mkdir()  # what a killed run leaves
     (tmp_path / "out" / ".cifar_train.partial" / "plane_77777.png").write_bytes(b"torn")
-    monkeypatch.setattr(sys, "argv", [cifar10.__file__, *map(str, flags)])
-    cifar10.main()
+    assert unpack(archive)[0] == 0
     assert len(names(tmp_path / "out" / "cifar_train")) == 20
     assert sorted(os.listdir(tmp_path / "out")) == ["cifar_test", "cifar_train"]
 
 
-def test_foreign_folders_are_never_replaced(cifar10, start, tmp_path, archive):
-    flags = ("--archive", archive, "--any_checksum", "True", "--out_dir", tmp_path)
+def test_foreign_folders_are_never_replaced(unpack, tmp_path, archive):
+    unpack = partial(unpack, archive, out=tmp_path)
     mine = tmp_path / "cifar_test" / "plane_00000.png"
     mine.parent.mkdir()
     mine.write_text("not made by the script")
-    status, _, complaint = start(cifar10, *flags)
+    status, _, complaint = unpack()
     assert status == 2
     assert "cifar_test holds something that this script did not make" in complaint
     assert mine.read_text() == "not made by the script"
     assert not (tmp_path / "cifar_train").exists()
     mine.unlink()
-    assert start(cifar10, *flags)[0] == 0
+    assert unpack()[0] == 0
     (tmp_path / "cifar_train" / "notes.txt").write_text("added later")
-    assert start(cifar10, *flags, "--limit", 2)[0] == 2
+    assert unpack("--limit", 2)[0] == 2
     assert (tmp_path / "cifar_train" / "notes.txt").exists()
 
 
@@ -202,41 +179,23 @@ def test_every_split_is_written_with_that_care(scripts, tmp_path):
     assert (tmp_path / "some" / "mine.png").exists()
 
 
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_pickle_in_the_archive_executes_nothing(cifar10, start, tmp_path):
-    members = dict(python_members())
-    payload = {b"labels": [0], b"data": Bomb(tmp_path / "exploded")}
+def test_a_pickle_in_the_archive_executes_nothing(unpack, tmp_path):
+    members = cifar_members("py")
+    payload = {b"labels": [0], b"data": Harmful(os.mkdir, str(tmp_path / "exploded"))}
     members["cifar-10-batches-py/data_batch_3"] = pickle.dumps(payload, protocol=2)
-    path = pack(tmp_path / "bomb.tar.gz", members.items())
-    status, _, complaint = start(
-        cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", tmp_path
-    )
+    path = pack(tmp_path / "bomb.tar.gz", members)
+    status, _, complaint = unpack(path)
     assert status == 2
     assert f"data_batch_3 in {path} is no batch of CIFAR-10: its pickle asks for" in complaint
     assert complaint.count("\n") == 1
     assert not (tmp_path / "exploded").exists()
 
 
-def endless():
-    """A few tuples that would be 2 ** 60 labels."""
-    labels = (1, 2)
-    for _ in range(60):
-        labels = (labels, labels)
-    return labels
-
-
 @pytest.mark.parametrize(
     "payload",
     [
         b"\x80\x02Nr\xff\xff\xff\xff.",  # a memo of 2 ** 32 places
-        pickle.dumps({b"labels": endless(), b"data": np.zeros((2, 3072), np.uint8)}, protocol=2),
+        pickle.dumps({b"labels": laughs(), b"data": np.zeros((2, 3072), np.uint8)}, protocol=2),
     ],
     ids=["memo", "labels"],
 )
@@ -251,7 +210,7 @@ def test_a_pickle_in_the_archive_cannot_fill_the_memory(payload):
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_member_of_the_archive_cannot_fill_the_memory(cifar10, start, tmp_path, kind):
+def test_a_member_of_the_archive_cannot_fill_the_memory(unpack, tmp_path, kind):
     """Headers are members, too, which tarfile reads whole."""
     path = tmp_path / "archive.tar.gz"
     info = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
@@ -259,24 +218,23 @@ def test_a_member_of_the_archive_cannot_fill_the_memory(cifar10, start, tmp_path
     with gzip.open(path, "wb") as file:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         file.write(bytes(2**20))
-    flags = ("--archive", path, "--any_checksum", "True", "--out_dir", tmp_path / "out")
-    status, _, complaint = start(cifar10, *flags)
+    status, _, complaint = unpack(path)
     assert (status, complaint.count("\n")) == (2, 1)
     assert "is larger than a batch of CIFAR-10" in complaint
 
 
-def test_an_archive_cannot_write_outside_its_folder(cifar10, start, tmp_path):
-    members = dict(binary_members())
+def test_an_archive_cannot_write_outside_its_folder(unpack, tmp_path):
+    members = cifar_members("bin")
     moved = {f"../../{Path(name).name}": payload for name, payload in members.items()}
-    path = pack(tmp_path / "archive.tar.gz", {**moved, "/../evil.sh": b"evil"}.items())
+    path = pack(tmp_path / "archive.tar.gz", {**moved, "/../evil.sh": b"evil"})
     out = tmp_path / "deep" / "er" / "out"
-    assert start(cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", out)[0] == 0
+    assert unpack(path, out=out)[0] == 0
     assert sorted(os.listdir(tmp_path)) == ["archive.tar.gz", "deep"]
     assert os.listdir(tmp_path / "deep") == ["er"]
 
 
 def broken_archives():
-    good = dict(binary_members())
+    good = cifar_members("bin")
     batch = "cifar-10-batches-bin/data_batch_1.bin"
     yield {name: good[name] for name in good if name != batch}, "has no data_batch_1"
     yield {**good, batch: good[batch][:-1]}, "data_batch_1.bin in"
@@ -286,25 +244,22 @@ def broken_archives():
 
 
 @pytest.mark.parametrize(("members", "message"), list(broken_archives()))
-def test_broken_archives(cifar10, start, tmp_path, members, message):
-    path = pack(tmp_path / "archive.tar.gz", members.items())
-    status, _, complaint = start(
-        cifar10, "--archive", path, "--any_checksum", "True", "--out_dir", tmp_path
-    )
+def test_broken_archives(unpack, tmp_path, members, message):
+    path = pack(tmp_path / "archive.tar.gz", members)
+    status, _, complaint = unpack(path, out=tmp_path)
     assert status == 2
     assert message in complaint
     assert complaint.count("\n") == 1
     assert os.listdir(tmp_path) == ["archive.tar.gz"]
 
 
-def test_archives_that_are_none(cifar10, start, tmp_path, archive):
-    flags = ("--any_checksum", "True", "--out_dir", tmp_path / "out", "--archive")
+def test_archives_that_are_none(cifar10, start, unpack, tmp_path, archive):
     torn = tmp_path / "torn.tar.gz"
     torn.write_bytes(archive.read_bytes()[:5000])
     text = tmp_path / "text"
     text.write_text("no archive")
     for path, message in ((torn, "cannot read"), (text, "cannot read"), ("no", "does not exist")):
-        status, _, complaint = start(cifar10, *flags, path)
+        status, _, complaint = unpack(path)
         assert (status, message in complaint, complaint.count("\n")) == (2, True, 1)
     status, _, complaint = start(cifar10, "--archive", archive, "--out_dir", tmp_path / "out")
     assert status == 2
@@ -502,13 +457,8 @@ def test_lsun_images_are_not_mixed_with_those_of_an_earlier_call(scripts, start,
 
 @pytest.mark.parametrize("size", [(1, 60_000), (20_000, 20_000)])
 def test_lsun_images_cannot_fill_the_memory(scripts, size):
-    file = io.BytesIO()
-    Image.new("L", (1, 1)).save(file, format="PNG")
-    data = bytearray(file.getvalue())
-    data[16:24] = struct.pack(">II", *size)
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     with pytest.raises(InputError, match=r"cannot read image a key: .*pixels"):
-        scripts("lsun_bedroom").decode(bytes(data), 256, "a key")
+        scripts("lsun_bedroom").decode(png_claiming(*size), 256, "a key")
 
 
 def test_lsun_says_what_is_wrong(scripts, start, tmp_path):

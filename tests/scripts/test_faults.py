@@ -53,29 +53,6 @@ def room_for(size):
 # --- one file
 
 
-@pytest.mark.parametrize("number", FAULTS)
-@pytest.mark.parametrize("call", CALLS)
-def test_a_failing_call_leaves_the_old_file(call, number, tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(os, call, Failing(getattr(os, call), number))
-    with pytest.raises(OSError, match=os.strerror(number)) as caught, atomic_write(path) as file:
-        file.write(b"new")
-    assert caught.value.filename == str(path)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_failing_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with pytest.raises(OSError, match="No space"), atomic_write(path) as file:
-        file.write(b"ne")
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
 def write_archive(path):
     with atomic_write(path) as file:
         np.savez(file, a=np.zeros(5000), b=np.zeros(5000))

@@ -1,11 +1,9 @@
 """The scripts where Python lacks the modules that only POSIX systems have."""
 
-from pathlib import Path
-
 import pytest
 from filelock import SoftFileLock
+from in_process import SCRIPTS
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 # What Windows lacks. filelock then takes a file's existence for the lock.
 WRAPPER = """
 import atexit, runpy, sys

@@ -2,12 +2,11 @@
 
 import re
 import runpy
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import SCRIPTS, run_program
 from PIL import Image
 
 from improved_diffusion.diffusion.noise_schedules import get_named_beta_schedule
@@ -16,7 +15,6 @@ from improved_diffusion.reports import plots
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install -e '.[plots]'")
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "plot_schedules.py"
 EXPECTED = {
     "linear": ("linear", 2.0),
     "cosine": ("cosine", 2.0),
@@ -28,7 +26,7 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def program():
     """The script's names."""
-    return runpy.run_path(str(SCRIPT))
+    return runpy.run_path(str(SCRIPTS / "plot_schedules.py"))
 
 
 @pytest.fixture(scope="module")
@@ -124,4 +122,4 @@ def test_drawing_changes_nothing_global():
         "plots.new_figure()\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_program(program)

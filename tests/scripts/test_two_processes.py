@@ -143,29 +143,6 @@ def run_both(images, log_dir, **flags):
     return codes, killing.error_of(log_dir).splitlines()
 
 
-def test_a_run_on_two_processes_resumes_exactly(images, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = {"schedule_sampler": "loss-second-moment", "max_steps": 8}
-    settings |= {"diffusion_steps": 3, "noise_schedule": "cosine"}  # few: the sampler warms up
-    for log_dir, steps in ((whole, 8), (parts, 5), (parts, 8)):
-        assert run_both(images, log_dir, **{**settings, "max_steps": steps})[0] == [0, 0]
-    first = killing.tensors(whole, 8)
-    second = killing.tensors(parts, 8)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not th.equal(first[name], second[name])] == []
-    assert killing.rows(whole) == killing.rows(parts)
-    state = th.load(whole / "state000008.pt", weights_only=True)
-    random_numbers = [rank["random"]["torch"] for rank in state["ranks"]]
-    assert len(random_numbers) == 2
-    assert not th.equal(*random_numbers), "the ranks draw the same noise"
-    assert killing.rows(whole)[0]["samples"] == "8"  # of both ranks
-    # Both ranks have seen all losses, enough of them to draw timesteps by.
-    samplers = [rank["sampler"] for rank in state["ranks"]]
-    assert samplers[0]["loss_counts"].tolist() == [10, 10, 10]
-    assert all(th.equal(samplers[0][name], samplers[1][name]) for name in samplers[0])
-    assert samplers[0]["loss_history"].unique().numel() > 10
-
-
 def test_a_guided_run_on_two_processes_resumes_exactly(images, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for log_dir, steps in ((whole, 8), (parts, 5), (parts, 8)):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from improved_diffusion.options.command_line import as_words
+
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "improved_diffusion"
 
@@ -38,11 +40,11 @@ def test_it_holds_the_package(installed):
     assert files(installed / PACKAGE.name) == files(PACKAGE)
 
 
-def test_runs_go_to_the_working_folder(installed, images, tiny, to_words, tmp_path):
+def test_runs_go_to_the_working_folder(installed, images, tiny, tmp_path):
     flags = tiny | {"data_dir": images, "batch_size": 2, "max_steps": 1}
     script = PROJECT / "scripts" / "image_train.py"
     subprocess.run(
-        [sys.executable, script, *to_words(flags)],
+        [sys.executable, script, *as_words(flags)],
         env=os.environ | {"PYTHONPATH": str(installed)},
         cwd=tmp_path,
         check=True,

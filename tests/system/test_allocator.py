@@ -2,10 +2,9 @@
 
 import json
 import platform
-import subprocess
-import sys
 
 import pytest
+from in_process import run_program
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told to keep memory"
@@ -35,8 +34,6 @@ print(json.dumps([(size - sizes[0]) / 2**20 for size in sizes[1:]]))
 @pytest.mark.parametrize("keep", [True, False])
 def test_freed_memory_is_kept_until_it_is_given_back(keep, monkeypatch):
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    command = [sys.executable, "-c", HOLDS.format(keep=keep)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    full, freed, given_back = json.loads(done.stdout)
+    full, freed, given_back = json.loads(run_program(HOLDS.format(keep=keep)))
     assert given_back < 100 < full
     assert (freed > 100) == keep

@@ -128,6 +128,12 @@ def test_a_negative_number_of_threads_is_refused():
         cpu.configure_cpu(-1)
 
 
+@pytest.mark.parametrize("threads", [64, 999])
+def test_more_threads_than_processors_are_warned_of(threads, many_processors, monkeypatch):
+    monkeypatch.setattr(cpu, "configured", cpu.Processor("some", threads, False, True, False))
+    assert ("999 threads on 64 processors" in (cpu.thread_warning() or "")) == (threads == 999)
+
+
 def test_peak_memory_is_in_bytes(monkeypatch):
     pytest.importorskip("resource")
     assert 10e6 < cpu.peak_memory() < 1e12

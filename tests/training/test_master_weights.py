@@ -206,9 +206,8 @@ def test_its_optimizer_goes_on_from_either(there, model, tmp_path):
 
 
 def test_moments_that_a_file_lacks_start_at_zero(model):
-    weights = MasterWeights(model, th.float32)
-    opt = weights.adamw(lr=0.01)
-    make_steps(1, weights, opt, nn.Sequential(copy.deepcopy(model)), th.optim.AdamW([th.zeros(1)]))
+    weights, opt, *others = adamw_pair(model)
+    make_steps(1, weights, opt, *others)
     state = opt.state_dict()
     del state["state"][0]
     opt.load_state_dict(state)
@@ -241,29 +240,26 @@ def test_a_model_without_anything_to_train_is_refused(model):
         MasterWeights(model.requires_grad_(False), th.float32)
 
 
-def test_old_files_count_steps_in_numbers(model):
-    weights = MasterWeights(model, th.float32)
-    opt = weights.adamw(lr=0.01)
-    make_steps(1, weights, opt, nn.Sequential(copy.deepcopy(model)), th.optim.AdamW([th.zeros(1)]))
-    wanted = opt.state_dict()
-    old = {number: {**moments, "step": 1} for number, moments in wanted["state"].items()}
-    again = weights.adamw(lr=0.01)
-    again.load_state_dict({**wanted, "state": old})
-    assert_same_state(again.state_dict(), wanted)
+def with_steps_as_numbers(state):
+    """As old files have them."""
+    moments = {number: {**moments, "step": 1} for number, moments in state["state"].items()}
+    return {**state, "state": moments}
 
 
-def test_a_file_may_number_its_parameters_otherwise(model):
-    weights = MasterWeights(model, th.float32)
-    opt = weights.adamw(lr=0.01)
-    make_steps(1, weights, opt, nn.Sequential(copy.deepcopy(model)), th.optim.AdamW([th.zeros(1)]))
+def numbered_otherwise(state):
+    groups = [
+        {**group, "params": [number + 100 for number in group["params"]]}
+        for group in state["param_groups"]
+    ]
+    moments = {number + 100: moments for number, moments in state["state"].items()}
+    return {"state": moments, "param_groups": groups}
+
+
+@pytest.mark.parametrize("change", [with_steps_as_numbers, numbered_otherwise])
+def test_files_of_other_forms_say_the_same(change, model):
+    weights, opt, *others = adamw_pair(model)
+    make_steps(1, weights, opt, *others)
     wanted = opt.state_dict()
-    state = {
-        "state": {number + 100: moments for number, moments in wanted["state"].items()},
-        "param_groups": [
-            {**group, "params": [number + 100 for number in group["params"]]}
-            for group in wanted["param_groups"]
-        ],
-    }
-    again = weights.adamw(lr=0.01)
-    again.load_state_dict(state)
+    again = weights.adamw(lr=0.01, weight_decay=0.1)
+    again.load_state_dict(change(wanted))
     assert_same_state(again.state_dict(), wanted)

@@ -6,11 +6,11 @@ import pytest
 import torch as th
 from in_process import in_process
 from PIL import Image
+from tiny_runs import make_model
 
 from improved_diffusion import logger
 from improved_diffusion.data.image_grid import save_grid
 from improved_diffusion.diffusion.guidance import Guidance
-from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from improved_diffusion.system.precision import Precision
 from improved_diffusion.training import state
 from improved_diffusion.training.averages import Average
@@ -20,12 +20,7 @@ from improved_diffusion.training.previews import Preview, newest_picture, save_f
 @pytest.fixture
 def trained(tiny):
     """A model with weights that say something, its diffusion, and EMAs of other weights."""
-    flags = model_and_diffusion_defaults() | tiny | {"dropout": 0.5}
-    th.manual_seed(0)
-    model, diffusion = create_model_and_diffusion(**flags)
-    with th.no_grad():
-        for p in model.parameters():
-            p.copy_(th.randn_like(p) * 0.05)
+    model, diffusion = make_model(0.05, **tiny, dropout=0.5)
     other = {name: th.randn_like(p) * 0.05 for name, p in model.named_parameters()}
     return model, diffusion, other
 
@@ -59,12 +54,7 @@ def test_the_noise_is_fixed_and_the_batch_size_does_not_matter(trained, tmp_path
 
 def test_samples_are_guided(tiny, tmp_path):
     """As much as is said, and nowhere but in the interval of noise levels."""
-    flags = model_and_diffusion_defaults() | tiny | {"class_cond": True, "num_classes": 3}
-    th.manual_seed(0)
-    model, diffusion = create_model_and_diffusion(**flags)
-    with th.no_grad():
-        for p in model.parameters():
-            p.copy_(th.randn_like(p) * 0.1)
+    model, diffusion = make_model(**tiny, class_cond=True, num_classes=3)
     own = {name: p.detach() for name, p in model.named_parameters()}
     labels = {"model_kwargs": {"y": th.arange(4) % 3}}
     made = [
@@ -97,21 +87,18 @@ def test_nothing_of_the_training_is_disturbed(precision, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_draws_is_the_run_that_does_not(tiny, images, to_words, tmp_path):
+def test_a_run_that_draws_is_the_run_that_does_not(tiny, images, tmp_path):
     """Bit for bit, with all that draws random numbers while training."""
     settings = {"data_dir": images, "batch_size": 4, "max_steps": 4, "log_interval": 1}
     settings |= {"dropout": 0.3, "random_flip": True, "num_threads": 1, "ema_rate": "0.1,0.9"}
     for name, interval in (("drawing", 1), ("not", 0)):
         words = {"log_dir": tmp_path / name, "sample_interval": interval}
         words |= {"save_gif": bool(interval)}
-        assert in_process("image_train.py", to_words(tiny | settings | words)) == 0
+        assert in_process("image_train.py", tiny | settings | words) == 0
     assert (tmp_path / "drawing" / "samples" / "000004.png").exists()
     with Image.open(tmp_path / "drawing" / "progress.gif") as film:
         assert film.n_frames == 4
-    drawing, other = (killing.tensors(tmp_path / name, 4) for name in ("drawing", "not"))
-    assert drawing.keys() == other.keys()
-    assert [name for name in other if not th.equal(drawing[name], other[name])] == []
-    assert killing.rows(tmp_path / "drawing") == killing.rows(tmp_path / "not")
+    assert killing.differences(tmp_path / "drawing", tmp_path / "not", 4) == []
 
 
 def test_the_newest_picture(tmp_path):
