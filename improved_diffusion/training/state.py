@@ -121,7 +121,8 @@ class TrainState:
         except TypeError:  # no list of dictionaries, or without random numbers
             ranks = []
         fresh = asdict(cls())
-        if not ranks or not is_alike(known, {name: fresh[name] for name in known}):
+        whole = all(rank.data is None or isinstance(rank.data, dict) for rank in ranks)
+        if not (ranks and whole and is_alike(known, {name: fresh[name] for name in known})):
             raise InputError(f"{path} is no run's state; move it away or restore it")
         return cls(**known, ranks=ranks)
 
