@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..resample import ScheduleSampler
 
 VERSION = 2
+COUNTS = ("averaged", "planned")  # dictionaries of whole numbers
 FIRST_KEYS = {"version", "updates", "last_row_step", "flags", "ranks", "precision"}
 
 
@@ -115,16 +116,18 @@ class TrainState:
                 f"{path} is of version {version}, this program reads {VERSION}; "
                 "continue with the program that wrote it"
             )
-        known = _known(cls, content)
-        try:
-            ranks = [RankState(**_known(RankState, rank)) for rank in known.pop("ranks")]
-        except TypeError:  # no list of dictionaries, or without random numbers
-            ranks = []
-        fresh = asdict(cls())
-        whole = all(rank.data is None or isinstance(rank.data, dict) for rank in ranks)
-        if not (ranks and whole and is_alike(known, {name: fresh[name] for name in known})):
+        known, fresh = _known(cls, content), asdict(cls())
+        ranks = known.pop("ranks", None)
+        whole = (
+            is_alike(known, {name: fresh[name] for name in known})
+            and all(type(n) is int for name in COUNTS for n in known.get(name, {}).values())
+            and bool(isinstance(ranks, list) and ranks)
+            and all(isinstance(rank, dict) and "random" in rank for rank in ranks)
+            and all(isinstance(rank.get("data"), (dict, type(None))) for rank in ranks)
+        )
+        if not whole:
             raise InputError(f"{path} is no run's state; move it away or restore it")
-        return cls(**known, ranks=ranks)
+        return cls(**known, ranks=[RankState(**_known(RankState, rank)) for rank in ranks])
 
     def of_this_rank(self, path: str) -> RankState:
         """What this process kept.

@@ -38,6 +38,8 @@ def test_a_field_that_is_younger_than_the_file_has_its_default():
         ({"ranks": [3]}, "no run's state"),
         ({"ranks": [{"sampler": {}}]}, "no run's state"),
         ({"ranks": [{"random": {}, "data": th.ones(2)}]}, "no run's state"),
+        ({"ranks": [th.ones(2)]}, "no run's state"),
+        ({"averaged": {"0.9": "1"}}, "no run's state"),
         ({"precision": None}, "no run's state"),
         ({"version": th.ones(0)}, "no run's state"),
         ({"skipped": [0]}, "no run's state"),
