@@ -120,20 +120,9 @@ def cut_csv(path: str | os.PathLike, step: int) -> int:
     :return: the number of rows removed.
     :raises InputError: as :func:`read_csv`, or if there is a row whose step cannot be read.
     """
-    header, rows, _ = read_csv(path)
-    if not rows:
-        return 0
-    if "step" not in header:
-        raise InputError(
-            f"{path} has no column 'step' but {', '.join(map(repr, header))}; "
-            "give the columns their names back, or move it away"
-        )
-    column = header.index("step")
-    steps = [row[column] for row in rows]
-    cut = [
-        bool(cell) and _number(cell, "step", row, path) >= step
-        for row, cell in enumerate(steps, start=1)
-    ]
+    header, rows, _ = check_columns(path, wanted=["step"], numbers=["step"])
+    column = header.index("step") if rows else 0
+    cut = [bool(row[column]) and float(row[column]) >= step for row in rows]
     if any(cut):
         write_csv(f"{os.fspath(path)}.bak", header, compress(rows, cut))
         write_csv(path, header, compress(rows, (not each for each in cut)))
@@ -156,14 +145,14 @@ def cut_json(path: str | os.PathLike, step: int) -> int:
     return sum(cut)
 
 
-def check_columns(path: str | os.PathLike, wanted: Iterable[str], numbers: Iterable[str]) -> None:
-    """Look whether rows can be added to the CSV file at ``path``.
+def check_columns(path: str | os.PathLike, wanted: Iterable[str], numbers: Iterable[str]) -> Table:
+    """The CSV file at ``path``, if rows can be added to it.
 
     :param wanted: columns that it has to have, if it has any rows.
     :param numbers: columns whose cells have to be numbers, or empty.
     :raises InputError: as :func:`read_csv`, or if it has not; names the column and the row.
     """
-    header, rows, _ = read_csv(path)
+    header, rows, torn = read_csv(path)
     missing = [name for name in wanted if name not in header]
     if rows and missing:
         raise InputError(
@@ -173,18 +162,12 @@ def check_columns(path: str | os.PathLike, wanted: Iterable[str], numbers: Itera
     columns = [(name, header.index(name)) for name in numbers if name in header]
     for number, row in enumerate(rows, start=1):
         for name, column in columns:
-            if row[column]:
-                _number(row[column], name, number, path)
-
-
-def _number(cell: str, name: str, row: int, path: str | os.PathLike) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        raise InputError(
-            f"{path}: {cell!r} in row {row}, column {name!r}, is no number; "
-            "mend that row or move the file away"
-        ) from None
+            if isinstance(_value(row[column]), str):
+                raise InputError(
+                    f"{path}: {row[column]!r} in row {number}, column {name!r}, is no number; "
+                    "mend that row or move the file away"
+                )
+    return Table(header, rows, torn)
 
 
 def _reaches(value: Any, step: int) -> bool:

@@ -26,19 +26,31 @@ Self = TypeVar("Self", bound="Options")
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """What is known of a flag besides its name, type and default; see :func:`flag`."""
+    """What is known of a flag besides its name, type and default.
+
+    :param help: the text of ``--help``; choices, special values and the default are added to it.
+    :param choices: the words that it takes, usually a registry, which may grow.
+    :param parse: makes the value of the command line's word, where the annotation does not.
+    :param at_least: smallest value; ``above``, ``at_most`` and ``below`` are the other bounds.
+    :param special: values out of the bounds that mean something else, and what.
+    :param on_resume: whether a run that is resumed may have another value.
+    :param in_use: what a script that uses a trained model takes: the value of the training, from
+        ``config.json`` ("as trained"); that, unless the command line gives another ("free"); or
+        its own ("not adopted").
+    :param in_weights: whether a wrong value cannot be overlooked, as the weights would not fit.
+    """
 
     help: str
-    choices: Iterable[str] | None
-    parse: Callable[[str], Any] | None
-    at_least: float
-    above: float
-    at_most: float
-    below: float
-    special: Mapping[Any, str]
-    on_resume: OnResume
-    in_use: InUse
-    in_weights: bool
+    choices: Iterable[str] | None = None
+    parse: Callable[[str], Any] | None = None
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    special: Mapping[Any, str] = field(default_factory=dict)
+    on_resume: OnResume = "must stay"
+    in_use: InUse = "as trained"
+    in_weights: bool = True
 
     def full_help(self) -> str:
         """The text of ``--help``, with the choices and the special values."""
@@ -70,48 +82,17 @@ class Flag:
         return " and ".join(filter(None, (low, high))) or "a finite number"
 
 
-def flag(
-    default: Any,
-    help: str,
-    *,
-    choices: Iterable[str] | None = None,
-    parse: Callable[[str], Any] | None = None,
-    at_least: float = -math.inf,
-    above: float = -math.inf,
-    at_most: float = math.inf,
-    below: float = math.inf,
-    special: Mapping[Any, str] | None = None,
-    on_resume: OnResume = "must stay",
-    in_use: InUse = "as trained",
-    in_weights: bool = True,
-) -> Any:
+def flag(default: Any, help: str, **rules: Any) -> Any:
     """Declare a flag: the value of a field in the body of an :class:`Options` class.
 
-    :param help: the text of ``--help``; choices, special values and the default are added to it.
-    :param choices: the words that it takes, usually a registry, which may grow.
-    :param parse: makes the value of the command line's word, where the annotation does not.
-    :param at_least: smallest value; ``above``, ``at_most`` and ``below`` are the other bounds.
-    :param special: values out of the bounds that mean something else, and what.
-    :param on_resume: whether a run that is resumed may have another value.
-    :param in_use: what a script that uses a trained model takes: the value of the training, from
-        ``config.json`` ("as trained"); that, unless the command line gives another ("free"); or
-        its own ("not adopted").
-    :param in_weights: whether a wrong value cannot be overlooked, as the weights would not fit.
+    :param rules: others of :class:`Flag`.
     """
-    rules = Flag(
-        help=help,
-        choices=choices,
-        parse=parse,
-        at_least=at_least,
-        above=above,
-        at_most=at_most,
-        below=below,
-        special=special or {},
-        on_resume=on_resume,
-        in_use=in_use,
-        in_weights=in_weights,
-    )
-    return field(default=default, metadata={"flag": rules})
+    return field(default=default, metadata={"flag": Flag(help=help, **rules)})
+
+
+def setting(default: Any, help: str, **rules: Any) -> Any:
+    """Declare a flag of which a run that is resumed may have another value."""
+    return flag(default, help, on_resume="may change", **rules)
 
 
 def with_default(owner: type["Options"], name: str, default: Any) -> Any:
@@ -167,6 +148,14 @@ class Options:
     def but(self: Self, **changes: Any) -> Self:
         """The same options with some values changed, checked anew."""
         return dataclasses.replace(self, **changes)
+
+
+def complaint(make: Callable[[], object]) -> Iterator[str]:
+    """What an ``InputError`` says that something raises, if it does."""
+    try:
+        make()
+    except InputError as error:
+        yield str(error)
 
 
 def as_word(value: Any) -> str:

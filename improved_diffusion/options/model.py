@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..models.architecture import IMAGE_CHANNELS
 from ..nn import NORM_GROUPS
 from ..respace import respaced_timesteps
-from .flags import Options, flag
+from .flags import Options, complaint, flag
 
 NUM_CLASSES = 1000
 AUTO = "auto"  # as many classes as the images have
@@ -114,10 +114,7 @@ class DiffusionOptions(Options):
                 f"--loss_weight {self.loss_weight} weighs the squared error, which --use_kl True "
                 "does not train on; give one of them"
             )
-        try:
-            _ = self.alphas_cumprod
-        except InputError as error:
-            yield str(error)
+        yield from complaint(lambda: self.alphas_cumprod)
 
 
 @dataclass(frozen=True, kw_only=True)

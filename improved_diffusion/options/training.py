@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..resample import LOGSNR_MEAN, LOGSNR_STD, TIMESTEP_SAMPLERS, density_named
 from ..system import cpu
 from ..system.precision import DTYPES, check_precision
-from .flags import Options, flag
+from .flags import Options, complaint, flag, setting
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
 from .presets import PRESETS
 
@@ -34,10 +34,8 @@ def precision_or_auto(text: str) -> str:
 class RunOptions(Options):
     """Flags of every script that has a run's folder."""
 
-    log_dir: str = flag(
-        "",
-        "folder of the run's files; empty for OPENAI_LOGDIR, or else runs/<script>-<date-time>",
-        on_resume="may change",
+    log_dir: str = setting(
+        "", "folder of the run's files; empty for OPENAI_LOGDIR, or else runs/<script>-<date-time>"
     )
     seed: int = flag(0, "seed of all random numbers", at_least=0)
 
@@ -46,11 +44,8 @@ class RunOptions(Options):
 class ThreadOptions(Options):
     """The flag of every script that uses a model."""
 
-    num_threads: int = flag(
-        0,
-        "threads to compute with; 0 for OMP_NUM_THREADS, or else one a processor",
-        at_least=0,
-        on_resume="may change",
+    num_threads: int = setting(
+        0, "threads to compute with; 0 for OMP_NUM_THREADS, or else one a processor", at_least=0
     )
 
 
@@ -58,11 +53,10 @@ class ThreadOptions(Options):
 class EmaOptions(Options):
     """The flag of every script that computes with an average of weights."""
 
-    ema_correction: bool = flag(
+    ema_correction: bool = setting(
         True,
         "take the initial weights out of an EMA that is used, if model000000.pt has kept them; the "
         "files ema_*.pt hold them in any case",
-        on_resume="may change",
     )
 
 
@@ -70,29 +64,23 @@ class EmaOptions(Options):
 class ComputeOptions(ThreadOptions):
     """Flags of what computes, and in which numbers."""
 
-    device: str = flag(
+    device: str = setting(
         "auto",
         "what computes; auto takes a CUDA GPU if there is one, or else the CPU",
         choices=dist_util.DEVICES,
-        on_resume="may change",
     )
-    precision: str = flag(
+    precision: str = setting(
         "fp32",
         "arithmetic of the model; fp16 needs a GPU; auto takes bf16 where the processor has it, "
         "or else fp32",
         choices=DTYPES,
         parse=precision_or_auto,
-        on_resume="may change",
     )
-    allow_slow_bf16: bool = flag(
-        False,
-        "let bf16 compute on a CPU without native bfloat16, 10 to 80 times slower than fp32",
-        on_resume="may change",
+    allow_slow_bf16: bool = setting(
+        False, "let bf16 compute on a CPU without native bfloat16, 10 to 80 times slower than fp32"
     )
-    compile: bool = flag(
-        False,
-        "run the model through torch.compile: minutes of compiling, then faster steps",
-        on_resume="may change",
+    compile: bool = setting(
+        False, "run the model through torch.compile: minutes of compiling, then faster steps"
     )
 
     @property
@@ -102,11 +90,11 @@ class ComputeOptions(ThreadOptions):
 
     def check(self) -> Iterator[str]:
         yield from super().check()
-        try:
-            device = dist_util.find_device(self.device)
-            check_precision(self.number_format, device, self.allow_slow_bf16)
-        except InputError as error:
-            yield str(error)
+        yield from complaint(self._check_precision)
+
+    def _check_precision(self) -> None:
+        device = dist_util.find_device(self.device)
+        check_precision(self.number_format, device, self.allow_slow_bf16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,29 +106,20 @@ class RunningOptions(ComputeOptions, RunOptions):
 class DataOptions(Options):
     """Flags of the images to train on."""
 
-    data_dir: str = flag(
-        "", f"images: {KNOWN}; empty for datasets/cifar_train", on_resume="may change"
-    )
-    labels: str = flag(
+    data_dir: str = setting("", f"images: {KNOWN}; empty for datasets/cifar_train")
+    labels: str = setting(
         "auto",
         "what classes are taken from: the name of a file, before its first _; its folder; or auto, "
         "what the data say themselves, or else the folder if all lie in folders one deep, or else "
         "the name",
         choices=BY,
-        on_resume="may change",
     )
     random_flip: bool = flag(False, "mirror every other image at random, left to right")
-    on_bad_image: str = flag(
-        "error",
-        "what to do with a file that cannot be read",
-        choices=("error", "skip"),
-        on_resume="may change",
+    on_bad_image: str = setting(
+        "error", "what to do with a file that cannot be read", choices=("error", "skip")
     )
-    num_workers: int = flag(
-        0,
-        "threads that read images ahead; 0 reads them between updates",
-        at_least=0,
-        on_resume="may change",
+    num_workers: int = setting(
+        0, "threads that read images ahead; 0 reads them between updates", at_least=0
     )
 
 
@@ -148,24 +127,17 @@ class DataOptions(Options):
 class GuidanceOptions(Options):
     """Flags of how samples are guided; those drawn while training, too."""
 
-    guidance: float = flag(
+    guidance: float = setting(
         1.0,
         "how far to lead samples to their class, away from samples of none (or those of "
         "--guide_model): 1 is not at all, 0 is samples of none",
         at_least=0,
-        on_resume="may change",
     )
-    guidance_low: float = flag(
-        0.0,
-        "noise above which to guide, as sigma beside an image in [-1, 1]",
-        at_least=0,
-        on_resume="may change",
+    guidance_low: float = setting(
+        0.0, "noise above which to guide, as sigma beside an image in [-1, 1]", at_least=0
     )
-    guidance_high: float = flag(
-        0.0,
-        "noise up to which to guide, as sigma; 0 for no limit",
-        at_least=0,
-        on_resume="may change",
+    guidance_high: float = setting(
+        0.0, "noise up to which to guide, as sigma; 0 for no limit", at_least=0
     )
 
     @property
@@ -197,57 +169,38 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
     )
     logsnr_mean: float = flag(LOGSNR_MEAN, "mean of a density of log-SNRs")
     logsnr_std: float = flag(LOGSNR_STD, "standard deviation of a density of log-SNRs", above=0)
-    lr: float = flag(1e-4, "learning rate", at_least=0, on_resume="may change")
-    weight_decay: float = flag(0.0, "weight decay of AdamW", at_least=0, on_resume="may change")
-    adam_beta1: float = flag(
-        0.9, "decay of AdamW's mean gradient", at_least=0, below=1, on_resume="may change"
+    lr: float = setting(1e-4, "learning rate", at_least=0)
+    weight_decay: float = setting(0.0, "weight decay of AdamW", at_least=0)
+    adam_beta1: float = setting(0.9, "decay of AdamW's mean gradient", at_least=0, below=1)
+    adam_beta2: float = setting(0.999, "decay of AdamW's mean square", at_least=0, below=1)
+    grad_clip: float = setting(
+        0.0, "norm to shorten a longer gradient to before the update; 0 for none", at_least=0
     )
-    adam_beta2: float = flag(
-        0.999, "decay of AdamW's mean square", at_least=0, below=1, on_resume="may change"
+    warmup_steps: int = setting(
+        0, "updates over which the learning rate rises evenly at first; 0 for none", at_least=0
     )
-    grad_clip: float = flag(
-        0.0,
-        "norm to shorten a longer gradient to before the update; 0 for none",
-        at_least=0,
-        on_resume="may change",
+    lr_schedule: str = setting(
+        "linear", "how the learning rate falls over lr_anneal_steps", choices=LR_SCHEDULES
     )
-    warmup_steps: int = flag(
-        0,
-        "updates over which the learning rate rises evenly at first; 0 for none",
-        at_least=0,
-        on_resume="may change",
+    lr_hold_steps: int = setting(
+        0, "updates of lr_anneal_steps before the learning rate begins to fall", at_least=0
     )
-    lr_schedule: str = flag(
-        "linear",
-        "how the learning rate falls over lr_anneal_steps",
-        choices=LR_SCHEDULES,
-        on_resume="may change",
-    )
-    lr_hold_steps: int = flag(
-        0,
-        "updates of lr_anneal_steps before the learning rate begins to fall",
-        at_least=0,
-        on_resume="may change",
-    )
-    lr_anneal_steps: int = flag(
+    lr_anneal_steps: int = setting(
         0,
         "updates after which the learning rate has fallen to 0, and the end; 0 for never",
         at_least=0,
-        on_resume="may change",
     )
-    time_budget: float = flag(
+    time_budget: float = setting(
         0.0,
         "minutes of training, in place of lr_anneal_steps: how many updates they have room for is "
         "measured over the first and then fixed; 0 for no such end",
         at_least=0,
-        on_resume="may change",
     )
-    lr_hold_share: float = flag(
+    lr_hold_share: float = setting(
         0.5,
         "share of the updates of a time_budget before the learning rate begins to fall",
         at_least=0,
         below=1,
-        on_resume="may change",
     )
     batch_size: int = flag(1, "images at a time", at_least=1)
     microbatch: int = flag(
@@ -256,55 +209,33 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
         at_least=1,
         special={-1: "batch_size"},
     )
-    ema_rate: str = flag(
-        "0.9999",
-        "rates of the moving averages of the weights, comma-separated",
-        on_resume="may change",
+    ema_rate: str = setting(
+        "0.9999", "rates of the moving averages of the weights, comma-separated"
     )
-    log_interval: int = flag(
-        10, "updates between two lines of the log", at_least=1, on_resume="may change"
+    log_interval: int = setting(10, "updates between two lines of the log", at_least=1)
+    save_interval: int = setting(10000, "updates between two checkpoints", at_least=1)
+    sample_interval: int = setting(
+        0, "updates between two grids of samples drawn to samples/; 0 for none", at_least=0
     )
-    save_interval: int = flag(
-        10000, "updates between two checkpoints", at_least=1, on_resume="may change"
-    )
-    sample_interval: int = flag(
-        0,
-        "updates between two grids of samples drawn to samples/; 0 for none",
-        at_least=0,
-        on_resume="may change",
-    )
-    save_gif: bool = flag(
-        False,
-        "also make a film of these grids, anew with each: progress.gif",
-        on_resume="may change",
-    )
-    resume_checkpoint: str = flag(
+    save_gif: bool = setting(False, "also make a film of these grids, anew with each: progress.gif")
+    resume_checkpoint: str = setting(
         "",
         "a modelNNNNNN.pt to go on from, or auto for the newest in log_dir; an older one of a run "
         "goes on in another log_dir only, so that what followed it is not lost",
-        on_resume="may change",
     )
-    use_fp16: bool = flag(False, "the same as --precision fp16", on_resume="may change")
-    fp16_scale_growth: float = flag(
-        1e-3,
-        "growth of the base-2 logarithm of fp16's loss scale with each update",
-        on_resume="may change",
+    use_fp16: bool = setting(False, "the same as --precision fp16")
+    fp16_scale_growth: float = setting(
+        1e-3, "growth of the base-2 logarithm of fp16's loss scale with each update"
     )
-    max_steps: int = flag(
-        0, "updates to make in all; 0 for no end", at_least=0, on_resume="may change"
+    max_steps: int = setting(0, "updates to make in all; 0 for no end", at_least=0)
+    max_skipped: int = setting(
+        20, "updates in a row that may be skipped as not finite before the run gives up", at_least=1
     )
-    max_skipped: int = flag(
-        20,
-        "updates in a row that may be skipped as not finite before the run gives up",
-        at_least=1,
-        on_resume="may change",
-    )
-    keep_checkpoints: int = flag(
+    keep_checkpoints: int = setting(
         0,
         "checkpoints to keep, newest first; older ones and what is left of them are removed; "
         "0 for all",
         at_least=0,
-        on_resume="may change",
     )
 
     @property
@@ -317,7 +248,16 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
 
         :raises InputError: if one is no such number.
         """
-        return parse_ema_rates(self.ema_rate)
+        try:
+            rates = [float(part) for part in self.ema_rate.split(",")]
+        except ValueError:
+            raise InputError(
+                f"ema_rate must be numbers such as 0.999,0.9999, got {self.ema_rate!r}"
+            ) from None
+        wrong = [rate for rate in rates if not 0 <= rate < 1]
+        if wrong:
+            raise InputError(f"ema_rate must lie in [0, 1), got {wrong[0]}")
+        return rates
 
     @property
     def last_update(self) -> int | None:
@@ -384,26 +324,8 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
             yield "--use_fp16 True contradicts --precision bf16; give one of them"
         if self.save_gif and not self.sample_interval:
             yield "--save_gif makes a film of the grids of --sample_interval; give that, too"
-        try:
-            parse_ema_rates(self.ema_rate)
-        except InputError as error:
-            yield str(error)
+        yield from complaint(lambda: self.ema_rates)
         yield from super().check()
-
-
-def parse_ema_rates(text: str) -> list[float]:
-    """The rates of ``"0.99,0.9999"``.
-
-    :raises InputError: if one is no number in [0, 1).
-    """
-    try:
-        rates = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"ema_rate must be numbers such as 0.999,0.9999, got {text!r}") from None
-    wrong = [rate for rate in rates if not 0 <= rate < 1]
-    if wrong:
-        raise InputError(f"ema_rate must lie in [0, 1), got {wrong[0]}")
-    return rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,30 +339,24 @@ class ModelTraining(TrainingOptions, ModelOptions):
             yield "--guidance needs a model that learns without labels, too: give --label_dropout"
         density = density_named(self.schedule_sampler)
         if density and not problems:  # without a schedule there is nothing to hold it against
-            try:
-                density.masses(self.alphas_cumprod, self.logsnr_mean, self.logsnr_std)
-            except InputError as error:
-                yield str(error)
+            normal = self.logsnr_mean, self.logsnr_std
+            yield from complaint(lambda: density.masses(self.alphas_cumprod, *normal))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(Options):
     """Flags of how samples are judged while training."""
 
-    eval_interval: int = flag(
+    eval_interval: int = setting(
         0,
         "updates between two times that samples are drawn and judged: kid in the log; 0 for never",
         at_least=0,
-        on_resume="may change",
     )
-    eval_samples: int = flag(
-        256, "how many samples to judge each time", at_least=50, on_resume="may change"
-    )
-    eval_dir: str = flag(
+    eval_samples: int = setting(256, "how many samples to judge each time", at_least=50)
+    eval_dir: str = setting(
         "",
         "real images to judge them by, not those of data_dir but of the same kinds; empty for "
         "datasets/cifar_test",
-        on_resume="may change",
     )
 
 
@@ -448,13 +364,12 @@ class EvalOptions(Options):
 class ImageTraining(ModelTraining, EvalOptions, ImageModelOptions):
     """Flags of ``image_train.py``."""
 
-    preset: str = flag(
+    preset: str = setting(
         "",
         "flags to begin with, which others on the command line override: "
         f"{'; '.join(f'{name}: {preset.about}' for name, preset in PRESETS.items())}; "
         "empty for none",
         choices=("", *PRESETS),
-        on_resume="may change",
     )
 
 

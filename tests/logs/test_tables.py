@@ -89,7 +89,7 @@ def test_cutting_nothing_touches_nothing(tmp_path):
     [
         ("step;loss\n0;0,5\n", "semicolons between its cells"),
         ("step\tloss\n0\t0.5\n", "tabs between its cells"),
-        ("Step,loss\n0,0.5\n", "no column 'step' but 'Step', 'loss'"),
+        ("Step,loss\n0,0.5\n", "lost its column 'step' and has 'Step', 'loss'"),
         ("step,loss,step\n0,0.5,0\n", "two columns 'step'"),
         ("step,loss\nzero,0.5\n", "'zero' in row 1, column 'step', is no number"),
     ],
