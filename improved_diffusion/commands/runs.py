@@ -115,6 +115,8 @@ def open_run(
                 _take(folder, checkpoints, stack)
                 overwrite = isinstance(options, ResultOptions) and options.overwrite
                 stack.enter_context(new_results(folder, results, overwrite))
+        # Only now, or rank 0 might take what others write for what a killed run has left.
+        with dist_util.agreeing():
             comm = dist_util.RankAverager() if dist_util.world_size() > 1 else None
             logger.configure(folder, format_strs=_formats(table), comm=comm)
         try:

@@ -147,7 +147,8 @@ class CSVOutputFormat(Writer):
         self.path = Path(filename)
         self.path.touch()
         self.keys, rows, torn = read_csv(self.path)
-        if torn or not self.keys:  # blank lines are no header
+        only_blank = not self.keys and self.path.stat().st_size
+        if torn or only_blank:
             write_csv(self.path, self.keys, rows)
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:

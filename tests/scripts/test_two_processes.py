@@ -36,7 +36,8 @@ def start(program, *words, processes=2, status=0):
         text=True,
         timeout=180,
     )
-    assert (done.returncode == 0) == (status == 0), done.stderr[-2000:]
+    said = [line for line in done.stderr.splitlines() if ": error: " in line]
+    assert (done.returncode == 0) == (status == 0), said or done.stderr[-2000:]
     return done.stderr if status else done.stdout
 
 
