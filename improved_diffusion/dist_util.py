@@ -7,7 +7,6 @@ sent anywhere.
 import atexit
 import contextlib
 import gc
-import io
 import os
 import socket
 import tempfile
@@ -20,7 +19,7 @@ import torch.distributed as dist
 
 from .errors import InputError, told_by_rank_0
 from .system.archives import find_damage
-from .system.files import read_file
+from .system.files import opener
 
 if dist.is_available():
     # Imported before any group exists: a default argument of its functions is the group at the
@@ -156,12 +155,12 @@ def load_state_dict(path: str, **kwargs: Any) -> Any:
     :raises InputError: if there is no such file, its bytes are not those that were written, or it
         holds more than tensors and plain values.
     """
-    data = read_file(path)
     content, failure = None, None
-    with ThreadPoolExecutor(1) as checker:  # the checksums cost nothing where a core is free
-        damage = checker.submit(find_damage, data)
+    start = opener(path)
+    with start() as file, start() as same, ThreadPoolExecutor(1) as checker:
+        damage = checker.submit(find_damage, same)  # costs nothing where a core is free
         try:
-            content = th.load(io.BytesIO(data), **{**kwargs, "weights_only": True})
+            content = th.load(file, **{**kwargs, "weights_only": True})
         except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
             failure = error
     if damage.result():

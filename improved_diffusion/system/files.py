@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager as ContextManager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -254,6 +255,18 @@ def read_file(path: str | os.PathLike) -> bytes:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         reason = error.strerror or "no such file"
         raise InputError(f"cannot read {path} ({reason}); check the path") from None
+
+
+def opener(path: str | os.PathLike) -> Callable[[], IO[bytes]]:
+    """What opens a file for reading anywhere in it, as often as one likes.
+
+    What is no file of this machine, but behind a URL or a pipe, is read once and held in memory.
+
+    :raises InputError: if there is no such file.
+    """
+    if is_local(path) and os.path.isfile(path) and os.access(path, os.R_OK):
+        return partial(open, path, "rb")
+    return partial(io.BytesIO, read_file(path))
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

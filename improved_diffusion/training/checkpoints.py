@@ -18,13 +18,14 @@ import torch as th
 from .. import dist_util, logger
 from ..errors import InputError
 from ..models.architecture import is_plain, load_weights
-from ..system.archives import find_damage_in
+from ..system.archives import find_damage
 from ..system.files import (
     atomic_files,
     is_local,
     join,
     list_folder,
     move_file,
+    opener,
     remove_file,
     sync_folder,
 )
@@ -194,7 +195,10 @@ def files_of(folder: str, step: int) -> list[str]:
 
 def damage_of(folder: str, step: int) -> str:
     """Which files of a checkpoint are not as they were written, and why; "" if all are."""
-    damages = {name: find_damage_in(join(folder, name)) for name in files_of(folder, step)}
+    damages = {}
+    for name in files_of(folder, step):
+        with opener(join(folder, name))() as file:
+            damages[name] = find_damage(file)
     return ", ".join(f"{name}: {damage}" for name, damage in damages.items() if damage)
 
 
