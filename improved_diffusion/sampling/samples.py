@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ GRID_IMAGES = 64  # of the picture beside the .npz
 RESULTS = ("samples_*.npz", "samples_*.png", "images/*.png", "process.png", "process.gif")
 SHOWN_IMAGES, SHOWN_MOMENTS = 4, 11  # of the picture of the process
 FILM_IMAGES, FILM_MOMENTS = 16, 30  # of the film of it
+NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\\/:*?"<>|]')  # of one system or another
 
 Condition = Callable[[Sequence[int], ImageNoise], dict[str, th.Tensor]]
 
@@ -222,6 +224,7 @@ def _save_each(
     os.makedirs(folder, exist_ok=True)
     for i, image in enumerate(images):
         label = "" if classes is None else f"{names[classes[i]] if names else classes[i]}_"
+        label = NOT_IN_FILE_NAMES.sub("-", label)  # a class of nested folders is called cat/tabby
         save_png(os.path.join(folder, f"{label}{i:06d}.png"), image)
     logger.log(f"Single pictures: {folder}")
 

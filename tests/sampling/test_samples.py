@@ -101,14 +101,14 @@ def test_what_an_interruption_leaves_is_kept(diffusion):
 def test_files(diffusion, tmp_path):
     made = make(diffusion, order())
     with logger.scoped_configure(dir=tmp_path, format_strs=[]):
-        save_samples(str(tmp_path), made, names=["a", "b", "c", "d"], single=True, process=True)
+        save_samples(str(tmp_path), made, names=["a", "b/e", "c", ".."], single=True, process=True)
     with np.load(tmp_path / "samples_5x8x8x3.npz") as file:
         images, labels = file["arr_0"], file["arr_1"]
-        assert file["classes"].tolist() == ["a", "b", "c", "d"]
+        assert file["classes"].tolist() == ["a", "b/e", "c", ".."]
     assert np.array_equal(images, made.arrays()[0])
     pictures = sorted((tmp_path / "images").iterdir(), key=lambda path: path.stem[-6:])
     assert [path.name for path in pictures] == [
-        f"{'abcd'[label]}_{i:06d}.png" for i, label in enumerate(labels)
+        f"{['a', 'b-e', 'c', '..'][label]}_{i:06d}.png" for i, label in enumerate(labels)
     ]
     assert np.array_equal(np.asarray(Image.open(pictures[2])), images[2])
     assert (tmp_path / "samples_5x8x8x3.png").exists()
