@@ -16,14 +16,14 @@ setup(
     packages=find_packages(include=["improved_diffusion", "improved_diffusion.*"]),
     package_data={"improved_diffusion": ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=[
+    install_requires=[  # from the oldest releases with which all tests pass
         "torch>=2.6",
         "numpy>=1.24",
         "blobfile>=2.0",
         "tqdm>=4.60",
         "pandas>=1.5",
-        "openpyxl>=3.1",
-        "pillow>=9.4",
+        "openpyxl>=3.1.3",
+        "pillow>=10.0",
         "filelock>=3.0",
     ],
     extras_require={

@@ -48,8 +48,11 @@ def configure_cpu(num_threads: int = 0, tune_memory: bool = True) -> Processor:
     if num_threads < 0:
         raise InputError(f"--num_threads {num_threads} is negative; give 0 for one a processor")
     kept = tune_memory and allocator.keep_freed_memory()
+    import numpy as np
     import torch as th  # only now: what it allocates is to find the allocator tuned
 
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # NumPy before 2.4 warns if it measures these with denormals flushed
     wanted = num_threads or _threads_of_environment() or available_processors()
     th.set_num_threads(wanted)
     global configured

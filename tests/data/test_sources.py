@@ -442,7 +442,7 @@ def test_what_an_npz_must_not_hold(tmp_path):
     (tmp_path / "some.npz").write_bytes(b"no archive")
     refused(tmp_path / "some.npz", r"is no whole \.npz")
     (tmp_path / "some.npy").write_bytes(make_npy(tmp_path / "whole.npy").read_bytes()[:-1])
-    refused(tmp_path / "some.npy", r"is no whole \.npy: .*could only read")
+    refused(tmp_path / "some.npy", r"is no whole \.npy")
 
 
 @pytest.mark.slow
