@@ -3,9 +3,12 @@
 openpyxl is imported where it is used: a training run starts without it.
 """
 
+import errno
 import itertools
 import math
 import os
+import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -38,7 +41,12 @@ def new_book() -> "Workbook":
 
 
 def save_book(book: "Workbook", path: str | os.PathLike) -> None:
-    """Write ``book`` to ``path``, atomically, ready to print; its cells are gone then."""
+    """Write ``book`` to ``path``, atomically, ready to print; its cells are gone then.
+
+    :raises OSError: if the disk is full, or the temporary folder's, where openpyxl writes first.
+    """
+    from openpyxl.writer.excel import ExcelWriter
+
     sheet: Any
     for sheet in book:
         sheet.sheet_view.showGridLines = sheet.title == "metrics"
@@ -46,8 +54,14 @@ def save_book(book: "Workbook", path: str | os.PathLike) -> None:
         sheet.page_setup.fitToHeight = 0  # as many pages as it takes, each one sheet wide
         sheet.sheet_properties.pageSetUpPr.fitToPage = True
         sheet.oddFooter.center.text = "&A, page &P of &N"
-    with atomic_write(path) as file:
-        book.save(file)
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        try:
+            ExcelWriter(book, archive).save()
+        except Exception as error:
+            if type(error).__name__ != "SerialisationError":  # lxml's for any file's OSError
+                raise
+            said = f"no room for a workbook's sheet ({error})"
+            raise OSError(errno.ENOSPC, said, tempfile.gettempdir()) from error
     for sheet in book:
         # Cells and their sheet know each other: they would stay until Python looks for circles,
         # which in a training is workbooks later.

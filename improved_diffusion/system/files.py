@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager as ContextManager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -265,8 +264,9 @@ def opener(path: str | os.PathLike) -> Callable[[], IO[bytes]]:
     :raises InputError: if there is no such file.
     """
     if is_local(path) and os.path.isfile(path) and os.access(path, os.R_OK):
-        return partial(open, path, "rb")
-    return partial(io.BytesIO, read_file(path))
+        return lambda: open(path, "rb")
+    data = read_file(path)
+    return lambda: io.BytesIO(data)
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

@@ -5,9 +5,11 @@ import errno
 import gc
 import itertools
 import os
+import re
 import resource
 import shutil
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -69,6 +71,17 @@ def test_writers_of_zip_files_tell_the_first_failure_once(write, room, tmp_path,
     assert caught.value.filename == str(tmp_path / "file")
     gc.collect()
     assert not unraisable
+    assert not os.listdir(tmp_path)
+
+
+def test_a_full_temporary_folder_is_a_full_disk(tmp_path, monkeypatch):
+    """openpyxl writes a sheet there, unpacked, before it goes into the workbook."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda *_: None)  # a generator of openpyxl's
+    book = new_book()
+    for _ in range(3000):
+        book.worksheets[0].append([1, 2, 3])
+    with room_for(50_000), pytest.raises(OSError, match=re.escape(tempfile.gettempdir())):
+        save_book(book, tmp_path / "file")
     assert not os.listdir(tmp_path)
 
 
