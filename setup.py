@@ -24,7 +24,7 @@ setup(
         "pandas>=1.5",
         "openpyxl>=3.1.3",
         "pillow>=10.0",
-        "filelock>=3.0",
+        "filelock>=3.4",
     ],
     extras_require={
         "tensorboard": ["tensorboard"],  # OPENAI_LOG_FORMAT=...,tensorboard
