@@ -5,9 +5,13 @@ at: a flipped bit becomes another weight.
 """
 
 import contextlib
+import io
 import math
+import mmap
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEGACY = b"\x80"  # the first byte of files from before PyTorch 1.6, which have no checksums
+LENGTHS = struct.Struct("<HH")  # of a record's name and of its extra field
+LENGTHS_AT, HEADER_SIZE = 26, 30  # in the header before each record
 BLOCK = 2**20  # bytes to read at a time
 # Of these compressions zipfile unpacks no more than is asked for, of others all that there is.
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -27,19 +33,29 @@ BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 def find_damage(file: IO[bytes]) -> str:
     """What is wrong with the content of a file that ``torch.save`` wrote; "" if nothing is.
 
-    It is read in parts, of which one is in memory at a time.
+    It is faster than ``ZipFile.testzip``, which takes long over each of many small records.
     """
     if file.read(1) == LEGACY:
         return ""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with _content(file) as content, zipfile.ZipFile(file) as archive:
             for record in archive.infolist():
                 if record.compress_type != zipfile.ZIP_STORED:  # unpacked, it might have no end
                     return f"its record {record.filename} is compressed, as torch.save never does"
-            broken = archive.testzip()
+                lengths = LENGTHS.unpack_from(content, record.header_offset + LENGTHS_AT)
+                start = record.header_offset + HEADER_SIZE + sum(lengths)
+                if zlib.crc32(content[start : start + record.file_size]) != record.CRC:
+                    return f"its record {record.filename} does not match its checksum"
     except Exception:  # many kinds, for whatever stands in a damaged file
         return "it is cut short, or no archive"
-    return f"its record {broken} does not match its checksum" if broken else ""
+    return ""
+
+
+def _content(file: IO[bytes]) -> memoryview:
+    """All bytes of a file, which are in memory no longer than they are looked at."""
+    if isinstance(file, io.BytesIO):
+        return file.getbuffer()
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class Header(NamedTuple):
