@@ -2,12 +2,15 @@
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from improved_diffusion.options.command_line import parse_values
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -24,6 +27,25 @@ def test_the_page_of_flags_is_what_the_code_says():
 
 def test_the_front_door_is_short():
     assert len((PROJECT / "README.md").read_text("utf-8").split()) <= 1000
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    """The scripts by name, each with the class of its flags."""
+    return runpy.run_path(str(PROJECT / "docs" / "make_flags.py"))["find_scripts"]()
+
+
+def test_the_commands_of_the_pages_have_flags_that_there_are(kinds):
+    known = 0
+    for page in PAGES:
+        blocks = re.findall(r"^```\n(.*?)^```", (PROJECT / page).read_text("utf-8"), re.S | re.M)
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            command = re.search(r"\bpython (?:scripts/)?(\w+)\.py (.*)", line)
+            if command and kinds.get(command[1]):
+                words = shlex.split(command[2], comments=True)
+                parse_values(kinds[command[1]], line, [word for word in words if word != "..."])
+                known += 1
+    assert known > 20
 
 
 @pytest.mark.slow
