@@ -185,18 +185,12 @@ def sync_params(params: Iterable[th.Tensor]) -> None:
             dist.broadcast(param, 0)
 
 
-def all_gather_1d(values: th.Tensor) -> th.Tensor:
-    """The ranks' one-dimensional tensors behind each other, in the order of the ranks."""
-    if world_size() == 1:
-        return values
-    counts = [th.zeros(1, dtype=th.int64, device=values.device) for _ in range(world_size())]
-    dist.all_gather(counts, th.tensor([len(values)], device=values.device))
-    sizes = [int(count) for count in counts]
-    padded = values.new_zeros(max(sizes))
-    padded[: len(values)] = values
-    parts = [th.zeros_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return th.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+def all_gather(value: T) -> list[T]:
+    """The ranks' values, of anything that can be pickled, in the order of the ranks."""
+    values: list[Any] = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def any_rank(number: int) -> int:
@@ -208,13 +202,9 @@ def any_rank(number: int) -> int:
     return int(largest)
 
 
-def from_rank_0(value: Any) -> Any:
+def from_rank_0(value: T) -> T:
     """Rank 0's value, on every rank."""
-    if world_size() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, 0)
-    return values[0]
+    return all_gather(value)[0]
 
 
 @contextlib.contextmanager
@@ -233,10 +223,7 @@ def agreeing() -> Iterator[None]:
         failure = error
     if not any_rank(int(failure is not None)):
         return
-    failures = [failure] * world_size()
-    if world_size() > 1:
-        dist.all_gather_object(failures, failure)
-    raise of_all_ranks(next(filter(None, failures)))
+    raise of_all_ranks(next(filter(None, all_gather(failure))))
 
 
 def by_rank_0(make: Callable[[], T]) -> T:
@@ -264,15 +251,6 @@ def is_of_a_lost_rank(error: RuntimeError) -> bool:
     return world_size() > 1 and any(word in said for word in ("gloo", "connection", "nccl"))
 
 
-def all_gather_cat(values: th.Tensor) -> th.Tensor:
-    """The ranks' tensors, all of one shape, behind each other along the first dimension."""
-    if world_size() == 1:
-        return values
-    parts = [th.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return th.cat(parts)
-
-
 def mean_over_ranks(values: th.Tensor) -> th.Tensor:
     """The mean of the ranks' tensors."""
     if world_size() > 1:
@@ -290,8 +268,7 @@ class RankAverager:
         A key that only some ranks have, such as the loss of a quarter of the timesteps, is the
         mean over those.
         """
-        lines: list[Any] = [None] * world_size()
-        dist.all_gather_object(lines, values)
+        lines = all_gather(values)
         means = {}
         for key in sorted({key for line in lines for key in line}):
             pairs = [line[key] for line in lines if key in line]

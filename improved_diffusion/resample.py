@@ -8,6 +8,7 @@ A new sampler is one class here, with a name to register it under.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,8 @@ class LossAwareSampler(ScheduleSampler):
         :param local_ts: timesteps, int64 [N]; N may differ between ranks.
         :param local_losses: unweighted losses, [N].
         """
-        ts, losses = dist_util.all_gather_1d(local_ts), dist_util.all_gather_1d(local_losses)
-        self.update_with_all_losses(ts.tolist(), losses.tolist())
+        all_ts, all_losses = map(dist_util.all_gather, (local_ts.tolist(), local_losses.tolist()))
+        self.update_with_all_losses([*chain(*all_ts)], [*chain(*all_losses)])
 
     @abstractmethod
     def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:

@@ -419,7 +419,7 @@ class TrainLoop:
 
     def _gather_ranks(self) -> None:
         """Know what each rank is to go on with after the update that is finished."""
-        self.state.ranks = RankState.now(self.schedule_sampler, self.data).of_all_ranks()
+        self.state.ranks = dist_util.all_gather(RankState.now(self.schedule_sampler, self.data))
         seconds = [self._seconds(), self.state.seconds[1]]
         self._gathered = replace(self.state, seconds=seconds)
 

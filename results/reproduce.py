@@ -219,10 +219,7 @@ def save_half(path: Path, out: Path) -> None:
     weights = checkpoints.load_model_file(str(path))
     if found := checkpoints.initial_weights_in(str(path)):
         initial = checkpoints.load_model_file(found[0])
-        weights = {
-            name: checkpoints.without_initial(value, initial[name], found[1])
-            for name, value in weights.items()
-        }
+        weights = checkpoints.without_initial(weights, initial, found[1])
     with atomic_write(out) as file:
         th.save({name: value.half() for name, value in weights.items()}, file)
 

@@ -15,7 +15,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 import types
 from pathlib import Path
@@ -400,22 +399,14 @@ def die_at(kind: str | None, number: int, log_dir: Path, victim: int | None = No
         event("row begins")
         event("row is torn", tear_row)
 
-    suffixes = {}  # of the files in the making, by descriptor
-
-    def make_temporary(suffix: str, prefix: str, folder: Path) -> tuple[int, str]:
-        made = mkstemp(suffix, prefix, folder)
-        suffixes[made[0]] = Path(prefix[:-1]).suffix
-        return made
-
     def write_in_halves(sink, data) -> int:
         sink.writes = getattr(sink, "writes", 0) + 1
         if sink.writes not in (1, 10):
             return write(sink, data)
         half = write(sink, memoryview(data)[: len(data) // 2])
-        event(f"half of {suffixes[sink.fileno()]}")
+        event(f"half of .{sink.name.name.split('.')[-4]}")  # .NAME.csv.HEX.<UNFINISHED>
         return half + write(sink, memoryview(data)[half:])
 
-    mkstemp, files.tempfile.mkstemp = tempfile.mkstemp, make_temporary
     write, files._Sink.write = files._Sink.write, write_in_halves
     is_folder = lambda descriptor: stat.S_ISDIR(os.fstat(descriptor).st_mode)  # noqa: E731
     around(

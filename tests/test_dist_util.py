@@ -103,8 +103,7 @@ def test_everything_works_without_a_group():
     x = th.tensor([1.0, 2.0])
     dist_util.sync_params([x])
     assert (dist_util.rank(), dist_util.world_size()) == (0, 1)
-    for gathered in (dist_util.all_gather_1d(x), dist_util.all_gather_cat(x)):
-        assert th.equal(gathered, x)
+    assert dist_util.all_gather("mine") == ["mine"]
     assert th.equal(dist_util.mean_over_ranks(x), x)
     assert dist_util.any_rank(15) == 15
 

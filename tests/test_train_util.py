@@ -348,7 +348,7 @@ def corrected(folder, step, rate="0.9"):
     path, share = checkpoints.initial_weights_in(str(folder / f"ema_{rate}_{step:06d}.pt"))
     average = th.load(folder / f"ema_{rate}_{step:06d}.pt", weights_only=True)
     initial = th.load(path, weights_only=True)
-    return checkpoints.without_initial(average["scale"], initial["scale"], share).item()
+    return checkpoints.without_initial(average, initial, share)["scale"].item()
 
 
 def test_an_ema_without_its_initial_weights_is_the_mean_of_all_after_them(run_in, tmp_path):

@@ -260,8 +260,7 @@ def load_trained(model: th.nn.Module, model_path: str, ema_correction: bool = Tr
             raise InputError(
                 f"{error}; or give --ema_correction False to leave the initial weights in the EMA"
             ) from error
-        for name, p in model.named_parameters():
-            p.copy_(checkpoints.without_initial(p, initial[name], share))
+        model.load_state_dict(checkpoints.without_initial(model.state_dict(), initial, share))
     return model.to(dist_util.dev()).eval()
 
 

@@ -150,8 +150,7 @@ class BpdTable:
 
 def _in_turn(values: th.Tensor) -> th.Tensor:
     """The ranks' [N, ...] as [N x ranks, ...] on the CPU: the first of each, then the second."""
-    ranks = dist_util.all_gather_cat(values[None])  # [ranks, N, ...]
-    return ranks.transpose(0, 1).flatten(0, 1).cpu()
+    return th.stack(dist_util.all_gather(values.cpu()), dim=1).flatten(0, 1)
 
 
 RESULTS = ("bits_per_dim*", "*_terms.npz")  # the second by image_nll.py itself

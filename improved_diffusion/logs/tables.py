@@ -136,9 +136,10 @@ def cut_json(path: str | os.PathLike, step: int) -> int:
     try:
         text = Path(path).read_text(encoding="utf-8")
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        cut = [_reaches(parse_json(line).get("step"), step) for line in lines]
+        steps = [parse_json(line).get("step") for line in lines]
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is no file of JSON lines ({error}); move it away") from None
+    cut = [isinstance(each, (int, float)) and each >= step for each in steps]
     if any(cut):
         atomic_write_text(f"{os.fspath(path)}.bak", "".join(compress(lines, cut)))
         atomic_write_text(path, "".join(compress(lines, (not each for each in cut))))
@@ -168,10 +169,3 @@ def check_columns(path: str | os.PathLike, wanted: Iterable[str], numbers: Itera
                     "mend that row or move the file away"
                 )
     return Table(header, rows, torn)
-
-
-def _reaches(value: Any, step: int) -> bool:
-    try:
-        return float(value) >= step
-    except (TypeError, ValueError):
-        return False

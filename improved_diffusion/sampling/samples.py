@@ -167,9 +167,9 @@ def _frame(x_t: th.Tensor) -> np.ndarray:
 
 def _add(made: Samples, order: Order, sample: th.Tensor, classes: th.Tensor | None) -> None:
     room = slice(order.num_samples - len(made))
-    made.images.append(dist_util.all_gather_cat(to_uint8(sample)).cpu().numpy()[room])
+    made.images.append(np.concatenate(dist_util.all_gather(to_uint8(sample).cpu().numpy()))[room])
     if classes is not None and NO_LABEL not in classes:
-        made.classes.append(dist_util.all_gather_cat(classes).cpu().numpy()[room])
+        made.classes.append(np.concatenate(dist_util.all_gather(classes.cpu().numpy()))[room])
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager as ContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
+from uuid import uuid4
 
 from ..errors import InputError
 
@@ -72,7 +72,7 @@ class _Files:
     """The files that :func:`atomic_files` writes at a time."""
 
     def __init__(self) -> None:
-        self._temporaries: dict[str, Path] = {}  # temporary files, and their destinations
+        self._temporaries: dict[Path, Path] = {}  # temporary files, and their destinations
         self._new: list[str | os.PathLike] = []  # destinations where nothing was before
 
     @contextlib.contextmanager
@@ -85,9 +85,9 @@ class _Files:
             return
         path = Path(path)
         with naming(path):
-            descriptor, temporary = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
+            temporary = path.with_name(f".{path.name}.{uuid4().hex}{UNFINISHED}")
+            sink = _Sink(temporary, "xb")
             self._temporaries[temporary] = path
-            sink = _Sink(descriptor, "wb")
             with io.BufferedWriter(sink) as file:
                 try:
                     yield file
@@ -97,8 +97,7 @@ class _Files:
                         raise
                 if sink.failure is not None:
                     raise sink.failure
-                os.fsync(descriptor)
-            os.chmod(temporary, 0o666 & ~_umask())  # a temporary file starts as 0600
+                os.fsync(sink.fileno())
 
     def rename(self) -> None:
         for temporary, path in self._temporaries.items():
@@ -279,9 +278,3 @@ def sync_folder(folder: str | os.PathLike) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

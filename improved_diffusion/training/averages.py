@@ -60,15 +60,13 @@ class Averages:
         """The highest settled one, without its initial weights where ``folder`` has kept them."""
         rate = checkpoints.best_ema_rate(self.rates, state.updates)
         average = self._named(self.params[self.rates.index(rate)])
-        kept = checkpoints.kept_initial_weights(folder) if self.correct else None
+        beside = checkpoints.model_path(folder, state.updates)
+        kept = checkpoints.companion(beside, "model", 0) if self.correct else None
         count = state.averaged.get(str(rate), 0)
         if not (kept and count):
             return Average(rate, average, rate**state.updates, corrected=False)
         initial = checkpoints.load_model_file(kept)
-        without = {
-            name: checkpoints.without_initial(value, initial[name], rate**count)
-            for name, value in average.items()
-        }
+        without = checkpoints.without_initial(average, initial, rate**count)
         return Average(rate, without, 0.0, corrected=True)
 
     def keep_initial_weights(self, state: TrainState, folder: str, begun: str) -> None:
@@ -82,11 +80,11 @@ class Averages:
             if dist_util.rank() != 0:
                 return
             if not begun:
-                checkpoints.keep_initial_weights(folder, self.weights.model.state_dict())
+                checkpoints.save_checkpoint(folder, 0, {"model": self.weights.model.state_dict()})
             elif (path := checkpoints.companion(begun, "model", 0)) and not checkpoints.lies_in(
                 path, folder
             ):
-                checkpoints.keep_initial_weights(folder, checkpoints.load_model_file(path))
+                checkpoints.save_checkpoint(folder, 0, {"model": checkpoints.load_model_file(path)})
 
     # -- files of a checkpoint -----------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import torch as th
 
 from .. import dist_util, logger
 from ..errors import InputError
-from ..models.architecture import is_plain, load_weights
+from ..models.architecture import Weights, is_plain, load_weights
 from ..system.archives import find_damage
 from ..system.files import (
     atomic_files,
@@ -109,18 +109,6 @@ def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
     return model_path(folder, step)
 
 
-def keep_initial_weights(folder: str, weights: dict[str, th.Tensor]) -> None:
-    """Write what a run begins with; with no state beside it, it is no checkpoint."""
-    _remove_stale_state(folder, 0)
-    with atomic_files() as start, start(join(folder, INITIAL)) as file:
-        th.save(_apart(weights), file)
-
-
-def kept_initial_weights(folder: str) -> str | None:
-    """Path of the initial weights in ``folder``, if they are there."""
-    return join(folder, INITIAL) if INITIAL in list_folder(folder) else None
-
-
 def initial_weights_in(path: str) -> tuple[str, float] | None:
     """The file of the initial weights in the EMA of that path, and their share in it.
 
@@ -136,14 +124,17 @@ def initial_weights_in(path: str) -> tuple[str, float] | None:
     return (initial, float(rate) ** count) if count else None
 
 
-def without_initial(average: th.Tensor, initial: th.Tensor, share: float) -> th.Tensor:
+def without_initial(average: Weights, initial: Weights, share: float) -> dict[str, th.Tensor]:
     """An EMA as if it had begun with nothing: (ema - share initial) / (1 - share).
 
     Adam corrects its moments the same way (Kingma & Ba 2014, arXiv 1412.6980, section 3).
 
     :param share: the EMA's rate to the power of its updates, below 1.
     """
-    return ((average.double() - share * initial.double()) / (1 - share)).to(average.dtype)
+    return {
+        name: ((value.double() - share * initial[name].double()) / (1 - share)).to(value.dtype)
+        for name, value in average.items()
+    }
 
 
 def _apart(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from filelock import FileLock
 
@@ -25,22 +25,10 @@ def save_alone(folder: str, step: int, parts: Iterable[Part], is_whole: bool) ->
     saved, without = "saved", ""
     if not is_whole:
         saved, without = "saved the weights only, from which auto does not go on, of", "state"
-    with _as_the_only_writer(folder):
-        if step not in complete_steps(folder):
-            save_parts(folder, step, [part for part in parts if part.prefix != without])
-    return f"{saved} {step} updates"
-
-
-@contextlib.contextmanager
-def _as_the_only_writer(folder: str) -> Iterator[None]:
-    """Keep ranks that cannot talk to each other from writing to ``folder`` at once.
-
-    Rank 0 holds the folder of a run anyway; any other waits until rank 0, or who came before,
-    lets go of it.
-
-    :raises OSError: if nobody does within :data:`PATIENCE`.
-    """
+    # Rank 0 holds the folder of a run anyway; others wait until it, or who came before, lets go.
     held = dist_util.rank() == 0 or not is_local(folder)
     lock = FileLock(os.path.join(folder, LOCK_NAME), timeout=PATIENCE)
     with contextlib.nullcontext() if held else lock:
-        yield
+        if step not in complete_steps(folder):
+            save_parts(folder, step, [part for part in parts if part.prefix != without])
+    return f"{saved} {step} updates"

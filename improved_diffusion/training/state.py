@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-import torch.distributed as dist
 
 from .. import dist_util, logger
 from ..errors import InputError
@@ -60,13 +59,6 @@ class RankState:
         if not is_alike(asdict(self), asdict(fresh)):
             raise InputError(f"{path} is no state of this run; move it away or restore it")
         restore_random_state(self.random)
-
-    def of_all_ranks(self) -> list["RankState"]:
-        """The states of all processes, on each of them."""
-        states: list[Any] = [self] * dist_util.world_size()
-        if len(states) > 1:
-            dist.all_gather_object(states, self)
-        return states
 
 
 @dataclass

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 HANG_UP: Any = getattr(signal, "SIGHUP", None)  # which Windows does not have
@@ -50,12 +50,7 @@ class StopSignals:
             self._previous = {n: signal.signal(n, self._receive) for n in numbers}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number in list(self._previous):
             self._restore(number)
 
