@@ -37,7 +37,7 @@ quickstart: $(VENV)/.package
 	@echo
 	@echo "What lies where:"
 	@echo "  $(RUN)/results.xlsx       loss, mse, grad_norm and their charts"
-	@echo "  $(RUN)/samples/*.png      20 samples, of each class in turn"
+	@echo "  $(RUN)/samples/*.png      20 samples, a column of each class"
 	@echo "  $(RUN)/model*.pt ema*.pt  checkpoints; MINUTES=60 make quickstart goes on from them"
 
 results: $(VENV)/.package

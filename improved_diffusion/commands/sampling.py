@@ -138,8 +138,9 @@ def choose_label(options: LabelOptions, trained: Trained) -> dict[str, th.Tensor
         return {"y": th.tensor([NO_LABEL])}
     chosen = trained.class_numbers(options.label)
     if len(chosen) != 1:
+        got = f", got {options.label!r}" if options.label else ""
         known = trained.known_classes()
-        raise InputError(f"the model needs one --label, got {options.label!r}; choose from {known}")
+        raise InputError(f"the model needs one --label{got}; choose from {known}")
     return {"y": th.tensor(chosen)}
 
 

@@ -70,9 +70,22 @@ def save_png(path: str | os.PathLike, image: Images) -> None:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
 
 
-def save_grid(path: str | os.PathLike, images: Images) -> None:
-    """Write pictures, [N, H, W, C], uint8, as one PNG file: :func:`make_grid` of them."""
-    save_png(path, make_grid(images))
+def save_grid(path: str | os.PathLike, images: Images, labels: Sequence[int] | Images = ()) -> None:
+    """Write pictures, [N, H, W, C], uint8, as one PNG file: :func:`make_grid` of them.
+
+    :param labels: of the N pictures; where they come in turns, a row holds whole turns, so that
+        each column is of one class.
+    """
+    save_png(path, make_grid(images, _whole_turns(np.asarray(labels))))
+
+
+def _whole_turns(labels: np.ndarray) -> int | None:
+    """Columns that are a multiple of the turn in which ``labels`` come, if there is a short one."""
+    side = math.sqrt(len(labels))
+    for turn in range(1, min(len(labels) // 2, int(3 * side)) + 1):
+        if np.array_equal(labels[turn:], labels[:-turn]):
+            return turn * math.ceil(side / turn)
+    return None
 
 
 def save_gif(

@@ -201,10 +201,10 @@ def save_samples(
     with atomic_write(f"{stem}.npz") as file:
         np.savez(file, **arrays)
     logger.log(f"Saved {len(images)} samples to {stem}.npz")
-    shown_first = images[:GRID_IMAGES]
+    shown_first, labels = images[:GRID_IMAGES], () if classes is None else classes[:GRID_IMAGES]
     if before is not None:
-        shown_first = np.stack([before, *shown_first])
-    save_grid(f"{stem}.png", shown_first)
+        shown_first, labels = np.stack([before, *shown_first]), ()
+    save_grid(f"{stem}.png", shown_first, labels)
     shown = "" if len(images) <= GRID_IMAGES else f" (the first {GRID_IMAGES})"
     logger.log(f"Picture of them{shown}: {stem}.png")
     if single:

@@ -101,6 +101,6 @@ class Pace:
     def _refuse(self, elapsed: float) -> None:
         raise InputError(
             f"time_budget {self.name} is too short to measure how fast updates are: "
-            f"{self._updates} were made here in the {elapsed / 60:.2g} minutes that are over, and "
+            f"{self._updates} were made here in the {elapsed:.0f} seconds that are over, and "
             f"{UNMEASURED + FEWEST} are needed; give more minutes, or --max_steps"
         )

@@ -46,7 +46,8 @@ def cut_log(step: int) -> None:
     if folder and dist_util.rank() == 0:
         if removed := cut_csv(os.path.join(folder, "progress.csv"), step):
             said = f"of update {step} and later" if step else "of a run without a checkpoint"
-            logger.log(f"Moved {removed} rows {said} to progress.csv.bak")
+            rows = "1 row" if removed == 1 else f"{removed} rows"
+            logger.log(f"Moved {rows} {said}, to be made again, to progress.csv.bak")
         cut_json(os.path.join(folder, "progress.json"), step)
 
 

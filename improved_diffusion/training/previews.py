@@ -77,7 +77,7 @@ class Preview:
 
     def _draw_one(self, path: str, model: th.nn.Module, weights: Weights) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        save_grid(path, self.images(model, weights))
+        save_grid(path, self.images(model, weights), self.model_kwargs.get("y", ()))
 
     def images(self, model: th.nn.Module, weights: Weights) -> np.ndarray:
         """Samples of the model with other weights, uint8 [N, H, W, C]."""

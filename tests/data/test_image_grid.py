@@ -88,6 +88,25 @@ def test_save_grid(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "columns"),
+    [
+        ([], 5),
+        ([4, 1, 0] * 8, 6),
+        ([*range(10), *range(10), *range(4)], 10),  # the last turn is not whole
+        ([7] * 24, 5),
+        ([*range(24)], 5),  # no turns are to be seen
+        ([*range(12)] * 2, 12),
+        ([0, 1, 1] * 7 + [0, 1, 0], 5),
+    ],
+)
+def test_a_column_of_a_grid_is_of_one_class(labels, columns, tmp_path):
+    images = np.zeros((24, 8, 8, 3), np.uint8)
+    save_grid(tmp_path / "grid.png", images, labels)
+    with Image.open(tmp_path / "grid.png") as back:
+        np.testing.assert_array_equal(np.asarray(back), make_grid(images, columns))
+
+
+@pytest.mark.parametrize(
     ("images", "message"),
     [
         (np.zeros((2, 3, 8, 8), np.uint8), "1, 3 or 4 channels"),

@@ -8,7 +8,7 @@ ROWS = "step,loss\n0,0.5\n10,0.4\n20,0.3\n"
 
 def test_rows_that_are_cut_are_kept_and_told(tmp_path):
     with logger.scoped_configure(dir=tmp_path, format_strs=["log"]):
-        for step, told in ((10, "Moved 2 rows of update 10 and"), (0, "Moved 3 rows of a run")):
+        for step, told in ((10, "Moved 2 rows of update 10 and later, to be"), (0, "Moved 3 rows")):
             (tmp_path / "progress.csv").write_text(ROWS)
             cut_log(step)
             assert told in (tmp_path / "log.txt").read_text()
