@@ -94,9 +94,8 @@ def _draw_errors(errors: Any, ratios: Any, runs: Sequence[Run]) -> None:
         for panel, values in ((errors, column), (ratios, column / columns[0])):
             panel.plot(table["log-SNR"], values, marker="o", markersize=3, **style)
     shown = ", ".join(sorted(set(chosen)))
-    ratio = f"The same, over that of {evaluated[0][0].name}" if evaluated else "Ratio"
     plots.label_axes(errors, f"Error at equal log-SNR, {shown}", "log-SNR (nats)", "mse")
-    plots.label_axes(ratios, ratio, "log-SNR (nats)", "ratio")
+    plots.label_axes(ratios, "The same, over the first run's", "log-SNR (nats)", "ratio")
 
 
 def _draw_bits(panel: Any, runs: Sequence[Run]) -> None:
@@ -115,7 +114,9 @@ def _draw_bits(panel: Any, runs: Sequence[Run]) -> None:
             )
     panel.set_xticks(range(len(names)), names)
     panel.set_xlim(-0.5, max(len(names), 1) - 0.5)
-    plots.label_axes(panel, "Test images, ± 2 standard errors", "", "bits/dim")
+    counts = {e.summary.get("images") for run in runs for e in run.evaluations}
+    count = " to ".join(str(n) for n in sorted(n for n in counts if isinstance(n, int)))
+    plots.label_axes(panel, f"{count} test images, ± 2 standard errors".strip(), "", "bits/dim")
 
 
 def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> bool:
@@ -127,8 +128,8 @@ def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -
     for place, panel in enumerate(axes):
         run, name = runs[place % len(runs)], names[place // len(runs)]
         panel.axis("off")
-        plots.label_axes(panel, f"{run.name}: {name}", "", "")
         if name in run.pictures:
+            plots.label_axes(panel, f"{run.name}: {name}", "", "")
             with open_image(str(run.pictures[name])) as picture:
                 panel.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
     plots.write_below(figure, note)
