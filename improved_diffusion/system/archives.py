@@ -161,7 +161,7 @@ def _from_start(file: IO[bytes]) -> Iterator[IO[bytes]]:
 def _read_array(start: _Start, size: int) -> "np.ndarray":
     """The array of an .npy file of that many bytes, which a header cannot make larger.
 
-    It is opened a second time for the array: zipfile compares no checksum after going back.
+    It is opened a second time for the array: after a seek, newer zipfiles may compare no checksum.
 
     :raises ValueError: if it holds objects, or less than its header says.
     """
