@@ -6,9 +6,11 @@ operations, tensors visited one by one by the optimizer, the gradient's norm and
 microbatches, freed memory that goes back to the system. All others take what a script would take.
 """
 
+import contextlib
 import json
 import multiprocessing
 import platform
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -157,26 +159,48 @@ class Worker:
         self.process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
         self.process.start()
         theirs.close()
-        self.pipe.recv()  # it is warm
+        self._answer()  # it is warm
         self.milliseconds: list[float] = []
 
     def step(self) -> None:
         self.pipe.send("step")
-        self.milliseconds.append(self.pipe.recv())
+        self.milliseconds.append(self._answer())
 
     def close(self) -> float:
         """End the process; its peak memory in MB."""
         self.pipe.send("stop")
-        peak = self.pipe.recv()
+        peak = self._answer()
         self.process.join()
         return peak
 
+    def _answer(self) -> float:
+        """:raises SystemExit: with the process's status, if it ended with a line of its own.
+
+        :raises OSError: if it was killed.
+        """
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            status = self.process.exitcode or 0
+        if status < 0:
+            how = f"signal {-status} ended a process that made steps, as when memory runs out"
+            raise OSError(f"{how}; take a smaller batch or model")
+        raise SystemExit(status)
+
 
 def _serve(pipe: Connection, make: Callable[..., Iterator[object]], args: tuple) -> None:
+    with contextlib.suppress(EOFError):  # nobody asks any more
+        run(lambda: _make_steps(pipe, make, args))
+
+
+def _make_steps(pipe: Connection, make: Callable[..., Iterator[object]], args: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which that one ends this one
     steps = make(*args)
     for _ in range(WARM_UP):
         next(steps)
-    pipe.send("warm")
+    pipe.send(0.0)
     while pipe.recv() == "step":
         started = time.perf_counter()
         next(steps)

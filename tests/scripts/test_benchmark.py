@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -177,3 +179,30 @@ def test_the_table_and_the_json_say_what_was_measured(benchmark, monkeypatch, tm
 def test_a_folder_for_the_json_must_be_there(benchmark):
     with pytest.raises(InputError, match=r"the folder of --json /none/x\.json does not exist"):
         tiny(benchmark, json="/none/x.json")
+
+
+def run_out_of_memory():
+    raise MemoryError("2 GB are too much")
+    yield
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield
+
+
+def test_a_process_that_ends_is_told_in_one_line(benchmark, capfd):
+    with pytest.raises(SystemExit) as ended:
+        benchmark.Worker(run_out_of_memory)
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(
+        "error: not enough memory, take a smaller batch or model: 2 GB are too much"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_process_that_is_killed_is_told_in_one_line(benchmark, capfd):
+    with pytest.raises(OSError, match="signal 9 ended a process that made steps"):
+        benchmark.Worker(be_killed)
+    assert capfd.readouterr().err == ""
