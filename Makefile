@@ -41,7 +41,7 @@ quickstart: $(VENV)/.package
 	@echo "  $(RUN)/model*.pt ema*.pt  checkpoints; MINUTES=60 make quickstart goes on from them"
 
 results: $(VENV)/.package
-	$(PIP) install -q -c constraints.txt -e '.[plots]'
+	$(PIP) install -q -c constraints.txt -e '.[plots,eval]'
 	$(PY) results/reproduce.py
 
 soak: $(VENV)/.test

@@ -1,8 +1,8 @@
 """Put finished runs side by side: a workbook, a picture of their curves, one of their samples.
 
-Beside each run's log it takes what it finds in folders within the run's: the bits/dim that
-image_nll.py left there (--log_dir RUN/nll) and the samples of image_sample.py
-(--log_dir RUN/ddpm).
+Beside each run's log it takes what it finds in folders within the run's: bits/dim of image_nll.py
+(--log_dir RUN/nll), samples of image_sample.py (--log_dir RUN/ddpm), and what image_eval.py says
+of such samples (--log_dir RUN/judged).
 """
 
 from argparse import Namespace

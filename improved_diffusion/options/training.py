@@ -129,8 +129,8 @@ class GuidanceOptions(Options):
 
     guidance: float = setting(
         1.0,
-        "how far to lead samples to their class, away from samples of none (or those of "
-        "--guide_model): 1 is not at all, 0 is samples of none",
+        "scale of classifier-free guidance to the class, away from samples of none (or those of "
+        "--guide_model): 1 is no guidance, 0 samples of none",
         at_least=0,
     )
     guidance_low: float = setting(

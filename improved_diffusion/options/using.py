@@ -71,7 +71,8 @@ class SamplingOptions(UseOptions, GuideOptions):
     clip_denoised: bool = flag(True, "clip the predicted image to the range of pixels at each step")
     sampler: str = flag(
         "",
-        f"{'; '.join(f'{name}: {s.about}' for name, s in SAMPLERS.items())}; empty for ddpm",
+        f"{', '.join(f'{name} ({s.about}; {s.usual})' for name, s in SAMPLERS.items())}; empty for "
+        "ddpm, or for what the run's preset recommends",
         choices=("", *SAMPLERS),
     )
     use_ddim: bool = flag(False, "the same as --sampler ddim")
@@ -82,8 +83,8 @@ class SamplingOptions(UseOptions, GuideOptions):
     )
     eta: str = flag(
         "",
-        "noise that each step of a sampler adds that can do without, from 0 (none) to 1 (as much "
-        "as ddpm), between them not the same in all; empty for what is usual",
+        "noise that each step of ddim or dpmpp adds, from 0 (none) to 1 (as much as ddpm); empty "
+        "for what is usual",
     )
     save_png: bool = flag(False, "also write each sample as a picture of its own, to images/")
     show_process: bool = flag(

@@ -43,6 +43,12 @@ class Sampler:
     respacing: str = "{}"
     usual_eta: float | None = None
 
+    @property
+    def usual(self) -> str:
+        """How many steps it takes unless told otherwise, and how much noise, for ``--help``."""
+        steps = f"{self.usual_steps} steps" if self.usual_steps else "all timesteps"
+        return steps if self.usual_eta is None else f"{steps}, eta {self.usual_eta:g}"
+
 
 def _ddpm(diffusion: GaussianDiffusion, model: Model, **settings: Any) -> Step:
     return partial(diffusion.p_sample, model, **settings)
