@@ -273,5 +273,5 @@ class RankAverager:
         for key in sorted({key for line in lines for key in line}):
             pairs = [line[key] for line in lines if key in line]
             total = sum(count for _, count in pairs)
-            means[key] = sum(mean * (count / total) for mean, count in pairs)
+            means[key] = sum(mean * count for mean, count in pairs) / total
         return means

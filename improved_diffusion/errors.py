@@ -16,6 +16,13 @@ class DivergedError(RuntimeError):
     """
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch has no class of its own for that on a CPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
 class LostRankError(OSError):
     """Another process of the run was killed, or the connection to it broke."""
 

@@ -235,8 +235,10 @@ class TrainLoop:
                 self.averages.keep_initial_weights(self.state, folder, begun)
             loss = self.run_step(batch, cond)
             self.step += 1
+            took = time.monotonic() - began
             # What is found goes into the line in hand.
             self.samples.examine_if_due(self.updates, self._average_to_draw_from)
+            began = time.monotonic() - took  # an examination is no part of an update
             if dist_util.world_size() > 1:
                 self._gather_ranks()
             bar.update()
@@ -287,11 +289,18 @@ class TrainLoop:
         except (InputError, OSError) as error:  # an image must not cost hours of training
             if resumable:
                 resumable.load_state_dict(position)  # of a rank whose batch was whole, but unused
+            raise self._once_saved(error) from error
+
+    def _once_saved(self, error: InputError | OSError) -> Exception:
+        """Save what there is before an error ends the run; the error, with what came of that."""
+        saved = f"{self.updates} updates are saved"
+        try:
             if self.updates and self.last_saved != self.updates:
                 self.save()
-            kind = InputError if isinstance(error, InputError) else OSError
-            said = kind(f"{error}; {self.updates} updates are saved")
-            raise dist_util.of_all_ranks(said) from error
+        except OSError as failed:
+            saved = f"and no checkpoint could be written ({failed})"
+        kind = InputError if isinstance(error, InputError) else OSError
+        return dist_util.of_all_ranks(kind(f"{error}; {saved}"))
 
     # -- an update -----------------------------------------------------------------------------
 
@@ -387,7 +396,13 @@ class TrainLoop:
             logger.logkv("skipped_updates", self.state.skipped[0])
 
     def _write_row_if_due(self) -> None:
-        if log_rows.write_row_if_due(self.state, self.options.log_interval, self._seconds()):
+        try:
+            due = log_rows.write_row_if_due(self.state, self.options.log_interval, self._seconds())
+        except OSError as error:  # a full disk, or a table that another program keeps open
+            if dist_util.world_size() > 1:  # the others' part of the row is gone
+                raise
+            raise self._once_saved(error) from error
+        if due:
             self.last_saved = None  # what a lost rank left knows nothing of this row
 
     def _seconds(self) -> float:

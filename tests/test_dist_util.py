@@ -99,6 +99,14 @@ def test_a_line_is_averaged_over_the_ranks_that_have_it(monkeypatch):
     assert averaged == {"late": 5.0, "loss": 0.75}
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 6, 7])
+def test_what_all_ranks_say_alike_stays_exact(ranks, monkeypatch):
+    monkeypatch.setattr(dist_util, "all_gather", lambda mine: [mine] * ranks)
+    for step in range(200):
+        averaged = dist_util.RankAverager().weighted_mean({"step": (float(step), 1)})
+        assert averaged == {"step": step}
+
+
 def test_everything_works_without_a_group():
     x = th.tensor([1.0, 2.0])
     dist_util.sync_params([x])

@@ -513,6 +513,28 @@ def test_a_time_budget_becomes_a_number_of_updates_that_ends_the_schedule(silent
     assert rates == pytest.approx(wanted)
 
 
+class SlowExaminer:
+    """Takes ten seconds of a clock for figures that nobody reads."""
+
+    interval = 5
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def examine(self, *_):
+        self.clock.now += 10.0
+        raise InputError("nothing to see")  # which costs no more than its time
+
+
+def test_an_examination_is_counted_once_in_a_time_budget(silent_log, clock):
+    loop = toy_loop(data=clock.batches(1.0), time_budget=10.0)
+    loop.samples.examiner = SlowExaminer(clock)
+    loop.run_loop()
+    # 600 seconds: five updates take 5, and an examination 10.
+    assert loop.updates == pytest.approx(200, abs=5)
+    assert 1570 < clock.now <= 1600
+
+
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [

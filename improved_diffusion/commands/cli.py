@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from ..errors import DivergedError, InputError, ToldByRank0
+from ..errors import DivergedError, InputError, ToldByRank0, is_lack_of_memory
 from ..system.streams import make_streams_tolerant
 from ..training.stopping import exit_on_signals
 
@@ -43,17 +43,17 @@ def say_replaced(*paths: str | os.PathLike) -> None:
 
 
 def _explain(error: MemoryError | RuntimeError) -> str:
-    """One line on an error that is nobody's defect; torch has no class of its own for either.
+    """One line on an error that is nobody's defect.
 
     :raises RuntimeError: that error, if it is a defect.
     """
-    if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-        from .. import dist_util  # which brings torch
+    if is_lack_of_memory(error):
+        return f"not enough memory, take a smaller batch or model: {error}"
+    from .. import dist_util  # which brings torch
 
-        if not dist_util.is_of_a_lost_rank(error):
-            raise error
-        return "another process of this run is gone"
-    return f"not enough memory, take a smaller batch or model: {error}"
+    if not (isinstance(error, RuntimeError) and dist_util.is_of_a_lost_rank(error)):
+        raise error
+    return "another process of this run is gone"
 
 
 def _complain(message: object, status: int) -> int:

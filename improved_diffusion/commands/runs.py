@@ -49,9 +49,10 @@ def default_log_dir(script: str) -> str:
     return os.environ.get("OPENAI_LOGDIR") or str(home() / "runs" / f"{script}-{now}")
 
 
-def find_data_dir(data_dir: str, default: str = "cifar_train") -> str:
+def find_data_dir(data_dir: str, default: str = "cifar_train", flag_name: str = "data_dir") -> str:
     """``data_dir``, or if none is given ``datasets/<default>`` of :func:`home`.
 
+    :param flag_name: of the flag that gives it.
     :raises InputError: if there is neither; names the commands that prepare data.
     """
     if data_dir:
@@ -60,8 +61,9 @@ def find_data_dir(data_dir: str, default: str = "cifar_train") -> str:
     if cifar.is_dir():
         return str(cifar)
     raise InputError(
-        f"no --data_dir given, and {cifar} does not exist; run `python datasets/cifar10.py` "
-        "(downloads CIFAR-10) or `python datasets/digits.py` (needs no network) and give --data_dir"
+        f"no --{flag_name} given, and {cifar} does not exist; run `python datasets/cifar10.py` "
+        "(downloads CIFAR-10) or `python datasets/digits.py` (needs no network) and give "
+        f"--{flag_name}"
     )
 
 
@@ -307,4 +309,6 @@ def command_to_continue(folder: str, checkpoint: str = "auto") -> str:
     several = ["torchrun", "--standalone", "--nproc_per_node", str(ranks)]
     launcher = ["python"] if ranks == 1 else several
     resumed = ["--log_dir", folder, "--resume_checkpoint", checkpoint]
-    return shlex.join([*launcher, sys.argv[0], *kept, *resumed])
+    command = shlex.join([*launcher, sys.argv[0], *kept, *resumed])
+    elsewhere = os.environ.get("DIFFUSION_BLOB_LOGDIR")
+    return f"DIFFUSION_BLOB_LOGDIR={shlex.quote(elsewhere)} {command}" if elsewhere else command

@@ -16,7 +16,7 @@ from .. import dist_util, logger
 from ..data.image_files import open_image
 from ..data.image_grid import LARGEST_FILM, evenly, save_gif, save_grid, to_uint8
 from ..diffusion.guidance import Guidance
-from ..errors import InputError
+from ..errors import InputError, is_lack_of_memory
 from ..evaluation.features import Extractor, features_of
 from ..evaluation.image_sets import in_memory
 from ..evaluation.quality import KernelDistance, Reference, kernel_distance
@@ -211,7 +211,9 @@ def survived(what: str) -> Iterator[None]:
     """Make what the run can do without; when that fails it is said, and the training goes on."""
     try:
         yield
-    except (InputError, OSError) as error:
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_lack_of_memory(error):
+            raise
         logger.warn(f"No {what} this time: {error}")
 
 

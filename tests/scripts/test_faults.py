@@ -10,12 +10,14 @@ import resource
 import shutil
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch as th
 from test_train_util import rows, toy_data, toy_loop
 
+from improved_diffusion import logger
 from improved_diffusion.commands import cli
 from improved_diffusion.logs.formats import CSVOutputFormat, HumanOutputFormat, JSONOutputFormat
 from improved_diffusion.reports.sheets import new_book, save_book
@@ -270,9 +272,50 @@ def test_a_log_on_a_full_disk_ends_the_training_with_one_line(silent_log, capsys
         resource.setrlimit(resource.RLIMIT_FSIZE, size)
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"{os.strerror(errno.EFBIG)}: '{silent_log}/progress.csv'")
+    assert f"{os.strerror(errno.EFBIG)}: '{silent_log}/progress.csv'; and no checkpoint" in line
     assert [row["step"] for row in rows(silent_log)] == ["0", "1", "2", "3"]
     assert checkpoints.complete_steps(str(silent_log)) == [2, 4]
+
+
+def test_a_log_that_another_program_holds_costs_no_update(silent_log, monkeypatch):
+    """As Excel does on Windows: the run ends with its last update saved, and goes on the same."""
+    folder = silent_log.parent
+    with logger.scoped_configure(dir=folder / "whole", format_strs=["csv"]):
+        toy_loop(max_steps=6).run_loop()
+    write = CSVOutputFormat.writekvs
+
+    def held(table, line):
+        if line["step"] == 3:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(table.path))
+        write(table, line)
+
+    monkeypatch.setattr(CSVOutputFormat, "writekvs", held)
+    with pytest.raises(OSError, match=r"progress.csv'; 4 updates are saved"):
+        toy_loop(max_steps=6).run_loop()
+    monkeypatch.setattr(CSVOutputFormat, "writekvs", write)
+    path = silent_log / "model000004.pt"
+    toy_loop(max_steps=6, resume_checkpoint=str(path)).run_loop()
+    times = ("wall_time", "steps_per_second")
+    found, wanted = (
+        [{k: v for k, v in row.items() if k not in times} for row in rows(place)]
+        for place in (silent_log, folder / "whole")
+    )
+    assert found == wanted
+    ends = [(place / "model000006.pt").read_bytes() for place in (silent_log, folder / "whole")]
+    assert ends[0] == ends[1]
+
+
+def test_samples_for_which_there_is_no_memory_are_survived(silent_log, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    said = []
+    monkeypatch.setattr("improved_diffusion.logger.warn", said.append)
+    preview = SimpleNamespace(draw=fail)
+    toy_loop(max_steps=2, sample_interval=1, preview=preview).run_loop()
+    assert checkpoints.complete_steps(str(silent_log)) == [2]
+    assert len(said) == 2
+    assert said[0].startswith("No samples this time: DefaultCPUAllocator")
 
 
 def test_a_workbook_that_fails_is_survived(silent_log, monkeypatch, capsys):
