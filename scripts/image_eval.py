@@ -19,8 +19,11 @@ def main() -> None:
     options = parse_options(JudgeOptions, __doc__)
     if not options.samples:
         raise InputError("no --samples given; name what image_sample.py made, or a folder")
-    options = options.but(reference=find_data_dir(options.reference, "cifar_test"))
-    samples = open_images(find_samples(options.samples), by=options.labels)
+    options = options.but(reference=find_data_dir(options.reference, "cifar_test", "reference"))
+    made = find_samples(options.samples)
+    says_classes = made.lower().endswith((".npz", ".npy"))  # and has no names to take them from
+    by = "auto" if says_classes and options.labels != "none" else options.labels
+    samples = open_images(made, by=by)
     how = samples.size, samples.channels, options.labels
     reference = open_images(options.reference, *how)
     train = open_images(options.train, *how) if options.train else None

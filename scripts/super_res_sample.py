@@ -7,7 +7,8 @@ import torch as th
 
 from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.sampling import sample
-from improved_diffusion.commands.trained import Trained, parse_for_model
+from improved_diffusion.commands.trained import Trained, named, parse_for_model
+from improved_diffusion.data.array_source import CLASS_NAMES
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.using import SuperResSampling
 from improved_diffusion.sampling.image_noise import ImageNoise
@@ -30,7 +31,9 @@ def load_base_samples(
     path = options.base_samples
     if not path:
         raise InputError("no --base_samples given; name the .npz file that image_sample.py wrote")
-    arrays = read_arrays(path, ("arr_0", "arr_1")[: 1 + options.class_cond], LARGEST)
+    wanted = ("arr_0", "arr_1", CLASS_NAMES) if options.class_cond else ("arr_0",)
+    arrays = read_arrays(path, wanted, LARGEST)
+    names = [str(name) for name in np.ravel(arrays.pop(CLASS_NAMES, ()))]
     if len(arrays) <= options.class_cond:
         missing = "arr_1, the classes" if "arr_0" in arrays else "arr_0"
         raise InputError(f"{path} is no .npz of samples to start from: it has no {missing}")
@@ -40,6 +43,11 @@ def load_base_samples(
         raise InputError(
             f"{path} holds {images.dtype} {images.shape}; --small_size {size} needs "
             f"uint8 (N, {size}, {size}, {channels})"
+        )
+    if names and trained.names and names != trained.names:
+        raise InputError(
+            f"{path} has the classes {named(names)}; the model was trained on "
+            f"{named(trained.names)}: start from samples of the same ones"
         )
     count = trained.num_classes
     if classes is not None and not (

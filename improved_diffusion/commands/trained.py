@@ -126,6 +126,8 @@ def _recommended(kind: type[Options], given: set[str], path: str, config: Any) -
             f"{path} is not a run's configuration (its {SAMPLING}: {error}); move it away"
         ) from None
     other_way = {"sampler"} if "use_ddim" in given else set()
+    if "guidance" in given:  # the interval was chosen for another scale
+        other_way |= {"guidance_low", "guidance_high"}
     return {name: values[name] for name in sorted(known - given - other_way)}
 
 

@@ -123,7 +123,9 @@ def _how_to_sample(options: ModelTraining) -> dict[str, Any]:
     preset = PRESETS.get(options.preset) if isinstance(options, ImageTraining) else None
     if not (preset and preset.sampling):
         return {}
-    return {SAMPLING: {**preset.sampling, "guidance": options.guidance}}
+    interval = ("guidance_low", "guidance_high")
+    limits = {name: getattr(options, name) for name in interval if getattr(options, name)}
+    return {SAMPLING: {**preset.sampling, "guidance": options.guidance, **limits}}
 
 
 def _say_how_to_go_on(loop: TrainLoop, folder: str) -> None:
@@ -167,8 +169,8 @@ def _open_judge(options: ModelTraining) -> tuple[EvalOptions, Extractor, ImageSe
     """What ``--eval_interval`` needs, checked; None where nothing is to be judged."""
     if not isinstance(options, EvalOptions) or not options.eval_interval:
         return None
-    folder = runs.find_data_dir(options.eval_dir, "cifar_test")
-    real = open_real_images(folder, options.size, options.in_channels)
+    folder = runs.find_data_dir(options.eval_dir, "cifar_test", "eval_dir")
+    real = open_real_images(folder, options.size, options.in_channels, by="none")
     check_count("eval_dir", real)
     if os.path.realpath(folder) == os.path.realpath(options.data_dir):
         raise InputError("--eval_dir is --data_dir: judge by images that are not trained on")

@@ -40,8 +40,9 @@ class ImageSet:
 
     @property
     def parent(self) -> str:
-        """The folder around the images'."""
-        return os.path.dirname(self._path)
+        """The folder around the images' folder or file."""
+        folder = os.path.dirname(self._path)
+        return os.path.dirname(folder) if os.path.isfile(folder) else folder  # an archive's part
 
     @property
     def _path(self) -> str:

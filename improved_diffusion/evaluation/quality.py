@@ -179,15 +179,18 @@ def frechet_figures(samples: np.ndarray, reference: Reference) -> FrechetFigures
     without = [_both(samples[groups != group], reference) for group in range(GROUPS)]
     errors = (jackknife_error(np.array(values)) for values in zip(*without, strict=True))
     both = zip(_both(samples, reference), errors, strict=True)
-    return FrechetFigures(*(Figure(value, error) for value, error in both))
+    frechet, extrapolated = (Figure(value, error) for value, error in both)
+    if len(samples) < samples.shape[1]:
+        extrapolated = Figure(math.nan, math.nan)
+    return FrechetFigures(frechet, extrapolated)
 
 
 def _both(samples: np.ndarray, reference: Reference) -> tuple[float, float]:
-    """The Fréchet distance, and the extrapolated one; NaN of fewer samples than features."""
+    """The Fréchet distance, and the extrapolated one."""
     whole, *halves = (
         frechet_distance(part, reference) for part in (samples, samples[::2], samples[1::2])
     )
-    return whole, math.nan if len(samples) < samples.shape[1] else 2 * whole - sum(halves) / 2
+    return whole, 2 * whole - sum(halves) / 2
 
 
 # -- neighbours ----------------------------------------------------------------------------------

@@ -164,7 +164,8 @@ class ModelOptions(DiffusionOptions):
     )
     use_checkpoint: bool = flag(
         False,
-        "recompute activations in the backward pass: less memory, more time",
+        "recompute activations in the backward pass: less memory, more time, the same numbers",
+        on_resume="may change",
         in_use="free",
     )
     use_scale_shift_norm: bool = flag(

@@ -107,7 +107,8 @@ class SamplingOptions(UseOptions, GuideOptions):
     @property
     def spacing(self) -> str:
         """Which timesteps to sample in, as ``timestep_respacing`` has them."""
-        steps = self.sampling_steps or self.chosen_sampler.usual_steps
+        usual = min(self.chosen_sampler.usual_steps, self.diffusion_steps)
+        steps = self.sampling_steps or usual
         if self.timestep_respacing or not steps:
             return self.timestep_respacing
         return self.chosen_sampler.respacing.format(steps)
@@ -272,7 +273,8 @@ class InterpolationOptions(UseOptions, GuidedLabelOptions):
     first: str = flag(
         "",
         "where to begin: a picture of the model's image_size; or a number, for the image of that "
-        "number that image_sample.py draws with --sampler ddim and the same seed",
+        "number that image_sample.py draws with --sampler ddim and the same seed (of a model with "
+        "classes, with --classes of the --label)",
     )
     last: str = flag("", "where to end: another picture or number")
     num_samples: int = flag(24, "how many images, both ends included", at_least=2)

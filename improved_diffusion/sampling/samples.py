@@ -37,6 +37,7 @@ RESULTS = ("samples_*.npz", "samples_*.png", "images/*.png", "process.png", "pro
 SHOWN_IMAGES, SHOWN_MOMENTS = 4, 11  # of the picture of the process
 FILM_IMAGES, FILM_MOMENTS = 16, 30  # of the film of it
 NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\\/:*?"<>|]')  # of one system or another
+LONGEST_LABEL = 150  # bytes of a class in a file's name, which may have 255 in all
 
 Condition = Callable[[Sequence[int], ImageNoise], dict[str, th.Tensor]]
 
@@ -225,6 +226,7 @@ def _save_each(
     for i, image in enumerate(images):
         label = "" if classes is None else f"{names[classes[i]] if names else classes[i]}_"
         label = NOT_IN_FILE_NAMES.sub("-", label)  # a class of nested folders is called cat/tabby
+        label = label.encode()[:LONGEST_LABEL].decode(errors="ignore")
         save_png(os.path.join(folder, f"{label}{i:06d}.png"), image)
     logger.log(f"Single pictures: {folder}")
 

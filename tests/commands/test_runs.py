@@ -30,6 +30,8 @@ def test_data_of_the_project_is_the_default(tmp_path, monkeypatch):
     assert runs.find_data_dir("given") == "given"
     with pytest.raises(InputError, match=r"datasets/cifar10\.py.*datasets/digits\.py"):
         runs.find_data_dir("")
+    with pytest.raises(InputError, match=r"no --reference given.* give --reference$"):
+        runs.find_data_dir("", "cifar_test", "reference")
     (tmp_path / "datasets" / "cifar_train").mkdir(parents=True)
     assert runs.find_data_dir("") == str(tmp_path / "datasets" / "cifar_train")
 
@@ -214,6 +216,9 @@ def test_the_command_to_continue(monkeypatch):
         "python scripts/image_train.py --lr 0.1 --data_dir 'a b' "
         "--log_dir /run --resume_checkpoint auto"
     )
+    monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", "/large disk")
+    command = runs.command_to_continue("/run")
+    assert command.startswith("DIFFUSION_BLOB_LOGDIR='/large disk' python scripts/image_train.py")
 
 
 def test_a_package_without_its_project_writes_to_the_working_folder(tmp_path, monkeypatch):

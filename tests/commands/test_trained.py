@@ -11,6 +11,7 @@ from in_process import in_process
 
 from improved_diffusion import logger, script_util
 from improved_diffusion.commands import trained
+from improved_diffusion.diffusion.guidance import Guidance
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.model import ImageModelOptions
 from improved_diffusion.options.using import BoundOptions, ImageSampling
@@ -111,6 +112,15 @@ def test_how_to_sample_comes_from_the_configuration(tmp_path, monkeypatch):
     odd = '{"flags": {}, "sampling": {"guidance": "much"}}'
     with pytest.raises(InputError, match=r"config\.json is not .* \(its sampling: argument --guid"):
         parse(tmp_path, monkeypatch, content=odd)
+
+
+def test_an_interval_of_guidance_comes_with_its_scale(tmp_path, monkeypatch):
+    sampling = {"guidance": 3.0, "guidance_low": 0.5}
+    content = json.dumps({"flags": {"class_cond": True}, "sampling": sampling})
+    options, _ = parse(tmp_path, monkeypatch, content=content)
+    assert options.chosen_guidance == Guidance(3.0, low=0.5)
+    options, _ = parse(tmp_path, monkeypatch, "--guidance", "1", content=content)
+    assert options.chosen_guidance == Guidance()
 
 
 def test_only_image_sample_samples_as_recommended(tmp_path, monkeypatch):
@@ -220,11 +230,16 @@ def test_small_images_of_classes_that_were_never_trained(tiny_sr, images, tmp_pa
     small = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     for name, classes in (("known", [1, 0]), ("unknown", [1, 2])):
         np.savez(tmp_path / f"{name}.npz", small, np.array(classes))
+    np.savez(tmp_path / "others.npz", small, np.array([1, 0]), classes=np.array(["ape", "cat"]))
     using = {"model_path": tmp_path / "run", "save_png": True, "num_samples": 2, "num_threads": 1}
     using |= {"log_dir": tmp_path / "out"}
     unknown = {"base_samples": tmp_path / "unknown.npz"}
     assert in_process("super_res_sample.py", using | unknown) == 2
     assert "arr_1 must be one class of 0 to 1 for each image" in capsys.readouterr().err
+    others = {"base_samples": tmp_path / "others.npz"}
+    assert in_process("super_res_sample.py", using | others) == 2
+    said = "has the classes ape, cat; the model was trained on cat, dog: start from samples"
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     known = {"base_samples": tmp_path / "known.npz"}
     assert in_process("super_res_sample.py", using | known) == 0

@@ -102,6 +102,13 @@ def test_extrapolating_takes_most_of_the_bias_out():
     assert abs(extrapolated - far) < 0.3 * (plain - far)
 
 
+def test_extrapolating_needs_as_many_samples_as_features():
+    reference = Reference(normal(0, 500))
+    for count, known in ((DIMENSION - 1, False), (DIMENSION, True)):
+        figure = frechet_figures(normal(1, count), reference).frechet_extrapolated
+        assert [np.isfinite(number) for number in figure] == [known, known]
+
+
 def plain_manifolds(x: np.ndarray, y: np.ndarray) -> list[float]:
     def distances(a, b):
         return np.linalg.norm(a[:, None].astype(float) - b[None].astype(float), axis=-1)

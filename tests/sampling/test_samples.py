@@ -115,6 +115,14 @@ def test_files(diffusion, tmp_path):
     assert (tmp_path / "process.png").exists()
 
 
+def test_a_long_class_name_is_cut_in_the_files_name(diffusion, tmp_path):
+    made = make(diffusion, order())
+    with logger.scoped_configure(dir=tmp_path, format_strs=[]):
+        save_samples(str(tmp_path), made, names=["é" * 300] * 4, single=True)
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == [f"{'é' * 75}{i:06d}.png" for i in range(5)]
+
+
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
 def test_grey_and_alpha(channels, mode, diffusion, tmp_path):
     made = make(diffusion, order(shape=(channels, 8, 8)), lambda *_: {})

@@ -115,6 +115,11 @@ def test_features_of_real_images_are_kept_beside_them(verdict, data, tmp_path, c
     assert "copies" not in read(tmp_path / "again")
 
 
+def test_samples_say_their_classes_whatever_those_of_the_reference_are_taken_from(data, tmp_path):
+    assert judge(data, tmp_path / "out", labels="name") == 0
+    assert read(tmp_path / "out")["recognised"] > 0.9
+
+
 def test_real_images_have_figures_without_a_training_set(data, tmp_path):
     """Some of the reference by the others."""
     reference = folder_of(tmp_path / "many", seed=1, count=120)
