@@ -75,8 +75,9 @@ def _draw_curves(
             alone = "." if np.isfinite(curve[name]).sum() == 1 else None  # no line shows it
             panel.plot(curve["step"], curve[name], label=run.name, marker=alone, **style)
     panel.locator_params(axis="x", nbins=5)
-    plots.make_logarithmic(panel)
-    plots.label_axes(panel, title, "update", "smoothed")
+    if not any((curve[name] <= 0).any() for curve in curves if name in curve):
+        plots.make_logarithmic(panel)
+    plots.label_axes(panel, title, "update", f"{name}, smoothed")
 
 
 def _draw_errors(errors: Any, ratios: Any, runs: Sequence[Run]) -> None:
@@ -95,7 +96,8 @@ def _draw_errors(errors: Any, ratios: Any, runs: Sequence[Run]) -> None:
             panel.plot(table["log-SNR"], values, marker="o", markersize=3, **style)
     shown = ", ".join(sorted(set(chosen)))
     plots.label_axes(errors, f"Error at equal log-SNR, {shown}", "log-SNR (nats)", "mse")
-    plots.label_axes(ratios, "The same, over the first run's", "log-SNR (nats)", "ratio")
+    first = f"The same, relative to {evaluated[0][0].name}" if evaluated else "The same"
+    plots.label_axes(ratios, first, "log-SNR (nats)", "ratio")
 
 
 def _draw_bits(panel: Any, runs: Sequence[Run]) -> None:

@@ -9,7 +9,7 @@ import platform
 
 # Options of glibc's mallopt (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-GIB = 2**30
+LARGEST_BLOCKS = 2**30, 2**25  # the second is the most that glibc before 2.35 takes
 LARGEST_INT = 2**31 - 1
 
 
@@ -21,7 +21,8 @@ def keep_freed_memory() -> bool:
     if not _has_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, GIB) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
+    kept = any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_BLOCKS)
+    return bool(kept and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
 
 
 def give_back_memory() -> None:

@@ -33,7 +33,7 @@ class Compiled:
             output = compiled(*args, **kwargs)
         except (th._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
             cause = getattr(error, "inner_exception", error)  # what Dynamo says of it tells less
-            reason = str(cause).strip().splitlines()[0][:160]
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:160]
             self.log(f"--compile is left out, the model runs as it is: {reason}")
             self._call = self.model
             return self.model(*args, **kwargs)

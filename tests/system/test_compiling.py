@@ -28,6 +28,19 @@ def test_without_a_compiler_the_model_runs_as_it_is(model):
     assert "/no/such/compiler" in line
 
 
+def test_an_error_without_a_message_is_told_by_its_kind(model, monkeypatch):
+    def compile(_):
+        def fail(*_):
+            raise RuntimeError
+
+        return fail
+
+    monkeypatch.setattr(th, "compile", compile)
+    said = []
+    compiling.Compiled(model, said.append)(th.randn(2, 4))
+    assert said == ["--compile is left out, the model runs as it is: RuntimeError"]
+
+
 @pytest.mark.slow
 def test_an_error_of_the_model_itself_is_not_hidden(model):
     with pytest.raises(RuntimeError):
