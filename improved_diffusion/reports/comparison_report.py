@@ -2,9 +2,9 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,8 @@ from ..data.image_files import open_image
 from . import plots
 from .comparison import PANELS, WARNING, Run, error_table, smoothed, tables
 from .sheets import new_book, put, put_picture, put_table, put_title, save_book
+
+MOST_ACROSS = 4  # grids of samples side by side, so that they can be seen
 
 
 def save_workbook(
@@ -40,7 +42,7 @@ def save_workbook(
 
 
 def save_curves(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> None:
-    """Draw the curves of all runs, the error at equal log-SNR and bits/dim into one PNG.
+    """Draw the curves of all runs into one PNG, and what their evaluations say, if there are any.
 
     :param note: a line below the figure, such as what the data are.
     """
@@ -49,14 +51,19 @@ def save_curves(runs: Sequence[Run], path: str | os.PathLike, note: str = "") ->
     if "mse" in titles and all("mse" not in c or c["mse"].equals(c["loss"]) for c in curves):
         del titles["mse"]
         titles["loss"] = titles["loss"].replace("loss", "loss and mse")
-    rows = math.ceil((len(titles) + 3) / 3)
+    bits, judged = _bits(runs), _judged(runs)
+    count = len(titles) + len(judged) + (3 if bits.shown else 0)
+    rows = math.ceil(count / 3)
     figure, axes = plots.new_figure(columns=3, rows=rows, width=13, height=3.4 * rows + 0.2)
-    for panel, (name, title) in zip(axes, titles.items(), strict=False):
-        _draw_curves(panel, runs, curves, name, title)
-    bits, errors, ratios, *empty = axes[len(titles) :]
-    _draw_bits(bits, runs)
-    _draw_errors(errors, ratios, runs)
-    for panel in empty:
+    panels = iter(axes)
+    for name, title in titles.items():
+        _draw_curves(next(panels), runs, curves, name, title)
+    if bits.shown:
+        _draw_points(next(panels), bits, runs)
+        _draw_errors(next(panels), next(panels), runs)
+    for points in judged:
+        _draw_points(next(panels), points, runs)
+    for panel in panels:
         panel.axis("off")
     plots.shared_legend(figure, axes[0])
     plots.write_below(figure, note)
@@ -81,13 +88,13 @@ def _draw_curves(
 
 
 def _draw_errors(errors: Any, ratios: Any, runs: Sequence[Run]) -> None:
-    """Draw one evaluation of each run, and its ratio to the first run's.
+    """Draw one evaluation of each run, and its ratio to the first such run's.
 
     Where all runs have an evaluation of one name, it is that one.
     """
     evaluated = [(run, style) for run, style in _styled(runs) if run.evaluations]
     named = [[e.name for e in run.evaluations] for run, _ in evaluated]
-    shared = [name for name in (named[0] if named else ()) if all(name in e for e in named)]
+    shared = [name for name in named[0] if all(name in e for e in named)]
     chosen = [shared[0] if shared else names[0] for names in named]
     table = error_table(runs)
     columns = [table[f"{run.name}, {e}"] for (run, _), e in zip(evaluated, chosen, strict=True)]
@@ -96,41 +103,83 @@ def _draw_errors(errors: Any, ratios: Any, runs: Sequence[Run]) -> None:
             panel.plot(table["log-SNR"], values, marker="o", markersize=3, **style)
     shown = ", ".join(sorted(set(chosen)))
     plots.label_axes(errors, f"Error at equal log-SNR, {shown}", "log-SNR (nats)", "mse")
-    first = f"The same, relative to {evaluated[0][0].name}" if evaluated else "The same"
-    plots.label_axes(ratios, first, "log-SNR (nats)", "ratio")
+    title = f"The same, relative to {evaluated[0][0].name}"
+    plots.label_axes(ratios, title, "log-SNR (nats)", "ratio")
 
 
-def _draw_bits(panel: Any, runs: Sequence[Run]) -> None:
-    names = list(dict.fromkeys(e.name for run in runs for e in run.evaluations))
-    for number, (run, style) in enumerate(_styled(runs)):
-        offset = (number - (len(runs) - 1) / 2) * 0.6 / max(len(runs), 1)
-        for e in run.evaluations:
-            panel.errorbar(
-                names.index(e.name) + offset,
-                e.summary["bits/dim"],
-                yerr=2 * np.nan_to_num(e.summary["standard error"]),
-                fmt="o",
-                markersize=4,
-                capsize=3,
-                color=style["color"],
-            )
+class Points(NamedTuple):
+    """A figure of each run's evaluations: for each run their names, values and standard errors."""
+
+    title: str
+    axis: str
+    shown: Sequence[tuple[int, str, float, float]]  # with the number of the run
+
+
+def _bits(runs: Sequence[Run]) -> Points:
+    """The bits/dim of all evaluations."""
+    found = [(number, e) for number, run in enumerate(runs) for e in run.evaluations]
+    title = f"{_counts(e.summary.get('images') for _, e in found)} test images"
+    keys = "bits/dim", "standard error"
+    shown = [(number, e.name, *(e.summary[key] for key in keys)) for number, e in found]
+    return Points(title, keys[0], shown)
+
+
+def _judged(runs: Sequence[Run]) -> list[Points]:
+    """The kernel distances of all samples that were judged, and how many of them are recognised."""
+    found = [(number, j) for number, run in enumerate(runs) for j in run.judgements]
+    networks = ", ".join(sorted({str(j.figures["features"]) for _, j in found}))
+    title = f"{_counts(j.figures['num_samples'] for _, j in found)} samples, {networks}"
+    points = []
+    for key, axis in (("kid", "KID"), ("recognised", "share recognised")):
+        shown = [
+            (number, j.name, j.figures[key], j.figures.get(f"{key}_error") or 0.0)
+            for number, j in found
+            if isinstance(j.figures.get(key), float)
+        ]
+        points += [Points(title, axis, shown)] if shown else []
+    return points
+
+
+def _counts(found: Iterable[object]) -> str:
+    return " to ".join(str(n) for n in sorted({n for n in found if isinstance(n, int)}))
+
+
+def _draw_points(panel: Any, points: Points, runs: Sequence[Run]) -> None:
+    styles = [style for _, style in _styled(runs)]
+    names = list(dict.fromkeys(name for _, name, _, _ in points.shown))
+    for number, name, value, error in points.shown:
+        offset = (number - (len(runs) - 1) / 2) * 0.6 / len(runs)
+        panel.errorbar(
+            names.index(name) + offset,
+            value,
+            yerr=2 * np.nan_to_num(error),
+            fmt="o",
+            markersize=4,
+            capsize=3,
+            color=styles[number]["color"],
+        )
     panel.set_xticks(range(len(names)), names)
     panel.set_xlim(-0.5, max(len(names), 1) - 0.5)
-    counts = {e.summary.get("images") for run in runs for e in run.evaluations}
-    count = " to ".join(str(n) for n in sorted(n for n in counts if isinstance(n, int)))
-    plots.label_axes(panel, f"{count} test images, ± 2 standard errors".strip(), "", "bits/dim")
+    plots.label_axes(panel, f"{points.title}, ± 2 standard errors".strip(), "", points.axis)
 
 
 def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> bool:
-    """Draw the grids of samples side by side, a column for each run; False if there are none."""
+    """Draw the grids of samples by the names of their folders, the runs side by side.
+
+    :return: False if there are none.
+    """
     names = sorted({name for run in runs for name in run.pictures})
     if not names:
         return False
-    figure, axes = plots.new_figure(len(runs), len(names), 4 * len(runs), 4.25 * len(names))
+    across = min(len(runs), MOST_ACROSS)
+    down = math.ceil(len(runs) / across)  # for each name
+    rows = down * len(names)
+    figure, axes = plots.new_figure(across, rows, 4 * across, 4.25 * rows)
     for place, panel in enumerate(axes):
-        run, name = runs[place % len(runs)], names[place // len(runs)]
         panel.axis("off")
-        if name in run.pictures:
+        name, number = names[place // (across * down)], place % (across * down)
+        if number < len(runs) and name in runs[number].pictures:
+            run = runs[number]
             plots.label_axes(panel, f"{run.name}: {name}", "", "")
             with open_image(str(run.pictures[name])) as picture:
                 panel.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")

@@ -255,7 +255,7 @@ def test_mse_has_a_panel_where_it_is_not_the_loss(runs, figures):
     same, apart = ([axes.get_title(loc="left") for axes in f.axes if axes.axison] for f in figures)
     assert same[:2] == ["Training loss and mse (do not compare)", "Gradient norm"]
     assert apart[:2] == ["Training loss (do not compare)", "Training mse (do not compare)"]
-    assert apart[2:] == [*same[1:8], "The same, over the first run's"]
+    assert apart[2:] == [*same[1:8], f"The same, relative to {runs[0].name}"]
 
 
 def test_names_are_drawn_as_they_are(runs, figures):
@@ -277,6 +277,47 @@ def test_an_evaluation_of_one_name_is_drawn_for_all(tmp_path, figures):
     assert bits.endswith("test images, ± 2 standard errors")
     assert int(bits.split()[0]) > 0
     assert errors == "Error at equal log-SNR, nll_b"
+
+
+def points_of(panel):
+    """Values and standard errors of a panel's points, from left to right."""
+    drawn = sorted(panel.containers, key=lambda points: points[0].get_xdata()[0])
+    bars = [points[2][0].get_segments()[0][:, 1] for points in drawn]
+    return [points[0].get_ydata()[0] for points in drawn], [np.ptp(bar) / 4 for bar in bars]
+
+
+def test_judgements_are_drawn_with_their_errors(runs, figures):
+    empty = np.array([])
+    judged = [
+        comparison.Judgement("judged", {"features": "Net", "num_samples": 60, **more}, empty, empty)
+        for more in (
+            {"kid": 0.2, "kid_error": 0.01, "recognised": 0.5, "recognised_error": 0.02},
+            {"kid": 0.1, "kid_error": 0.03},
+        )
+    ]
+    alone = [
+        run._replace(evaluations=[], judgements=[each])
+        for run, each in zip(runs, judged, strict=True)
+    ]
+    comparison_report.save_curves(alone, "curves.png")
+    *_, kid, recognised = (axes for axes in figures[0].axes if axes.axison)
+    titles = {axes.get_title(loc="left") for axes in (kid, recognised)}
+    assert titles == {"60 samples, Net, ± 2 standard errors"}
+    assert (kid.get_ylabel(), recognised.get_ylabel()) == ("KID", "share recognised")
+    assert points_of(kid) == ([0.2, 0.1], pytest.approx([0.01, 0.03]))
+    assert points_of(recognised) == ([0.5], pytest.approx([0.02]))
+
+
+def test_grids_of_many_runs_stand_in_several_rows(runs, figures):
+    many = [runs[0]._replace(name=f"run{number}") for number in range(6)]
+    assert comparison_report.save_samples(many, "samples.png")
+    titles = [axes.get_title(loc="left") for axes in figures[0].axes]
+    assert titles == [
+        *(f"run{number}: ddpm" for number in range(6)),
+        *[""] * 2,
+        *(f"run{number}: dpmpp" for number in range(6)),
+        *[""] * 2,
+    ]
 
 
 def test_the_newest_grid_of_a_folder_is_shown(tmp_path):
