@@ -151,7 +151,11 @@ class ImageSampling(SamplingOptions, ImageModelOptions):
 class SuperResSampling(SamplingOptions, SuperResOptions):
     """Flags of ``super_res_sample.py``."""
 
-    base_samples: str = flag("", "the .npz file of small images to start from")
+    base_samples: str = flag(
+        "",
+        f"small images to start from, such as the .npz that image_sample.py wrote: {KNOWN}; larger "
+        "ones are scaled down",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -235,16 +235,20 @@ def test_small_images_of_classes_that_were_never_trained(tiny_sr, images, tmp_pa
     using |= {"log_dir": tmp_path / "out"}
     unknown = {"base_samples": tmp_path / "unknown.npz"}
     assert in_process("super_res_sample.py", using | unknown) == 2
-    assert "arr_1 must be one class of 0 to 1 for each image" in capsys.readouterr().err
+    assert "has images of class 2; the model knows 0 to 1" in capsys.readouterr().err
     others = {"base_samples": tmp_path / "others.npz"}
     assert in_process("super_res_sample.py", using | others) == 2
-    said = "has the classes ape, cat; the model was trained on cat, dog: start from samples"
+    said = "has the classes ape, cat; the model was trained on cat, dog: start from images"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     known = {"base_samples": tmp_path / "known.npz"}
     assert in_process("super_res_sample.py", using | known) == 0
     pictures = sorted(os.listdir(tmp_path / "out" / "images"))
     assert pictures == ["cat_000001.png", "dog_000000.png"]
+    photos = {"base_samples": images, "overwrite": True}  # a folder of larger ones
+    assert in_process("super_res_sample.py", using | photos) == 0
+    pictures = sorted(os.listdir(tmp_path / "out" / "images"))
+    assert [name.split("_")[0] for name in pictures] == ["cat", "cat"]
 
 
 def test_an_ema_is_used_without_its_initial_weights(tiny, images, tmp_path, capsys):
