@@ -11,6 +11,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch as th
@@ -30,6 +31,7 @@ TRAIN_DATA, TEST_DATA = Path("datasets", "cifar_train"), Path("datasets", "cifar
 # The course project's settings; bfloat16 where it set nothing.
 SETTINGS = COURSE | {"data_dir": TRAIN_DATA, "precision": "bf16"}
 IN_BF16 = {"batch_size": 16, "precision": "bf16"}
+IN_FP32: dict[str, object] = {"precision": "fp32"}
 FAST = IN_BF16 | {"sampler": "dpmpp", "sampling_steps": 20, "eta": 0.5}
 # How an EMA is evaluated, by the name that the folder of it begins with.
 EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
@@ -41,6 +43,8 @@ EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
     "dpmpp": ("image_sample.py", FAST | {"num_samples": 2000}),
     "plain": ("image_sample.py", FAST | {"num_samples": 1000, "guidance": 1}),
     "guided": ("image_sample.py", FAST | {"num_samples": 1000, "guidance": 3}),
+    "brief": ("image_sample.py", FAST | IN_FP32 | {"num_samples": 500, "guidance": 1}),
+    "judged_brief": ("image_eval.py", IN_FP32 | {"reference": TEST_DATA}),
 }
 JUDGED = "judged_"  # before the name of samples: what the judge says of them
 JUDGE = {"reference": TEST_DATA, "train": TRAIN_DATA, "precision": "bf16"}
@@ -50,6 +54,7 @@ COMPARISON_NOTE = (
     "Trained in bfloat16, one seed each. Bits/dim: 256 test images, 20 timesteps of each, float32. "
     "Samples in bfloat16: ddpm takes 1,000 steps, dpmpp 20 with eta 0.5."
 )
+ABLATION_NOTE = "32 channels, float32, the time of 1,000 updates of the recipe. Samples: 20 steps."
 
 
 @dataclass
@@ -121,6 +126,42 @@ HOUR = Job(
 )
 
 
+# Short runs at half the width, one core each, so that every part of HOUR's recipe can be judged.
+BRIEF = partial(
+    Job,
+    settings=IN_FP32 | {"data_dir": TRAIN_DATA},
+    ema_rates=("0.99",),
+    kinds=("brief", "judged_brief"),
+)
+NARROW: dict[str, object] = {"num_channels": 32, "sample_interval": 0}
+
+
+def ablation(name: str, updates: int = 1_000, **flags: object) -> Job:
+    """HOUR's recipe but for the flags."""
+    ends = {"lr_anneal_steps": updates, "lr_hold_steps": updates // 2}
+    return BRIEF(f"ablation/{name}", HOUR.flags | NARROW | ends | flags, updates)
+
+
+# All take about the time of the first (step_times.py).
+ABLATION = [
+    ablation("recipe"),
+    ablation("recipe_seed_1", seed=1),
+    BRIEF("ablation/course", COURSE | NARROW | {"save_interval": 500, "num_threads": 1}, 1_784),
+    ablation("eps", predict_v=False),
+    ablation("linear", noise_schedule="linear"),
+    ablation("uniform", schedule_sampler="uniform"),
+    ablation("lr_1e-4", lr=1e-4, warmup_steps=0, lr_anneal_steps=0, lr_hold_steps=0),
+    ablation("no_classes", class_cond=False, label_dropout=0, guidance=1),
+    ablation("channels_64", 396, num_channels=64),
+    ablation("patches", 1_101, num_channels=64, patch_size=2, channel_mult="1,2,2"),
+    ablation("one_block", 1_512, num_res_blocks=1),
+    ablation("batch_8", 1_959, batch_size=8),
+    ablation("batch_32", 566, batch_size=32),
+    ablation("laplace", schedule_sampler="laplace"),
+    ablation("min_snr", schedule_sampler="uniform", loss_weight="min_snr"),
+]
+
+
 def main() -> None:
     args = parse_flags()
     jobs = chosen_jobs(args.only)
@@ -151,7 +192,7 @@ def parse_flags() -> Namespace:
 
 def chosen_jobs(only: str) -> list[Job]:
     wanted = [name for name in only.split(",") if name]
-    jobs = {job.name: job for job in (*MAIN, *STUDY, HOUR)}
+    jobs = {job.name: job for job in (*MAIN, *STUDY, HOUR, *ABLATION)}
     unknown = [name for name in wanted if name not in jobs]
     if unknown:
         raise InputError(f"--only: no run {unknown[0]!r}; choose from {', '.join(jobs)}")
@@ -183,12 +224,12 @@ def evaluate(job: Job, name: str) -> None:
     kind, _, rate = name.partition("_ema_")
     making = out.with_name(f".{name}")  # only what is whole gets its name
     shutil.rmtree(making, ignore_errors=True)
+    script, flags = EVALUATIONS.get(kind, ("image_eval.py", JUDGE))
     if kind.startswith(JUDGED):
-        samples = RUNS / job.name / name.removeprefix(JUDGED)
-        run_script("image_eval.py", {"samples": samples, "log_dir": making} | JUDGE)
+        of = {"samples": RUNS / job.name / name.removeprefix(JUDGED)}
     else:
-        script, flags = EVALUATIONS[kind]
-        run_script(script, {"model_path": ema_of(job, rate), "log_dir": making} | flags)
+        of = {"model_path": ema_of(job, rate)}
+    run_script(script, of | {"log_dir": making} | flags)
     making.rename(out)
 
 
@@ -199,7 +240,7 @@ def ema_of(job: Job, rate: str) -> Path:
 def publish(job: Job) -> None:
     """Copy what is small of a run to results/, in whose place it appears at once."""
     run, out = RUNS / job.name, RESULTS / job.name
-    making = out.with_name(f".{job.name}")
+    making = out.with_name(f".{out.name}")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     for name in ("progress.csv", "config.json"):
@@ -232,11 +273,15 @@ def present(made: list[Job], data: str) -> None:
     for job in filter(is_done, (*MAIN, HOUR)):
         if job in made or not (RESULTS / job.workbook).exists():
             export(job, data)
-    for jobs, name in ((MAIN, "compare_schedules"), (STUDY, "study")):
+    for jobs, name, note in (
+        (MAIN, "compare_schedules", COMPARISON_NOTE),
+        (STUDY, "study", COMPARISON_NOTE),
+        (ABLATION, "ablation", ABLATION_NOTE),
+    ):
         done = [job for job in jobs if is_done(job)]
         out = RESULTS / f"{name}.xlsx"
         if done and (any(job in made for job in done) or not out.exists()):
-            flags = {"out": out, "note": f"{data} {COMPARISON_NOTE}".strip()}
+            flags = {"out": out, "note": f"{data} {note}".strip()}
             run_script("compare_runs.py", flags, *(RESULTS / job.name for job in done))
 
 
