@@ -107,7 +107,8 @@ class TrainLoop:
         self.precision = Precision(options.number_format, device, fp16_scale_growth)
         self.model_params = list(model.parameters())
         self.weights = MasterWeights(model, self.precision.dtype)
-        self.opt = self.weights.adamw(
+        self.opt = self.weights.optimizer(
+            options.optimizer,
             lr=lr,
             betas=(options.adam_beta1, options.adam_beta2),
             weight_decay=weight_decay,

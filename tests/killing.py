@@ -53,7 +53,7 @@ MOMENTS = {
 VARIANTS = {
     "uniform": {},
     "second_moment": {**MOMENTS, "learn_sigma": True},
-    "bf16_classes": BF16 | {"class_cond": True, "num_classes": 3},
+    "bf16_classes": BF16 | {"class_cond": True, "num_classes": 3, "optimizer": "muon"},
     "anneal_dropout_keep": {
         "lr_anneal_steps": 20,
         "lr_hold_steps": 6,

@@ -11,10 +11,12 @@ from torch._utils import _unflatten_dense_tensors  # the reference's fp16_util h
 
 from .. import dist_util
 from ..errors import InputError
+from .muon import Muon
 
 CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocast would cast
 LENGTH = 2**20  # of a tensor of weights, at least: longer ones are no faster, and fit in fewer gaps
 ROW = 2**14  # of a gradient, whose norm is taken exactly enough in float32
+NARROW = 32  # rows or columns; matrices with fewer, as of the first and last layer, are AdamW's
 
 State = dict[str, Any]
 
@@ -34,7 +36,7 @@ class MasterWeights:
     """
 
     def __init__(self, model: nn.Module, dtype: th.dtype):
-        self.model = model
+        self.model, self.dtype = model, dtype
         self.params = list(model.parameters())
         self.trained = [p for p in self.params if p.requires_grad]
         if not self.trained:
@@ -136,12 +138,24 @@ class MasterWeights:
 
     # -- the optimizer -------------------------------------------------------------------------
 
-    def adamw(self, **settings: Any) -> th.optim.AdamW:
-        """An AdamW of ``tensors`` whose ``state_dict`` is that of one of the model's parameters."""
+    def optimizer(self, name: str, **settings: Any) -> th.optim.AdamW:
+        """An optimizer of ``tensors``, whose ``state_dict`` is that of one of the parameters.
+
+        :param name: "adamw"; or "muon" for the weights of linear layers and convolutions, but for
+            narrow ones.
+        """
         opt = th.optim.AdamW(self.tensors, **settings)
+        if name == "muon":
+            opt = Muon(self.tensors, self.views, self._wide(), self.dtype, **settings)
         opt.register_state_dict_post_hook(lambda _, state: self._by_parameter(state))
         opt.register_load_state_dict_pre_hook(lambda _, state: self._by_tensor(state))
         return opt
+
+    def _wide(self) -> list[int]:
+        """The numbers, among the trainable parameters, of layers' weights that are not narrow."""
+        layers = _parameters_to_cast(self.model)
+        matrices = ((i, p) for i, p in enumerate(self.trained) if p in layers and p.ndim > 1)
+        return [number for number, p in matrices if min(p.flatten(1).shape) >= NARROW]
 
     def _numbers(self) -> list[int]:
         """The trainable parameters' numbers among all, by which an optimizer's file names them."""

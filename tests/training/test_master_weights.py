@@ -152,7 +152,7 @@ def adamw_pair(model):
     """The optimizer of the few tensors, and PyTorch's own of the parameters of an equal model."""
     plain = copy.deepcopy(model)
     weights = MasterWeights(model, th.float32)
-    own = weights.adamw(lr=0.01, weight_decay=0.1)
+    own = weights.optimizer("adamw", lr=0.01, weight_decay=0.1)
     return weights, own, plain, th.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1)
 
 
@@ -196,7 +196,7 @@ def test_its_optimizer_goes_on_from_either(there, model, tmp_path):
     weights, own, plain, stock = pair
     th.save((own if there == "own" else stock).state_dict(), tmp_path / "opt.pt")
     state = th.load(tmp_path / "opt.pt", weights_only=True)
-    again = weights.adamw(lr=0.01, weight_decay=0.1)
+    again = weights.optimizer("adamw", lr=0.01, weight_decay=0.1)
     again.load_state_dict(state)
     fresh = th.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1)
     fresh.load_state_dict(state)
@@ -260,6 +260,6 @@ def test_files_of_other_forms_say_the_same(change, model):
     weights, opt, *others = adamw_pair(model)
     make_steps(1, weights, opt, *others)
     wanted = opt.state_dict()
-    again = weights.adamw(lr=0.01, weight_decay=0.1)
+    again = weights.optimizer("adamw", lr=0.01, weight_decay=0.1)
     again.load_state_dict(change(wanted))
     assert_same_state(again.state_dict(), wanted)
