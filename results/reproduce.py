@@ -54,7 +54,7 @@ COMPARISON_NOTE = (
     "Trained in bfloat16, one seed each. Bits/dim: 256 test images, 20 timesteps of each, float32. "
     "Samples in bfloat16: ddpm takes 1,000 steps, dpmpp 20 with eta 0.5."
 )
-ABLATION_NOTE = "32 channels, float32, the time of 1,000 updates of the recipe. Samples: 20 steps."
+ABLATION_NOTE = "About the time of the recipe's 1,000 updates, float32. Samples: 20 steps."
 
 
 @dataclass
@@ -152,6 +152,7 @@ ABLATION = [
     ablation("uniform", schedule_sampler="uniform"),
     ablation("lr_1e-4", lr=1e-4, warmup_steps=0, lr_anneal_steps=0, lr_hold_steps=0),
     ablation("no_classes", class_cond=False, label_dropout=0, guidance=1),
+    ablation("muon", 940, optimizer="muon", adam_beta1=0.95),
     ablation("channels_64", 396, num_channels=64),
     ablation("patches", 1_101, num_channels=64, patch_size=2, channel_mult="1,2,2"),
     ablation("one_block", 1_512, num_res_blocks=1),

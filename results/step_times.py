@@ -1,7 +1,8 @@
-"""Time an update of each run of reproduce.py beside the course project's, interleaved.
+"""Time an update of each run of reproduce.py, interleaved.
 
-Prints how many updates fit into the time of the course project's 20,000, and into a quarter of it,
-so that runs with other settings can be given the same time on any machine.
+Prints how many updates of each fit into the time of the first run, and into a quarter of it, so
+that runs with other settings can be given the same time on any machine. The first of all runs is
+that of the course project with the linear schedule.
 """
 
 import statistics
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch as th
-from reproduce import MAIN, Job, chosen_jobs
+from reproduce import Job, chosen_jobs
 from tqdm import tqdm
 
 from improved_diffusion import logger
@@ -26,8 +27,6 @@ from improved_diffusion.train_util import TrainLoop
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 from benchmark import Worker
 
-COURSE = MAIN[0]
-
 
 def main() -> None:
     parser = Parser(__doc__)
@@ -37,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {args.rounds}")
-    jobs = [COURSE, *(job for job in chosen_jobs(args.only) if job is not COURSE)]
+    jobs = chosen_jobs(args.only)
     print(cpu.configure_cpu(args.num_threads), flush=True)
     workers = [Worker(updates, job, args.num_threads) for job in jobs]
     for _ in tqdm(range(args.rounds), unit="round", disable=None):
@@ -47,7 +46,7 @@ def main() -> None:
     print("| run | median ms | updates | in a quarter |")
     print("| --- | ---: | ---: | ---: |")
     for job, worker, median in zip(jobs, workers, medians, strict=True):
-        fitting = COURSE.updates * medians[0] / median
+        fitting = jobs[0].updates * medians[0] / median
         print(f"| {job.name} | {median:.0f} | {fitting:.0f} | {fitting / 4:.0f} |", flush=True)
         worker.close()
 
