@@ -128,9 +128,9 @@ def _judged(runs: Sequence[Run]) -> list[Points]:
     """The kernel distances of all samples that were judged, and how many of them are recognised."""
     found = [(number, j) for number, run in enumerate(runs) for j in run.judgements]
     networks = ", ".join(sorted({str(j.figures["features"]) for _, j in found}))
-    title = f"{_counts(j.figures['num_samples'] for _, j in found)} samples, {networks}"
+    title = f"{_counts(j.figures['num_samples'] for _, j in found)} samples"
     points = []
-    for key, axis in (("kid", "KID"), ("recognised", "share recognised")):
+    for key, axis in (("kid", f"KID ({networks})"), ("recognised", "share recognised")):
         shown = [
             (number, j.name, j.figures[key], j.figures.get(f"{key}_error") or 0.0)
             for number, j in found

@@ -302,8 +302,8 @@ def test_judgements_are_drawn_with_their_errors(runs, figures):
     comparison_report.save_curves(alone, "curves.png")
     *_, kid, recognised = (axes for axes in figures[0].axes if axes.axison)
     titles = {axes.get_title(loc="left") for axes in (kid, recognised)}
-    assert titles == {"60 samples, Net, ± 2 standard errors"}
-    assert (kid.get_ylabel(), recognised.get_ylabel()) == ("KID", "share recognised")
+    assert titles == {"60 samples, ± 2 standard errors"}
+    assert (kid.get_ylabel(), recognised.get_ylabel()) == ("KID (Net)", "share recognised")
     assert points_of(kid) == ([0.2, 0.1], pytest.approx([0.01, 0.03]))
     assert points_of(recognised) == ([0.5], pytest.approx([0.02]))
 
