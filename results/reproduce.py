@@ -186,7 +186,9 @@ def main() -> None:
 
 def parse_flags() -> Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--only", default="", help="names of runs, comma-separated; empty for all")
+    parser.add_argument(
+        "--only", default="", help="names of runs, comma-separated; empty for all but the ablation"
+    )
     parser.add_argument("--data", default="", help="what the images are, to stand by the figures")
     return parser.parse_args()
 
@@ -197,7 +199,7 @@ def chosen_jobs(only: str) -> list[Job]:
     unknown = [name for name in wanted if name not in jobs]
     if unknown:
         raise InputError(f"--only: no run {unknown[0]!r}; choose from {', '.join(jobs)}")
-    return [jobs[name] for name in wanted or jobs]
+    return [jobs[name] for name in wanted] or [*MAIN, *STUDY, HOUR]
 
 
 def is_done(job: Job) -> bool:

@@ -1,8 +1,7 @@
 """Time an update of each run of reproduce.py, interleaved.
 
 Prints how many updates of each fit into the time of the first run, and into a quarter of it, so
-that runs with other settings can be given the same time on any machine. The first of all runs is
-that of the course project with the linear schedule.
+that runs with other settings can be given the same time on any machine.
 """
 
 import statistics
@@ -30,12 +29,14 @@ from benchmark import Worker
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--only", default="", help="names of runs, comma-separated; empty for all")
+    parser.add_argument("--only", default="", help="names of runs, comma-separated")
     parser.add_argument("--rounds", type=int, default=15, help="updates of each run to time")
     parser.add_argument("--num_threads", type=int, default=1, help="of each; 0 for all cores")
     args = parser.parse_args()
     if args.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {args.rounds}")
+    if not args.only:
+        raise InputError("no --only given; name the runs to time, first the one to compare with")
     jobs = chosen_jobs(args.only)
     print(cpu.configure_cpu(args.num_threads), flush=True)
     workers = [Worker(updates, job, args.num_threads) for job in jobs]

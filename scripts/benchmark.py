@@ -186,7 +186,7 @@ class Worker:
         if status < 0:
             how = f"signal {-status} ended a process that made steps, as when memory runs out"
             raise OSError(f"{how}; take a smaller batch or model")
-        raise SystemExit(status)
+        raise SystemExit(status or 1)
 
 
 def _serve(pipe: Connection, make: Callable[..., Iterator[object]], args: tuple) -> None:

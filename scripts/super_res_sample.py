@@ -42,11 +42,14 @@ def classes_of(images: ImageSet, trained: Trained) -> th.Tensor:
     path, labels = images.source.path, images.labels
     if labels is None:
         raise InputError(f"the images in {path} have no classes, and the model needs them")
-    if labels.named and trained.names and labels.classes != trained.names:
-        raise InputError(
-            f"{path} has the classes {named(labels.classes)}; the model was trained on "
-            f"{named(trained.names)}: start from images of the same ones"
-        )
+    if labels.named and trained.names:
+        if unknown := set(labels.classes) - set(trained.names):
+            raise InputError(
+                f"{path} has images of class {min(unknown)}; the model was trained on "
+                f"{named(trained.names)}"
+            )
+        numbers = th.tensor([trained.names.index(name) for name in labels.classes])
+        return numbers[th.from_numpy(labels.numbers)]
     if labels.numbers.max() >= trained.num_classes:
         known = f"the model knows 0 to {trained.num_classes - 1}"
         raise InputError(f"{path} has images of class {labels.numbers.max()}; {known}")

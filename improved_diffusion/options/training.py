@@ -170,13 +170,13 @@ class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
     logsnr_mean: float = flag(LOGSNR_MEAN, "mean of a density of log-SNRs")
     logsnr_std: float = flag(LOGSNR_STD, "standard deviation of a density of log-SNRs", above=0)
     lr: float = setting(1e-4, "learning rate", at_least=0)
-    optimizer: str = flag(
+    optimizer: str = setting(
         "adamw",
         "muon makes the updates of weight matrices orthogonal, with adam_beta1 as its momentum; "
         "other weights are AdamW's",
         choices=("adamw", "muon"),
     )
-    weight_decay: float = setting(0.0, "weight decay of AdamW", at_least=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay", at_least=0)
     adam_beta1: float = setting(0.9, "decay of AdamW's mean gradient", at_least=0, below=1)
     adam_beta2: float = setting(0.999, "decay of AdamW's mean square", at_least=0, below=1)
     grad_clip: float = setting(

@@ -171,8 +171,8 @@ def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -
     names = sorted({name for run in runs for name in run.pictures})
     if not names:
         return False
-    across = min(len(runs), MOST_ACROSS)
-    down = math.ceil(len(runs) / across)  # for each name
+    down = math.ceil(len(runs) / MOST_ACROSS)  # for each name
+    across = math.ceil(len(runs) / down)
     rows = down * len(names)
     figure, axes = plots.new_figure(across, rows, 4 * across, 4.25 * rows)
     for place, panel in enumerate(axes):

@@ -224,10 +224,10 @@ def _save_each(
 ) -> None:
     os.makedirs(folder, exist_ok=True)
     for i, image in enumerate(images):
-        label = "" if classes is None else f"{names[classes[i]] if names else classes[i]}_"
+        label = "" if classes is None else str(names[classes[i]] if names else classes[i])
         label = NOT_IN_FILE_NAMES.sub("-", label)  # a class of nested folders is called cat/tabby
         label = label.encode()[:LONGEST_LABEL].decode(errors="ignore")
-        save_png(os.path.join(folder, f"{label}{i:06d}.png"), image)
+        save_png(os.path.join(folder, f"{label}{'_' if label else ''}{i:06d}.png"), image)
     logger.log(f"Single pictures: {folder}")
 
 

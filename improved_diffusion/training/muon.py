@@ -17,14 +17,16 @@ RMS = 0.2  # of an update, as AdamW's usually are (Liu et al. 2025, arXiv 2502.1
 Views = Callable[[Iterable[th.Tensor]], list[th.Tensor]]
 
 
-def orthogonalised(matrix: th.Tensor) -> th.Tensor:
-    """About the orthogonal matrix next to ``matrix``, [m, n]: its singular values go to 0.7 to 1.2.
+def orthogonalised(matrix: th.Tensor, dtype: th.dtype = th.float32) -> th.Tensor:
+    """About the orthogonal matrix next to ``matrix``, [m, n].
 
-    A matrix of zeros stays one.
+    Most of its singular values become 0.7 to 1.2. A matrix of zeros stays one.
+
+    :param dtype: what it is computed in.
     """
     a, b, c = COEFFICIENTS
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).to(dtype)  # in this order, or float16 loses small ones
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = th.addmm(x, th.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -72,7 +74,7 @@ class Muon(th.optim.AdamW):
         grads = self._matrices([tensor.grad for tensor in self._tensors])
         for weight, old, mean, grad in zip(weights, before, means, grads, strict=True):
             ahead = grad.lerp(mean, momentum)  # Nesterov's
-            step = orthogonalised(ahead.to(self._dtype)).to(weight)
+            step = orthogonalised(ahead, self._dtype).to(weight)
             size = RMS * math.sqrt(max(weight.shape))
             weight.copy_(old).mul_(1 - lr * group["weight_decay"]).add_(step, alpha=-lr * size)
         return loss

@@ -238,9 +238,14 @@ def test_small_images_of_classes_that_were_never_trained(tiny_sr, images, tmp_pa
     assert "has images of class 2; the model knows 0 to 1" in capsys.readouterr().err
     others = {"base_samples": tmp_path / "others.npz"}
     assert in_process("super_res_sample.py", using | others) == 2
-    said = "has the classes ape, cat; the model was trained on cat, dog: start from images"
+    said = "has images of class ape; the model was trained on cat, dog"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    np.savez(tmp_path / "dog.npz", small, np.array([0, 0]), classes=np.array(["dog"]))
+    dogs = {"base_samples": tmp_path / "dog.npz", "log_dir": tmp_path / "dogs"}
+    assert in_process("super_res_sample.py", using | dogs) == 0
+    pictures = sorted(os.listdir(tmp_path / "dogs" / "images"))
+    assert pictures == ["dog_000000.png", "dog_000001.png"]
     known = {"base_samples": tmp_path / "known.npz"}
     assert in_process("super_res_sample.py", using | known) == 0
     pictures = sorted(os.listdir(tmp_path / "out" / "images"))

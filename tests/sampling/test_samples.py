@@ -120,7 +120,7 @@ def test_a_long_class_name_is_cut_in_the_files_name(diffusion, tmp_path):
     with logger.scoped_configure(dir=tmp_path, format_strs=[]):
         save_samples(str(tmp_path), made, names=["é" * 300] * 4, single=True)
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
-    assert names == [f"{'é' * 75}{i:06d}.png" for i in range(5)]
+    assert names == [f"{'é' * 75}_{i:06d}.png" for i in range(5)]
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])

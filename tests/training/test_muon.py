@@ -43,7 +43,8 @@ def make_steps(numbers, weights, opt):
         images = th.randn(2, 33, 6, 6, generator=th.Generator().manual_seed(number))
         weights.zero_grad()
         weights.refresh()
-        weights.working(images).square().sum().backward()
+        with th.autocast("cpu", th.bfloat16, enabled=weights.dtype == th.bfloat16):
+            weights.working(images).square().sum().backward()
         weights.gather()
         opt.step()
 
@@ -82,12 +83,37 @@ def test_a_step_is_the_published_one(model):
         th.testing.assert_close(model[0].weight.detach(), before, rtol=0, atol=1e-5)
 
 
-def test_it_goes_on_to_the_bit(model, tmp_path):
+def test_frozen_layers_stay_and_attentions_count(model):
+    model[0].bias.requires_grad_(False)
+    model[4] = nn.Sequential(nn.Unflatten(1, (40, 1)), nn.Conv1d(40, 120, 1), nn.Flatten())
+    frozen, weight = model[0].bias.clone(), model[4][1].weight
+    before = weight.detach().clone()
+    weights = MasterWeights(model, th.float32)
+    make_steps([0], weights, weights.optimizer("muon", **SETTINGS | {"weight_decay": 0.0}))
+    assert th.equal(model[0].bias, frozen)
+    moved = th.linalg.svdvals((weight.detach() - before).flatten(1))
+    size = 0.01 * 0.2 * math.sqrt(120)
+    assert 0.6 < moved[1] / size < moved[0] / size < 1.3  # two images: a gradient of rank two
+    assert moved[2] < 1e-3 * size
+
+
+def test_float16_loses_no_small_gradient():
+    th.manual_seed(0)
+    matrix = th.randn(64, 300) * 1e-7
+    th.testing.assert_close(
+        orthogonalised(matrix, th.bfloat16).float(), orthogonalised(matrix), rtol=0, atol=0.02
+    )
+    small = orthogonalised(matrix, th.float16).float()
+    th.testing.assert_close(small, orthogonalised(matrix), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [th.float32, th.bfloat16])
+def test_it_goes_on_to_the_bit(dtype, model, tmp_path):
     whole = copy.deepcopy(model)
-    weights = MasterWeights(whole, th.float32)
+    weights = MasterWeights(whole, dtype)
     make_steps(range(4), weights, weights.optimizer("muon", **SETTINGS))
     for numbers in (range(2), range(2, 4)):
-        weights = MasterWeights(model, th.float32)
+        weights = MasterWeights(model, dtype)
         opt = weights.optimizer("muon", **SETTINGS)
         if numbers.start:
             opt.load_state_dict(th.load(tmp_path / "opt.pt", weights_only=True))
@@ -95,3 +121,15 @@ def test_it_goes_on_to_the_bit(model, tmp_path):
         th.save(opt.state_dict(), tmp_path / "opt.pt")
     pairs = zip(model.parameters(), whole.parameters(), strict=True)
     assert all(th.equal(p, wanted) for p, wanted in pairs)
+
+
+def test_a_run_of_adamw_goes_on_with_it_and_back(model):
+    weights = MasterWeights(model, th.float32)
+    state = None
+    for number, name in enumerate(("adamw", "muon", "adamw")):
+        opt = weights.optimizer(name, **SETTINGS)
+        if state:
+            opt.load_state_dict(state)
+        make_steps([number], weights, opt)
+        state = opt.state_dict()
+    assert all(moments["step"] == 3 for moments in state["state"].values())
