@@ -43,13 +43,13 @@ def classes_of(images: ImageSet, trained: Trained) -> th.Tensor:
     if labels is None:
         raise InputError(f"the images in {path} have no classes, and the model needs them")
     if labels.named and trained.names:
-        if unknown := set(labels.classes) - set(trained.names):
+        names = [labels.classes[number] for number in labels.numbers]
+        if unknown := set(names) - set(trained.names):
             raise InputError(
                 f"{path} has images of class {min(unknown)}; the model was trained on "
                 f"{named(trained.names)}"
             )
-        numbers = th.tensor([trained.names.index(name) for name in labels.classes])
-        return numbers[th.from_numpy(labels.numbers)]
+        return th.tensor([trained.names.index(name) for name in names])
     if labels.numbers.max() >= trained.num_classes:
         known = f"the model knows 0 to {trained.num_classes - 1}"
         raise InputError(f"{path} has images of class {labels.numbers.max()}; {known}")

@@ -241,7 +241,7 @@ def test_small_images_of_classes_that_were_never_trained(tiny_sr, images, tmp_pa
     said = "has images of class ape; the model was trained on cat, dog"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    np.savez(tmp_path / "dog.npz", small, np.array([0, 0]), classes=np.array(["dog"]))
+    np.savez(tmp_path / "dog.npz", small, np.array([1, 1]), classes=np.array(["ape", "dog"]))
     dogs = {"base_samples": tmp_path / "dog.npz", "log_dir": tmp_path / "dogs"}
     assert in_process("super_res_sample.py", using | dogs) == 0
     pictures = sorted(os.listdir(tmp_path / "dogs" / "images"))
