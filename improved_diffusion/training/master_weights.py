@@ -146,7 +146,7 @@ class MasterWeights:
         """
         opt = th.optim.AdamW(self.tensors, **settings)
         if name == "muon":
-            opt = Muon(self.tensors, self.views, self._wide(), self.dtype, **settings)
+            opt = Muon(self.tensors, self.views, self._wide(), **settings)
         opt.register_state_dict_post_hook(lambda _, state: self._by_parameter(state))
         opt.register_load_state_dict_pre_hook(lambda _, state: self._by_tensor(state))
         return opt

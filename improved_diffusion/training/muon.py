@@ -17,19 +17,26 @@ RMS = 0.2  # of an update, as AdamW's usually are (Liu et al. 2025, arXiv 2502.1
 Views = Callable[[Iterable[th.Tensor]], list[th.Tensor]]
 
 
-def orthogonalised(matrix: th.Tensor, dtype: th.dtype = th.float32) -> th.Tensor:
+def orthogonalised(matrix: th.Tensor) -> th.Tensor:
     """About the orthogonal matrix next to ``matrix``, [m, n].
 
     Most of its singular values become 0.7 to 1.2. A matrix of zeros stays one.
 
-    :param dtype: what it is computed in.
+    Each iteration multiplies x by a polynomial of x xᵀ. Where that square matrix is much the
+    smaller one, as a convolution's is, the polynomials are multiplied, and x but once.
     """
     a, b, c = COEFFICIENTS
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = (x / (x.norm() + 1e-7)).to(dtype)  # in this order, or float16 loses small ones
+    x = x / (x.norm() + 1e-7)
+    gram = x @ x.T
+    is_long = x.shape[1] > 1.5 * x.shape[0]
+    y = th.eye(len(gram), dtype=x.dtype, device=x.device) if is_long else x
     for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = th.addmm(x, th.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = th.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        y = factor @ y
+        gram = gram @ factor @ factor if is_long else y @ y.T
+    x = y @ x if is_long else y
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
 
 
@@ -43,7 +50,6 @@ class Muon(th.optim.AdamW):
     :param views: cuts such tensors, their gradients or moments into those of single parameters.
     :param chosen: the numbers of the parameters among the views, which are [m, ...] and are taken
         as matrices [m, n].
-    :param dtype: what orthogonal matrices are computed in.
     """
 
     def __init__(
@@ -51,12 +57,10 @@ class Muon(th.optim.AdamW):
         tensors: Sequence[th.Tensor],
         views: Views,
         chosen: Sequence[int],
-        dtype: th.dtype,
         **settings: Any,
     ):
         super().__init__(tensors, **settings)
-        self._tensors, self._views = tensors, views
-        self._chosen, self._dtype = chosen, dtype
+        self._tensors, self._views, self._chosen = tensors, views, chosen
 
     def _matrices(self, tensors: Iterable[Any]) -> list[th.Tensor]:
         views = self._views(tensors)
@@ -74,7 +78,7 @@ class Muon(th.optim.AdamW):
         grads = self._matrices([tensor.grad for tensor in self._tensors])
         for weight, old, mean, grad in zip(weights, before, means, grads, strict=True):
             ahead = grad.lerp(mean, momentum)  # Nesterov's
-            step = orthogonalised(ahead, self._dtype).to(weight)
+            step = orthogonalised(ahead)
             size = RMS * math.sqrt(max(weight.shape))
             weight.copy_(old).mul_(1 - lr * group["weight_decay"]).add_(step, alpha=-lr * size)
         return loss

@@ -80,7 +80,7 @@ def test_a_step_is_the_published_one(model):
         ahead = orthogonalised((grad + 0.95 * momentum).flatten(1)).view_as(before)
         size = 0.01 * 0.2 * math.sqrt(33 * 9)
         before = before * (1 - 0.01 * 0.1) - size * ahead
-        th.testing.assert_close(model[0].weight.detach(), before, rtol=0, atol=1e-5)
+        th.testing.assert_close(model[0].weight.detach(), before, rtol=0, atol=3e-5)
 
 
 def test_frozen_layers_stay_and_attentions_count(model):
@@ -97,14 +97,16 @@ def test_frozen_layers_stay_and_attentions_count(model):
     assert moved[2] < 1e-3 * size
 
 
-def test_float16_loses_no_small_gradient():
+def test_it_is_the_published_iteration_whatever_the_gradient():
     th.manual_seed(0)
-    matrix = th.randn(64, 300) * 1e-7
-    th.testing.assert_close(
-        orthogonalised(matrix, th.bfloat16).float(), orthogonalised(matrix), rtol=0, atol=0.02
-    )
-    small = orthogonalised(matrix, th.float16).float()
-    th.testing.assert_close(small, orthogonalised(matrix), rtol=0, atol=0.02)
+    noise, few = th.randn(64, 300), th.randn(64, 3) @ th.randn(3, 300)
+    for matrix in (noise, noise.T, noise * 1e-6, noise[:, :64], few + 1e-5 * noise):
+        x = matrix.double() / (matrix.double().norm() + 1e-7)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        difference = orthogonalised(matrix) - x
+        assert difference.norm() < 3e-4 * x.norm()
 
 
 @pytest.mark.parametrize("dtype", [th.float32, th.bfloat16])
