@@ -15,6 +15,7 @@ import torch as th
 BLOCK = 1024  # rows of a matrix of pairs that are held at a time
 GROUPS = 10  # of the jackknife of what cannot be had image by image
 NEIGHBOURS_PRECISION, NEIGHBOURS_DENSITY = 3, 5  # as published
+ENOUGH = 1.5  # samples for each feature, from which on Fréchet distances can be extrapolated
 RARE = 0.01  # share of new real images that pass for copies of training images
 
 
@@ -169,28 +170,20 @@ def frechet_figures(samples: np.ndarray, reference: Reference) -> FrechetFigures
     """Fréchet distances and their standard errors, by leaving out groups of samples.
 
     The bias is about proportional to 1 / N (Chong & Forsyth 2020, arXiv 1911.07023, section 4). So
-    a line over 1 / N through the distance of all samples and the mean distance of their two halves
-    meets 0 at that of infinitely many. It is NaN where there are fewer samples than features. The
+    what leaving out a group adds to the distance says how far that of infinitely many is. It is
+    NaN with fewer than :data:`ENOUGH` samples for each feature, where the line is a curve. The
     reference is taken as it is, and as large as it is.
 
     :param samples: [N, D], N at least 4 times :data:`GROUPS`, not sorted, such as by class.
     """
     groups = np.arange(len(samples)) % GROUPS
-    without = [_both(samples[groups != group], reference) for group in range(GROUPS)]
-    errors = (jackknife_error(np.array(values)) for values in zip(*without, strict=True))
-    both = zip(_both(samples, reference), errors, strict=True)
-    frechet, extrapolated = (Figure(value, error) for value, error in both)
-    if len(samples) < samples.shape[1]:
-        extrapolated = Figure(math.nan, math.nan)
-    return FrechetFigures(frechet, extrapolated)
-
-
-def _both(samples: np.ndarray, reference: Reference) -> tuple[float, float]:
-    """The Fréchet distance, and the extrapolated one."""
-    whole, *halves = (
-        frechet_distance(part, reference) for part in (samples, samples[::2], samples[1::2])
-    )
-    return whole, 2 * whole - sum(halves) / 2
+    whole = frechet_distance(samples, reference)
+    without = [frechet_distance(samples[groups != group], reference) for group in range(GROUPS)]
+    error = jackknife_error(np.array(without))
+    far = Figure(whole - (GROUPS - 1) * (float(np.mean(without)) - whole), error)
+    if len(samples) < ENOUGH * samples.shape[1]:
+        far = Figure(math.nan, math.nan)
+    return FrechetFigures(Figure(whole, error), far)
 
 
 # -- neighbours ----------------------------------------------------------------------------------
