@@ -23,7 +23,7 @@ setup(
         "tqdm>=4.60",
         "pandas>=1.5",
         "openpyxl>=3.1.3",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "filelock>=3.4",
     ],
     extras_require={

@@ -79,7 +79,8 @@ def save(folder: str, picture: Picture, cleaned: np.ndarray) -> tuple[float, flo
     stem = os.path.join(folder, picture.stem)
     save_png(f"{stem}_denoised.png", cleaned)
     row = [x for x in (picture.noisy, cleaned, picture.clean) if x is not None]
-    save_png(f"{stem}_compared.png", make_grid(np.stack(row), columns=len(row)))
+    headings = ("noisy", "denoised", "clean")[: len(row)]
+    save_png(f"{stem}_compared.png", make_grid(np.stack(row), len(row), headings=headings))
     if picture.clean is None:
         return None
     before, after = (denoising.psnr(x, picture.clean) for x in (picture.noisy, cleaned))

@@ -152,8 +152,9 @@ def make_sampler(
     model_kwargs: Mapping[str, th.Tensor],
 ) -> Preview:
     """What draws so many samples on the way: all classes in turn, if there are any."""
+    names = images.summary()["classes"] or ()
     if options.class_cond and "y" not in model_kwargs:
-        classes = len(images.summary()["classes"] or range(options.class_count or 0))
+        classes = len(names) or options.class_count or 0
         model_kwargs = {**model_kwargs, "y": th.arange(count) % classes}
     return Preview(
         diffusion,
@@ -161,6 +162,7 @@ def make_sampler(
         batch_size=options.microbatch if options.microbatch > 0 else options.batch_size,
         seed=options.seed,
         model_kwargs=model_kwargs,
+        names=names,
         guidance=options.chosen_guidance,
     )
 

@@ -17,6 +17,7 @@ PADDING = 2  # pixels around each picture of a grid
 LARGEST_TILE = 128  # pixels a side that small images are enlarged to, at most
 LARGEST_GRID = 1024  # pixels a side of a grid that enlarging may reach
 WHITE = 255
+LARGEST_LETTERS, SMALLEST_LETTERS = 16, 9  # pixels, of headings
 LARGEST_FILM = 300  # pixels a side of a film that enlarging may reach: noise makes large GIFs
 FILM_MS, FASTEST_MS, SLOWEST_MS = 4000, 80, 400  # of a film, and of a frame at least and at most
 HELD_MS = 2000  # of a frame that is to be looked at
@@ -32,13 +33,20 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
     return pixels.permute(0, 2, 3, 1).contiguous()
 
 
-def make_grid(images: Images, columns: int | None = None, scale: int | None = None) -> np.ndarray:
+def make_grid(
+    images: Images,
+    columns: int | None = None,
+    scale: int | None = None,
+    headings: Sequence[str] = (),
+) -> np.ndarray:
     """Lay pictures out row by row, on white.
 
     :param images: [N, H, W, C], uint8, 1, 3 or 4 channels, at least one picture.
     :param columns: pictures in a row; default as many as make the grid nearly square.
     :param scale: whole factor by which pixels are enlarged; default a pleasant one.
-    :return: [rows * (H * scale + 2) + 2, columns * (W * scale + 2) + 2, C]
+    :param headings: what to write above the columns, from the first on. There are none where one
+        is too long, or has other letters than Latin-1.
+    :return: [rows * (H * scale + 2) + 2, columns * (W * scale + 2) + 2, C], higher with headings
     :raises InputError: if a shape or type is not as said.
     """
     images = _checked(images, dimensions=4)
@@ -55,7 +63,30 @@ def make_grid(images: Images, columns: int | None = None, scale: int | None = No
     # [rows, h, columns, w, C]
     tiles = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
     grid = tiles.reshape(rows * tiles.shape[1], columns * tiles.shape[3], channels)
-    return np.pad(grid, ((0, PADDING), (0, PADDING), (0, 0)), constant_values=WHITE)
+    grid = np.pad(grid, ((0, PADDING), (0, PADDING), (0, 0)), constant_values=WHITE)
+    return np.concatenate([_line_of(headings, tiles.shape[3], grid), grid])
+
+
+def _line_of(headings: Sequence[str], width: int, grid: np.ndarray) -> np.ndarray:
+    """Headings of columns that are so wide, to stand on a grid: [height or 0, its width, C]."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    for size in range(LARGEST_LETTERS, SMALLEST_LETTERS - 1, -1):
+        font = ImageFont.load_default(size)
+        fits = all(_is_latin(text) and font.getlength(text) < width for text in headings)
+        if headings and fits:
+            line = Image.new("L", (grid.shape[1], 3 * size // 2), WHITE)
+            for column, text in enumerate(headings):
+                middle = PADDING / 2 + (column + 0.5) * width
+                ImageDraw.Draw(line).text((middle, size), text, fill=0, font=font, anchor="ms")
+            rows = np.asarray(line)[..., None].repeat(grid.shape[2], axis=2)
+            rows[..., 3:] = WHITE  # not transparent
+            return rows
+    return grid[:0]
+
+
+def _is_latin(text: str) -> bool:
+    return text.isprintable() and all(ord(letter) < 256 for letter in text)
 
 
 def save_png(path: str | os.PathLike, image: Images) -> None:
@@ -70,13 +101,37 @@ def save_png(path: str | os.PathLike, image: Images) -> None:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
 
 
-def save_grid(path: str | os.PathLike, images: Images, labels: Sequence[int] | Images = ()) -> None:
+def save_grid(
+    path: str | os.PathLike,
+    images: Images,
+    labels: Sequence[int] | Images = (),
+    names: Sequence[str] = (),
+) -> None:
     """Write pictures, [N, H, W, C], uint8, as one PNG file: :func:`make_grid` of them.
 
     :param labels: of the N pictures; where they come in turns, a row holds whole turns, so that
         each column is of one class.
+    :param names: of the classes, to stand above such columns.
     """
-    save_png(path, make_grid(images, _whole_turns(np.asarray(labels))))
+    columns = _whole_turns(np.asarray(labels))
+    headings = [names[label] for label in labels[:columns]] if columns and names else ()
+    save_png(path, make_grid(images, columns, headings=headings))
+
+
+def to_show(labels: np.ndarray, most: int) -> Sequence[int]:
+    """Numbers of up to so many pictures for a grid: the first ones, or as many of each class.
+
+    The latter where there are classes, which do not come in turns, and not much fewer fit.
+
+    :param labels: of all pictures.
+    """
+    first = range(min(len(labels), most))
+    if _whole_turns(labels[:most]):
+        return first
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    rows = min([most // len(classes), *map(len, classes)])
+    chosen = [int(numbers[row]) for row in range(rows) for numbers in classes]
+    return chosen if rows > 1 and 2 * len(chosen) > len(first) else first
 
 
 def _whole_turns(labels: np.ndarray) -> int | None:

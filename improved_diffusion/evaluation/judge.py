@@ -292,7 +292,8 @@ def save_verdict(folder: str, verdict: Verdict, about: Mapping[str, Any]) -> str
     if verdict.closest is not None:
         picture = os.path.join(folder, "nearest.png")
         columns = len(verdict.closest) // SHOWN
-        save_png(picture, make_grid(verdict.closest, columns=columns))
+        headings = "sample", "the nearest", *map("no. {}".format, range(2, columns))
+        save_png(picture, make_grid(verdict.closest, columns, headings=headings))
         title = "The samples that are nearest to training images, and these"
         put_picture(book, "nearest", title, picture)
     save_book(book, f"{stem}.xlsx")

@@ -22,6 +22,7 @@ from ..data.image_grid import (
     save_gif,
     save_grid,
     save_png,
+    to_show,
     to_uint8,
 )
 from ..diffusion.guidance import NO_LABEL
@@ -180,7 +181,7 @@ def save_samples(
     folder: str,
     made: Samples,
     *,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     single: bool = False,
     process: bool = False,
     before: np.ndarray | None = None,
@@ -189,7 +190,7 @@ def save_samples(
 
     What was kept for a film becomes ``process.gif``.
 
-    :param names: of the classes, for the names of single pictures and the .npz (``classes``).
+    :param names: of the classes, for the grid, single pictures and the .npz (``classes``).
     :param single: also write each picture, to ``images/``.
     :param process: also write how the first ones came about, to ``process.png``.
     :param before: a picture, [H, W, C], that the grid begins with.
@@ -202,12 +203,12 @@ def save_samples(
     with atomic_write(f"{stem}.npz") as file:
         np.savez(file, **arrays)
     logger.log(f"Saved {len(images)} samples to {stem}.npz")
-    shown_first, labels = images[:GRID_IMAGES], () if classes is None else classes[:GRID_IMAGES]
+    shown = range(len(images))[:GRID_IMAGES] if classes is None else to_show(classes, GRID_IMAGES)
+    grid, labels = images[shown], () if classes is None else classes[shown]
     if before is not None:
-        shown_first, labels = np.stack([before, *shown_first]), ()
-    save_grid(f"{stem}.png", shown_first, labels)
-    shown = "" if len(images) <= GRID_IMAGES else f" (the first {GRID_IMAGES})"
-    logger.log(f"Picture of them{shown}: {stem}.png")
+        grid, labels = np.stack([before, *grid]), ()
+    save_grid(f"{stem}.png", grid, labels, names)
+    logger.log(f"Picture of {len(shown)} of them: {stem}.png")
     if single:
         _save_each(os.path.join(folder, "images"), images, classes, names)
     if process:
@@ -220,7 +221,7 @@ def save_samples(
 
 
 def _save_each(
-    folder: str, images: np.ndarray, classes: np.ndarray | None, names: Sequence[str] | None
+    folder: str, images: np.ndarray, classes: np.ndarray | None, names: Sequence[str]
 ) -> None:
     os.makedirs(folder, exist_ok=True)
     for i, image in enumerate(images):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,7 @@ class Preview:
     :param batch_size: how many of them to sample at a time.
     :param seed: of their noise.
     :param model_kwargs: conditions of the N images.
+    :param names: of the classes, if they are known.
     :param guidance: how to guide them; not at all by default.
     """
 
@@ -58,6 +59,7 @@ class Preview:
         batch_size: int,
         seed: int = 0,
         model_kwargs: Mapping[str, th.Tensor] | None = None,
+        names: Sequence[str] = (),
         guidance: Guidance = NO_GUIDANCE,
     ):
         steps = min(SAMPLER.usual_steps, diffusion.num_timesteps)
@@ -66,6 +68,7 @@ class Preview:
         self.shape = shape
         self.seed = seed
         self.model_kwargs = dict(model_kwargs or {})
+        self.names = names
         self.guidance = guidance
 
     def draw(self, folder: str, step: int, model: th.nn.Module, average: Average) -> None:
@@ -77,7 +80,8 @@ class Preview:
 
     def _draw_one(self, path: str, model: th.nn.Module, weights: Weights) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        save_grid(path, self.images(model, weights), self.model_kwargs.get("y", ()))
+        labels = self.model_kwargs.get("y", ())
+        save_grid(path, self.images(model, weights), labels, self.names)
 
     def images(self, model: th.nn.Module, weights: Weights) -> np.ndarray:
         """Samples of the model with other weights, uint8 [N, H, W, C]."""

@@ -10,6 +10,7 @@ from improved_diffusion.data.image_grid import (
     save_gif,
     save_grid,
     save_png,
+    to_show,
     to_uint8,
 )
 from improved_diffusion.errors import InputError
@@ -104,6 +105,67 @@ def test_a_column_of_a_grid_is_of_one_class(labels, columns, tmp_path):
     save_grid(tmp_path / "grid.png", images, labels)
     with Image.open(tmp_path / "grid.png") as back:
         np.testing.assert_array_equal(np.asarray(back), make_grid(images, columns))
+
+
+def ink(grid, columns):
+    """How much is written above each column, and the grid without that."""
+    images = make_grid(pictures(8, 32), columns)
+    above, rest = grid[: len(grid) - len(images)], grid[len(grid) - len(images) :]
+    np.testing.assert_array_equal(rest, images)
+    tile = (grid.shape[1] - 2) // columns
+    return [int((255 - above[:, i * tile : (i + 1) * tile]).sum()) for i in range(columns)]
+
+
+def test_headings_stand_above_their_columns():
+    one, two, none = ink(make_grid(pictures(8, 32), 3, headings=("i", "WWWWWW")), 3)
+    assert 0 < one < two
+    assert none == 0
+    assert len(ink(make_grid(pictures(8, 32), 4, headings=["a cat"] * 4), 4)) == 4
+
+
+@pytest.mark.parametrize("text", ["what no column has room for, however small", "猫", "two\nlines"])
+def test_there_is_no_heading_that_cannot_be_read(text):
+    grid = make_grid(pictures(8, 32), 4, headings=["cat", text])
+    np.testing.assert_array_equal(grid, make_grid(pictures(8, 32), 4))
+
+
+def test_a_long_heading_makes_all_letters_smaller():
+    images = pictures(8, 32)
+    names = ["cat", "dog"], ["cat", "a long-haired Afghan hound"]
+    short, long = (make_grid(images, 4, headings=each) for each in names)
+    assert len(make_grid(images, 4)) < len(long) < len(short)
+
+
+def test_transparent_pictures_have_headings_too():
+    grid = make_grid(pictures(4, 32, channels=4), 2, headings=("a", "b"))
+    assert (grid[:10, :, 3] == 255).all()
+    assert grid[:20, :, :3].min() < 128
+
+
+def test_the_names_of_classes_stand_above_columns_of_one(tmp_path):
+    images = np.zeros((6, 32, 32, 3), np.uint8)
+    save_grid(tmp_path / "grid.png", images, torch.tensor([2, 0] * 3), ["cat", "cow", "dog"])
+    with Image.open(tmp_path / "grid.png") as back:
+        wanted = make_grid(images, 4, headings=["dog", "cat", "dog", "cat"])
+        np.testing.assert_array_equal(np.asarray(back), wanted)
+    save_grid(tmp_path / "grid.png", images, [0, 1, 2, 2, 1, 0], ["cat", "cow", "dog"])
+    with Image.open(tmp_path / "grid.png") as back:
+        np.testing.assert_array_equal(np.asarray(back), make_grid(images))
+
+
+@pytest.mark.parametrize(
+    ("labels", "most", "shown"),
+    [
+        ([0, 1] * 4, 6, [0, 1, 2, 3, 4, 5]),
+        ([5] * 8, 6, [0, 1, 2, 3, 4, 5]),
+        ([1, 1, 0, 0, 1, 1, 0, 0], 6, [2, 0, 3, 1, 6, 4]),
+        ([1, 1, 0, 0, 0, 1], 64, [2, 0, 3, 1, 4, 5]),
+        ([1, 1, 0, 0, 0, 0, 0, 0, 0, 0], 64, [*range(10)]),  # too few of them would be shown
+        ([3, 1, 0, 2], 64, [0, 1, 2, 3]),  # one row, in whatever order
+    ],
+)
+def test_random_classes_are_shown_in_turns(labels, most, shown):
+    assert list(to_show(np.array(labels), most)) == shown
 
 
 @pytest.mark.parametrize(
