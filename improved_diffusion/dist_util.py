@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch as th
 import torch.distributed as dist
 
-from .errors import InputError, told_by_rank_0
+from .errors import InputError, ToldByRank0
 from .system.archives import find_damage
 from .system.files import opener
 
@@ -242,7 +242,9 @@ def of_all_ranks(error: Exception) -> Exception:
     """What each rank raises where all do: rank 0 tells ``error``, and the others wait for that."""
     global _leaving_together
     _leaving_together = world_size() > 1
-    return told_by_rank_0(error) if rank() > 0 else error
+    if rank() > 0:
+        error.__cause__ = ToldByRank0()
+    return error
 
 
 def is_of_a_lost_rank(error: RuntimeError) -> bool:

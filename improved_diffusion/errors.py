@@ -17,9 +17,11 @@ class DivergedError(RuntimeError):
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch has no class of its own for that on a CPU."""
+    """Whether memory ran out, which torch says in its own words on each system and device."""
+    words = ("allocate memory", "not enough memory", "out of memory")
+    said = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(word in said for word in words)
     )
 
 
@@ -27,30 +29,5 @@ class LostRankError(OSError):
     """Another process of the run was killed, or the connection to it broke."""
 
 
-class ToldByRank0:
-    """Marks an error that all ranks raise and rank 0 tells: whoever catches it keeps silent."""
-
-
-class InputErrorOfAll(ToldByRank0, InputError):
-    """An :class:`InputError` that rank 0 raises too."""
-
-
-class DivergedErrorOfAll(ToldByRank0, DivergedError):
-    """A :class:`DivergedError` that rank 0 raises too."""
-
-
-class OSErrorOfAll(ToldByRank0, OSError):
-    """An ``OSError`` that rank 0 raises too."""
-
-
-def told_by_rank_0(error: Exception) -> Exception:
-    """An error of the same kind and message, marked as one that rank 0 tells."""
-    if isinstance(error, InputError):
-        return InputErrorOfAll(*error.args)
-    if isinstance(error, DivergedError):
-        return DivergedErrorOfAll(*error.args)
-    if isinstance(error, OSError):
-        marked = OSErrorOfAll(*error.args)
-        marked.filename = error.filename  # which need not be among the arguments
-        return marked
-    return error
+class ToldByRank0(Exception):
+    """The cause of an error that all ranks raise, on those that leave it to rank 0 to tell."""

@@ -58,6 +58,6 @@ def _explain(error: MemoryError | RuntimeError) -> str:
 
 def _complain(message: object, status: int) -> int:
     line = " ".join(str(message).split())
-    if not isinstance(message, ToldByRank0):
+    if not isinstance(getattr(message, "__cause__", None), ToldByRank0):
         print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
     return status

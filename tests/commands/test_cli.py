@@ -1,6 +1,7 @@
 import errno
 
 import pytest
+from torch import OutOfMemoryError
 
 from improved_diffusion.commands import cli
 from improved_diffusion.errors import DivergedError, InputError
@@ -32,6 +33,10 @@ def test_a_script_ends_with_what_its_main_returns(returned, status, capsys):
         (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
         (DivergedError("training diverged"), 1, "training diverged"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "not enough memory, take a smaller batch or model"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "take a smaller batch"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), 1, "take a smaller batch"),
+        (OutOfMemoryError("CUDA out of memory."), 1, "take a smaller batch"),
     ],
 )
 def test_an_expected_end_is_one_line(error, status, said, capsys):
