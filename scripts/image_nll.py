@@ -72,13 +72,15 @@ def open_test_images(options: BoundOptions, trained: Trained) -> tuple[BoundOpti
         shard=dist_util.rank(),
         num_shards=dist_util.world_size(),
     )
-    data = images.summary()
-    if options.class_cond and trained.names and trained.names != data["classes"]:
-        raise InputError(
-            f"{options.data_dir} has the classes {named(data['classes'])}; the model was trained "
-            f"on {named(trained.names)}: evaluate it on the same ones"
-        )
-    there = data["images"] // images.num_shards * images.num_shards
+    labels = images.source.labels
+    if options.class_cond and labels is not None:
+        if trained.names and trained.names != labels.classes:
+            raise InputError(
+                f"{options.data_dir} has the classes {named(labels.classes)}; the model was "
+                f"trained on {named(trained.names)}: evaluate it on the same ones"
+            )
+        trained.labels_of(images.source)  # or there are more than it knows
+    there = len(images.source) // images.num_shards * images.num_shards
     return options.but(num_samples=min(options.num_samples, there)), images
 
 

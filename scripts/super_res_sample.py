@@ -6,9 +6,9 @@ import torch as th
 
 from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.sampling import sample
-from improved_diffusion.commands.trained import Trained, named, parse_for_model
+from improved_diffusion.commands.trained import Trained, parse_for_model
 from improved_diffusion.errors import InputError
-from improved_diffusion.evaluation.image_sets import ImageSet, open_images
+from improved_diffusion.evaluation.image_sets import open_images
 from improved_diffusion.options.using import SuperResSampling
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.sampling.samples import Condition
@@ -29,31 +29,10 @@ def load_base_samples(
     by = "auto" if options.class_cond else "none"
     images = open_images(options.base_samples, options.small_size, options.in_channels, by)
     numbers = range(min(len(images), options.num_samples))
-    classes = classes_of(images, trained)[: len(numbers)] if options.class_cond else None
+    classes = trained.labels_of(images.source)[: len(numbers)] if options.class_cond else None
     pixels = th.from_numpy(images.read(numbers))
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, classes
-
-
-def classes_of(images: ImageSet, trained: Trained) -> th.Tensor:
-    """The class of each image, int64 [N].
-
-    :raises InputError: if they have none, or others than the model was trained on.
-    """
-    path, labels = images.source.path, images.labels
-    if labels is None:
-        raise InputError(f"the images in {path} have no classes, and the model needs them")
-    if labels.named and trained.names:
-        names = [labels.classes[number] for number in labels.numbers]
-        if unknown := set(names) - set(trained.names):
-            raise InputError(
-                f"{path} has images of class {min(unknown)}; the model was trained on "
-                f"{named(trained.names)}"
-            )
-        return th.tensor([trained.names.index(name) for name in names])
-    if labels.numbers.max() >= trained.num_classes:
-        known = f"the model knows 0 to {trained.num_classes - 1}"
-        raise InputError(f"{path} has images of class {labels.numbers.max()}; {known}")
-    return th.from_numpy(labels.numbers)
+    labels = None if classes is None else th.from_numpy(classes)
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, labels
 
 
 def small_condition(small: th.Tensor, classes: th.Tensor | None) -> Condition:

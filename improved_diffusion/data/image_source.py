@@ -72,6 +72,26 @@ class Labels:
             )
         return Labels(names, self.numbers, self.origin)
 
+    def numbers_among(
+        self, classes: Sequence[str], count: int, where: str, refusal: str
+    ) -> np.ndarray:
+        """The class of each image by its number among others, int64 [N].
+
+        Where names are not known, here or there, the numbers are taken to be those.
+
+        :param classes: names of the others, or empty; there are ``count`` of them.
+        :param where: what has the images, for an error.
+        :param refusal: what an error says after the class that is not among them.
+        :raises InputError: if an image is of such a class.
+        """
+        by_name = self.named and classes
+        known = classes if by_name else self.classes[:count]
+        place = {name: number for number, name in enumerate(known)}
+        for number in np.unique(self.numbers):
+            if self.classes[number] not in place:
+                raise InputError(f"{where} has images of class {self.classes[number]}{refusal}")
+        return np.array([place.get(name, -1) for name in self.classes])[self.numbers]
+
 
 class ImageSource(ABC):
     """N images. Each kind of place is a class with a file of its own.
@@ -195,7 +215,10 @@ class Files(ImageSource):
         shared = self._around.split("/")[:-1]
         for depth in range(len(shared) + 1):
             folder = "".join(f"{part}/" for part in shared[:depth])
-            content = self._read_list(folder + LIST)
+            try:
+                content = self._read_list(folder + LIST)
+            except InputError as error:
+                raise LabelError(f"{error}; mend it, or give --labels none") from error
             if content is not None:
                 listed = listed_labels(content, f"{self.path.rstrip('/')}/{folder}{LIST}")
                 return {folder + name: number for name, number in listed.items()}

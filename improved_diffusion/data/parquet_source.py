@@ -124,9 +124,9 @@ def _read_table(path: str, files: list[str], with_labels: bool) -> tuple[Any, La
             raise InputError(f"{path} claims {size} bytes, more than {MAX_BYTES}; give fewer files")
         for part in parts if with_labels else ():
             if _features(part.physical_schema) != _features(data.schema):
-                raise InputError(
+                raise LabelError(
                     f"{part.path} has other columns or classes than {files[0]}; give the files of "
-                    "one data set"
+                    "one data set, or --labels none"
                 )
         images = _column_of_images(path, data.schema)
         label = _column_of_labels(path, data.schema) if with_labels else None

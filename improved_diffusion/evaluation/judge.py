@@ -224,18 +224,8 @@ def class_numbers(
     names = reference.labels.classes
     if train is not None and train.labels is not None and train.labels.classes != names:
         raise InputError("--train and --reference have different classes; give --labels none")
-    classes, numbers = samples.labels.classes, samples.labels.numbers
-    if samples.labels.named:
-        unknown = [name for name in classes if name not in names]
-        place = [names.index(name) if name in names else -1 for name in classes]
-        numbers = np.array(place)[numbers]
-    else:  # as the model was trained with them
-        unknown = classes[len(names) :]
-    if unknown:
-        raise InputError(
-            f"samples are of the class {unknown[0]}, which --reference has not; give --labels none"
-        )
-    return numbers
+    refusal = ", which --reference has not; give --labels none"
+    return samples.labels.numbers_among(names, len(names), "--samples", refusal)
 
 
 def _recognised(

@@ -16,8 +16,10 @@ import pytest
 from made_files import cifar_members, tar_of
 from PIL import Image
 
+from improved_diffusion.data.folder_source import FolderSource
 from improved_diffusion.data.image_source import Labels
 from improved_diffusion.data.sources import KINDS, open_source
+from improved_diffusion.data.zip_source import ZipSource
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_datasets import load_data
 from improved_diffusion.system import archives
@@ -258,6 +260,19 @@ def test_classes_that_cannot_be_used_do_no_harm_where_none_are_needed(tmp_path):
         load_data(**flags, class_cond=True)
     with pytest.raises(InputError, match="no file names to take classes from"):
         load_data(**flags, labels="name")
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+def test_nor_does_a_list_of_them_that_cannot_be_read(tmp_path, make, monkeypatch):
+    path = str(make(tmp_path / "images.zip", "{name}/{number}.png", [("dataset.json", b"{}")]))
+
+    def fail(self, name):
+        raise InputError(f"cannot read {name}")
+
+    monkeypatch.setattr(FolderSource if make is make_folder else ZipSource, "_read_list", fail)
+    assert open_source(path, needs_labels=False).labels is None
+    with pytest.raises(InputError, match=r"cannot read dataset\.json; mend it, or give --labels"):
+        open_source(path)
 
 
 @pytest.mark.parametrize("make", [make_folder, make_zip])
@@ -546,8 +561,8 @@ def test_parquet_files_that_do_not_belong_together(tmp_path):
     make_parquet(tmp_path / "a-1.parquet", label="number")
     refused(tmp_path, r"a-1\.parquet has other columns or classes")
     make_parquet(tmp_path / "a-1.parquet", named=False)
-    refused(tmp_path, r"a-1\.parquet has other columns or classes")
-    assert len(open_source(str(tmp_path), "none")) == 2 * COUNT
+    refused(tmp_path, r"a-1\.parquet has other columns or classes.*, or --labels none")
+    assert len(open_source(str(tmp_path), needs_labels=False)) == 2 * COUNT
 
 
 def test_parquet_files_in_a_folder_of_their_data_set(tmp_path):

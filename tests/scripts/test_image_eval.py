@@ -177,6 +177,14 @@ def other_classes(data, tmp_path):
     return {"samples": folder_of(tmp_path / "others", seed=1, names=names)}
 
 
+def test_names_that_no_sample_has_do_no_harm(data, tmp_path):
+    pixels, classes = pictures(1, 60)
+    names = np.array(["bird", *CLASSES])  # as of a model that knows more
+    np.savez(tmp_path / "some.npz", pixels, classes + 1, classes=names)
+    assert judge(data, tmp_path / "out", samples=tmp_path / "some.npz") == 0
+    assert read(tmp_path / "out")["recognised"] > 0.9
+
+
 def too_many_classes(data, tmp_path):
     pixels, _ = pictures(1, 60)
     np.savez(tmp_path / "more.npz", pixels, np.arange(60))
@@ -196,8 +204,8 @@ def too_many_classes(data, tmp_path):
         (few, "--samples has 49 images, too few"),
         (larger, "fewer than 16"),
         (nameless, "have none: name the files <class>_<number>.png, or give each class"),
-        (other_classes, "of the class bird, which --reference has not"),
-        (too_many_classes, "of the class 3, which --reference has not"),
+        (other_classes, "--samples has images of class bird, which --reference has not"),
+        (too_many_classes, "of class 3, which --reference has not"),
     ],
 )
 def test_bad_input(data, tmp_path, capsys, make, said):

@@ -247,6 +247,12 @@ def test_other_places_of_images_than_folders(tiny, tiny_sr, images, scripts, tmp
     message = "images.npz has the classes 0, 1; the model was trained on cat, dog"
     _, err = scripts.run("image_nll.py", **model, data_dir=arrays, status=2)
     assert message in err
+    (tmp_path / "zip" / "config.json").unlink()  # then no name is known, and classes are numbers
+    np.savez(arrays, np.stack(pixels), np.arange(len(names)))
+    bare = {**model, **tiny, "data_dir": arrays, "class_cond": True, "num_classes": 2}
+    _, err = scripts.run("image_nll.py", **bare, status=2)
+    assert "images.npz has images of class 2; the model knows 0 to 1" in err
+    np.savez(arrays, np.stack(pixels), np.array([name.startswith("dog") for name in names], int))
     large = tiny_sr | {"data_dir": arrays, "batch_size": 4, "max_steps": 1}
     scripts.run("super_res_train.py", **large, log_dir=tmp_path / "large")
     assert (tmp_path / "large" / "model000001.pt").exists()
