@@ -264,9 +264,10 @@ def publish(job: Job) -> None:
 def save_half(path: Path, out: Path) -> None:
     """Write an EMA as 16-bit floats, without its initial weights."""
     weights = checkpoints.load_model_file(str(path))
-    if found := checkpoints.initial_weights_in(str(path)):
-        initial = checkpoints.load_model_file(found[0])
-        weights = checkpoints.without_initial(weights, initial, found[1])
+    share, kept = checkpoints.initial_part(str(path))
+    if kept:
+        initial = checkpoints.load_model_file(kept)
+        weights = checkpoints.without_initial(weights, initial, share)
     with atomic_write(out) as file:
         th.save({name: value.half() for name, value in weights.items()}, file)
 

@@ -345,7 +345,7 @@ def average_by_hand(history, rate):
 
 
 def corrected(folder, step, rate="0.9"):
-    path, share = checkpoints.initial_weights_in(str(folder / f"ema_{rate}_{step:06d}.pt"))
+    share, path = checkpoints.initial_part(str(folder / f"ema_{rate}_{step:06d}.pt"))
     average = th.load(folder / f"ema_{rate}_{step:06d}.pt", weights_only=True)
     initial = th.load(path, weights_only=True)
     return checkpoints.without_initial(average, initial, share)["scale"].item()
@@ -387,9 +387,9 @@ def test_an_ema_that_began_later_holds_other_weights(run_in, tmp_path):
     settings = {"resume_checkpoint": path, "ema_rate": "0.9,0.5"}
     run_in("run", lambda _: toy_loop(max_steps=4, **settings))
     young = str(tmp_path / "run" / "ema_0.5_000004.pt")
-    assert checkpoints.initial_weights_in(young) is None
+    assert checkpoints.initial_part(young) == (0, None)
     old = str(tmp_path / "run" / "ema_0.9_000004.pt")
-    assert checkpoints.initial_weights_in(old)[1] == pytest.approx(0.9**4)
+    assert checkpoints.initial_part(old).share == pytest.approx(0.9**4)
 
 
 @pytest.mark.parametrize("settings", [{"ema_correction": False}, {"ema_rate": "0"}])

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
 
 from .. import dist_util, logger
+from ..data.image_source import ImageSource
 from ..errors import InputError
 from ..models.architecture import check_fit
 from ..options.command_line import as_words, parse_values
@@ -61,6 +63,19 @@ class Trained:
     def known_classes(self) -> str:
         """The classes that it was trained on, for a message."""
         return named(self.names) if self.names else f"0 to {self.room - 1}"
+
+    def labels_of(self, images: ImageSource) -> np.ndarray:
+        """The class of each image by its number in the model, int64 [N].
+
+        :raises InputError: if they have none, or an image is of a class that the model has not.
+        """
+        if images.labels is None:
+            raise InputError(
+                f"the images in {images.path} have no classes, and the model needs them: "
+                f"{images.labelling}"
+            )
+        refusal = f"; the model knows {self.known_classes()}"
+        return images.labels.numbers_among(self.names, self.num_classes, images.path, refusal)
 
     def class_numbers(self, text: str) -> list[int]:
         """The numbers of classes, from their names or numbers, comma-separated.
@@ -252,17 +267,16 @@ def load_trained(model: th.nn.Module, model_path: str, ema_correction: bool = Tr
     :raises InputError: if its file is missing, unsafe or does not fit.
     """
     checkpoints.load_into(model, model_path)
-    found = checkpoints.initial_weights_in(model_path) if ema_correction else None
-    if found:
-        path, share = found
-        try:
+    try:
+        share, path = checkpoints.initial_part(model_path, ema_correction)
+        if path:
             initial = checkpoints.load_model_file(path)
             check_fit(model, initial, path)
-        except InputError as error:
-            raise InputError(
-                f"{error}; or give --ema_correction False to leave the initial weights in the EMA"
-            ) from error
-        model.load_state_dict(checkpoints.without_initial(model.state_dict(), initial, share))
+            model.load_state_dict(checkpoints.without_initial(model.state_dict(), initial, share))
+    except InputError as error:
+        raise InputError(
+            f"{error}; or give --ema_correction False to leave the initial weights in the EMA"
+        ) from error
     return model.to(dist_util.dev()).eval()
 
 
@@ -270,8 +284,8 @@ def about_model(options: TrainedOptions, trained: Trained, model: th.nn.Module) 
     """Lines that say which model is used, its size, and whether its flags are known."""
     parameters = sum(p.numel() for p in model.parameters())
     lines = [f"Model: {options.model_path}", f"Parameters: {parameters / 1e6:.2f} M"]
-    if options.ema_correction and (found := checkpoints.initial_weights_in(options.model_path)):
-        path, share = found
+    share, path = checkpoints.initial_part(options.model_path, options.ema_correction)
+    if path:
         lines.append(f"EMA: its share of the initial weights, {share:.2%}, is taken out ({path})")
     if not trained.has_config:
         hidden = (name for name, rules in options.flags().items() if not rules.in_weights)
@@ -289,10 +303,8 @@ def describe(options: UseOptions, trained: Trained, model: th.nn.Module) -> None
     for line in about_model(options, trained, model):
         logger.log(line)
     logger.log(f"Precision: {options.precision}")
-    share = checkpoints.initial_share(options.model_path)
-    if options.ema_correction and checkpoints.initial_weights_in(options.model_path):
-        share = 0.0
-    if share > checkpoints.SETTLED:
+    share, kept = checkpoints.initial_part(options.model_path, options.ema_correction)
+    if share > checkpoints.SETTLED and not kept:
         logger.warn(
             f"This EMA still holds {share:.0%} of its initial weights, so expect noise; "
             "model*.pt, a lower --ema_rate or more training is better"

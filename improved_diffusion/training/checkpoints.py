@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 
@@ -109,19 +109,43 @@ def save_checkpoint(folder: str, step: int, parts: Mapping[str, Any]) -> str:
     return model_path(folder, step)
 
 
-def initial_weights_in(path: str) -> tuple[str, float] | None:
-    """The file of the initial weights in the EMA of that path, and their share in it.
+class InitialPart(NamedTuple):
+    """The initial weights in an EMA: their share, and the file to take them out with, if any."""
 
-    :return: None for any other file, where they were not kept, or where the EMA began with others.
+    share: float
+    path: str | None
+
+
+def initial_part(path: str, correct: bool = True) -> InitialPart:
+    """What a model's file holds of a run's initial weights: nothing, if it is no EMA.
+
+    Nor does an EMA that began with weights that were trained already, as the state beside it tells.
+
+    :param correct: whether they are to be taken out; else only the file's name is looked at.
+    :raises InputError: if they were kept, and the state cannot be read.
     """
     match = re.search(rf"(?:^|[/\\]){EMA_NAME}$", path)
-    initial = companion(path, "model", 0)
-    if not (match and initial):
-        return None
+    if not match:
+        return InitialPart(0.0, None)
     rate, count = match.group(1), int(match.group(2))
-    if state := companion(path, "state", count):
-        count = load_state_file(state).averaged.get(rate, 0)
-    return (initial, float(rate) ** count) if count else None
+    by_name = InitialPart(float(rate) ** count, None)
+    if not correct:
+        return by_name
+    kept = companion(path, "model", 0)
+    if beside := companion(path, "state", count):
+        try:
+            content = dist_util.load_state_dict(beside, map_location="cpu")
+            averaged = TrainState.from_file(content, beside).averaged
+        except InputError:
+            if kept:
+                raise
+            return by_name
+        if "averaged" not in content:  # an old one
+            return by_name
+        if rate not in averaged:
+            return InitialPart(0.0, None)
+        count = averaged[rate]
+    return InitialPart(float(rate) ** count, kept if count else None)
 
 
 def without_initial(average: Weights, initial: Weights, share: float) -> dict[str, th.Tensor]:
@@ -239,12 +263,6 @@ def best_ema_rate(rates: Iterable[float], step: int) -> float:
     ascending = sorted(rates)
     settled = [rate for rate in ascending if rate**step <= SETTLED]
     return settled[-1] if settled else ascending[0]
-
-
-def initial_share(path: str) -> float:
-    """The share of the initial weights in the EMA of that file name; 0 for any other file."""
-    match = re.search(rf"(?:^|[/\\]){EMA_NAME}$", path)
-    return float(match.group(1)) ** int(match.group(2)) if match else 0.0
 
 
 def remove_older_checkpoints(folder: str, keep: int) -> None:

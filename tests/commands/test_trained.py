@@ -235,10 +235,10 @@ def test_small_images_of_classes_that_were_never_trained(tiny_sr, images, tmp_pa
     using |= {"log_dir": tmp_path / "out"}
     unknown = {"base_samples": tmp_path / "unknown.npz"}
     assert in_process("super_res_sample.py", using | unknown) == 2
-    assert "has images of class 2; the model knows 0 to 1" in capsys.readouterr().err
+    assert "has images of class 2; the model knows cat, dog" in capsys.readouterr().err
     others = {"base_samples": tmp_path / "others.npz"}
     assert in_process("super_res_sample.py", using | others) == 2
-    said = "has images of class ape; the model was trained on cat, dog"
+    said = "has images of class ape; the model knows cat, dog"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     np.savez(tmp_path / "dog.npz", small, np.array([1, 1]), classes=np.array(["ape", "dog"]))
@@ -290,3 +290,20 @@ def test_an_ema_is_used_without_its_initial_weights(tiny, images, tmp_path, caps
     assert "taken out" not in said[1]
     assert "still holds 97% of its initial weights, so expect noise" in said[1]
     assert not np.array_equal(*made)
+
+    state = tmp_path / "run" / "state000003.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    flags = using | {"overwrite": True, "log_dir": tmp_path / "out True"}
+    assert in_process("image_sample.py", flags) == 2
+    assert "or give --ema_correction False" in capsys.readouterr().err
+    assert in_process("image_sample.py", flags | {"ema_correction": False}) == 0
+
+    further = {"resume_checkpoint": tmp_path / "run" / "model000003.pt", "max_steps": 4}
+    further |= {"ema_rate": "0.999", "log_dir": tmp_path / "further"}
+    for name in ("opt000003.pt", "state000003.pt", "model000000.pt"):  # as of a published model
+        (tmp_path / "run" / name).unlink()
+    assert in_process("image_train.py", tiny | settings | further) == 0
+    capsys.readouterr()
+    flags = {"model_path": tmp_path / "further", "num_samples": 1, "num_threads": 1}
+    assert in_process("image_sample.py", flags | {"log_dir": tmp_path / "on"}) == 0
+    assert "initial weights" not in capsys.readouterr().out

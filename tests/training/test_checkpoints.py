@@ -129,7 +129,7 @@ def test_of_several_rates_the_highest_settled_one_is_chosen(step, rate, tmp_path
     make_files(tmp_path, *emas(step, 0.9, 0.99, 0.9999), f"model{step:06d}.pt")
     make_files(tmp_path, f"state{step:06d}.pt")
     assert chosen(tmp_path) == f"ema_{rate}_{step:06d}.pt"
-    assert checkpoints.initial_share(chosen(tmp_path)) == rate**step
+    assert checkpoints.initial_part(chosen(tmp_path), correct=False).share == rate**step
 
 
 def test_a_folder_without_any_state_has_its_emas(tmp_path):
@@ -156,7 +156,7 @@ def test_a_folder_without_an_ema_is_refused(tmp_path):
     ],
 )
 def test_the_share_of_the_initial_weights_stands_in_the_name(path, share):
-    assert checkpoints.initial_share(path) == share
+    assert checkpoints.initial_part(path, correct=False) == (share, None)
 
 
 def test_companions_lie_beside_the_model(tmp_path, monkeypatch):
