@@ -122,7 +122,7 @@ class TrainLoop:
         averaged = {str(rate): 0 for rate in self.ema_rate}
         self.state = TrainState(flags=flags or {}, averaged=averaged)
         self._pace = Pace(options.time_budget)
-        self.resume_step = 0  # updates of earlier processes; step are those of this one
+        self.resume_step = 0  # updates of earlier processes; step has those of this one
         self.last_saved: int | None = None
         self._gathered: TrainState | None = None  # what all ranks knew after an update
         with dist_util.agreeing():

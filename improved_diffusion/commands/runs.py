@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -298,17 +299,21 @@ def check_resumed_flags(saved: Mapping[str, Any], options: Options) -> None:
 def command_to_continue(folder: str, checkpoint: str = "auto") -> str:
     """The command line that takes this run up again."""
     dropped = ("--log_dir", "--resume_checkpoint")
-    words = iter(sys.argv[1:])
+    given = iter(sys.argv[1:])
     kept = []
-    for word in words:
+    for word in given:
         if word in dropped:
-            next(words, None)
+            next(given, None)
         elif not word.startswith(tuple(f"{flag}=" for flag in dropped)):
             kept.append(word)
     ranks = dist_util.world_size()
     several = ["torchrun", "--standalone", "--nproc_per_node", str(ranks)]
     launcher = ["python"] if ranks == 1 else several
     resumed = ["--log_dir", folder, "--resume_checkpoint", checkpoint]
-    command = shlex.join([*launcher, sys.argv[0], *kept, *resumed])
+    words = [*launcher, sys.argv[0], *kept, *resumed]
     elsewhere = os.environ.get("DIFFUSION_BLOB_LOGDIR")
-    return f"DIFFUSION_BLOB_LOGDIR={shlex.quote(elsewhere)} {command}" if elsewhere else command
+    if os.name == "nt":  # for cmd.exe
+        there = f'set "DIFFUSION_BLOB_LOGDIR={elsewhere}" && ' if elsewhere else ""
+        return there + subprocess.list2cmdline(words)
+    there = f"DIFFUSION_BLOB_LOGDIR={shlex.quote(elsewhere)} " if elsewhere else ""
+    return there + shlex.join(words)

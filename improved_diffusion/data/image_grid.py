@@ -71,10 +71,10 @@ def _line_of(headings: Sequence[str], width: int, grid: np.ndarray) -> np.ndarra
     """Headings of columns that are so wide, to stand on a grid: [height or 0, its width, C]."""
     from PIL import Image, ImageDraw, ImageFont
 
-    for size in range(LARGEST_LETTERS, SMALLEST_LETTERS - 1, -1):
+    drawable = bool(headings) and all(map(_is_latin, headings))
+    for size in range(LARGEST_LETTERS, SMALLEST_LETTERS - 1, -1) if drawable else ():
         font = ImageFont.load_default(size)
-        fits = all(_is_latin(text) and font.getlength(text) < width for text in headings)
-        if headings and fits:
+        if all(font.getlength(text) < width for text in headings):
             line = Image.new("L", (grid.shape[1], 3 * size // 2), WHITE)
             for column, text in enumerate(headings):
                 middle = PADDING / 2 + (column + 0.5) * width

@@ -252,15 +252,16 @@ class ModelOptions(DiffusionOptions):
                 f"{listed(mult)}, got {self.height}"
             )
             return
-        for name in ("num_heads", "num_heads_upsample"):
-            heads = getattr(self, name)
-            if heads != -1 and any(self.num_channels * m % heads for m in mult):
-                yield (
-                    f"{name} must divide the channels of all levels, {self.num_channels} x "
-                    f"({listed(mult)}), got {heads}"
-                )
         heights = [self.height // 2**level for level in range(len(mult))]
         attention = self._attention()
+        attending = [m for m, h in zip(mult, heights, strict=True) if h in (attention or ())]
+        for name, own in (("num_heads", [*attending, mult[-1]]), ("num_heads_upsample", attending)):
+            heads = getattr(self, name)
+            if heads != -1 and any(self.num_channels * m % heads for m in own):
+                yield (
+                    f"{name} must divide the channels of the levels with attention, "
+                    f"{self.num_channels} x ({listed(sorted(set(own)))}), got {heads}"
+                )
         if attention is None or not set(attention) <= set(heights):
             patches = f" and patch_size {self.patch_size}" if self.patch_size > 1 else ""
             yield (

@@ -16,6 +16,7 @@ from .flags import Options, complaint, flag, setting
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
 from .presets import PRESETS
 
+MOST_THREADS = 4096  # beyond any machine: a slip of the pen
 # How the learning rate falls: its share after the share u of the fall, u in [0, 1].
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
@@ -37,7 +38,7 @@ class RunOptions(Options):
     log_dir: str = setting(
         "", "folder of the run's files; empty for OPENAI_LOGDIR, or else runs/<script>-<date-time>"
     )
-    seed: int = flag(0, "seed of all random numbers", at_least=0)
+    seed: int = flag(0, "seed of all random numbers", at_least=0, below=2**63)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,10 @@ class ThreadOptions(Options):
     """The flag of every script that uses a model."""
 
     num_threads: int = setting(
-        0, "threads to compute with; 0 for OMP_NUM_THREADS, or else one a processor", at_least=0
+        0,
+        "threads to compute with; 0 for OMP_NUM_THREADS, or else one a processor",
+        at_least=0,
+        at_most=MOST_THREADS,
     )
 
 
@@ -79,9 +83,6 @@ class ComputeOptions(ThreadOptions):
     allow_slow_bf16: bool = setting(
         False, "let bf16 compute on a CPU without native bfloat16, 10 to 80 times slower than fp32"
     )
-    compile: bool = setting(
-        False, "run the model through torch.compile: minutes of compiling, then faster steps"
-    )
 
     @property
     def number_format(self) -> str:
@@ -95,6 +96,15 @@ class ComputeOptions(ThreadOptions):
     def _check_precision(self) -> None:
         device = dist_util.find_device(self.device)
         check_precision(self.number_format, device, self.allow_slow_bf16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions(Options):
+    """The flag of every script that calls a diffusion model many times."""
+
+    compile: bool = setting(
+        False, "run the model through torch.compile: minutes of compiling, then faster steps"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +167,7 @@ class GuidanceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(RunningOptions, DataOptions, GuidanceOptions, EmaOptions):
+class TrainingOptions(RunningOptions, CompileOptions, DataOptions, GuidanceOptions, EmaOptions):
     """Flags of a training."""
 
     schedule_sampler: str = flag(
@@ -364,6 +374,11 @@ class EvalOptions(Options):
         "real images to judge them by, not those of data_dir but of the same kinds; empty for "
         "datasets/cifar_test",
     )
+
+    def check(self) -> Iterator[str]:
+        if self.eval_dir and not self.eval_interval:
+            yield "--eval_dir has the images that --eval_interval judges samples by; give that, too"
+        yield from super().check()
 
 
 @dataclass(frozen=True, kw_only=True)

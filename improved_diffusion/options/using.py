@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..data.image_source import BY
 from ..data.sources import KNOWN
@@ -12,7 +13,14 @@ from ..sampling.interpolation import USUAL_STEPS
 from ..sampling.samplers import SAMPLERS, Sampler
 from .flags import flag, with_default
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
-from .training import DataOptions, EmaOptions, GuidanceOptions, RunningOptions, ThreadOptions
+from .training import (
+    CompileOptions,
+    DataOptions,
+    EmaOptions,
+    GuidanceOptions,
+    RunningOptions,
+    ThreadOptions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class ResultOptions(RunningOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UseOptions(TrainedOptions, ResultOptions):
+class UseOptions(TrainedOptions, ResultOptions, CompileOptions):
     """Flags of what samples or evaluates with a trained model."""
 
 
@@ -66,13 +74,15 @@ class GuideOptions(TrainedOptions, GuidanceOptions, ModelOptions):
 class SamplingOptions(UseOptions, GuideOptions):
     """Flags that the sampling scripts share."""
 
+    USUAL_SAMPLER: ClassVar[str] = "ddpm"
     num_samples: int = flag(10000, "how many images", at_least=1)
     batch_size: int = flag(16, "images at a time", at_least=1)
     clip_denoised: bool = flag(True, "clip the predicted image to the range of pixels at each step")
     sampler: str = flag(
         "",
         f"{', '.join(f'{name} ({s.about}; {s.usual})' for name, s in SAMPLERS.items())}; empty for "
-        "ddpm, or for what the run's preset recommends",
+        "ddpm; for image_sample.py it is what the run's preset recommends, for image_inpaint.py "
+        "dpmpp",
         choices=("", *SAMPLERS),
     )
     use_ddim: bool = flag(False, "the same as --sampler ddim")
@@ -97,7 +107,7 @@ class SamplingOptions(UseOptions, GuideOptions):
     @property
     def chosen_sampler(self) -> Sampler:
         """The sampler that all flags together ask for."""
-        return SAMPLERS[self.sampler or ("ddim" if self.use_ddim else "ddpm")]
+        return SAMPLERS[self.sampler or ("ddim" if self.use_ddim else self.USUAL_SAMPLER)]
 
     @property
     def chosen_eta(self) -> float:
@@ -249,6 +259,7 @@ class GuidedLabelOptions(GuideOptions, LabelOptions):
 class InpaintingOptions(SamplingOptions, GuidedLabelOptions):
     """Flags of ``image_inpaint.py``."""
 
+    USUAL_SAMPLER = "dpmpp"
     input: str = flag("", "a picture of the model's image_size")
     mask: str = flag(
         "", "a picture of the same size: what is white there is made, what is black there is kept"
@@ -260,7 +271,6 @@ class InpaintingOptions(SamplingOptions, GuidedLabelOptions):
         8, "how often each stretch of jump_length timesteps is walked; 1 is no jump", at_least=1
     )
     num_samples: int = with_default(SamplingOptions, "num_samples", 8)
-    sampler: str = with_default(SamplingOptions, "sampler", "dpmpp")
     save_png: bool = with_default(SamplingOptions, "save_png", True)
 
     def check(self) -> Iterator[str]:

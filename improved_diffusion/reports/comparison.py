@@ -19,7 +19,7 @@ from ..logs.columns import COLUMNS
 from ..logs.tables import read_columns
 from ..system.archives import read_arrays
 from ..system.files import legible
-from .run_workbook import read_json
+from .run_workbook import read_json, seconds_of
 
 PANELS = {c.name: c.panel for c in COLUMNS if c.panel}  # the columns that are compared
 POINTS = 50  # a curve is smoothed over this part of its length
@@ -221,7 +221,7 @@ def facts(run: Run) -> dict[str, Any]:
     tail = log.tail(math.ceil(len(log) / 10))
     names = [c.name for c in COLUMNS if c.is_summarised and c.name in log]
     means = {f"{name}, last tenth": float(tail[name].mean()) for name in names}
-    seconds = float(log["wall_time"].iloc[-1]) if "wall_time" in log else math.nan
+    seconds = seconds_of(log.get("wall_time", ())) or math.nan
     updates = int(log["step"].iloc[-1]) + 1
     return {
         "run": run.name,
@@ -229,7 +229,7 @@ def facts(run: Run) -> dict[str, Any]:
         "precision": flags.get("precision", ""),
         "updates": updates,
         "hours": seconds / 3600,
-        "updates/s": updates / seconds if seconds else math.nan,
+        "updates/s": updates / seconds,
         **means,
     }
 

@@ -108,11 +108,11 @@ def _draw_errors(errors: Any, ratios: Any, runs: Sequence[Run]) -> None:
 
 
 class Points(NamedTuple):
-    """A figure of each run's evaluations: for each run their names, values and standard errors."""
+    """A figure, with a point for each evaluation."""
 
     title: str
     axis: str
-    shown: Sequence[tuple[int, str, float, float]]  # with the number of the run
+    shown: Sequence[tuple[int, str, float, float]]  # number of the run, name, value and error
 
 
 def _bits(runs: Sequence[Run]) -> Points:

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
@@ -103,6 +103,15 @@ def read_json(path: Path) -> dict[str, Any]:
 # --- sheets
 
 
+def seconds_of(wall_times: Iterable[Any]) -> float:
+    """How long a run took, by the column ``wall_time``; 0 where it does not say.
+
+    A run that was resumed without its state counts from zero again.
+    """
+    times = finite(wall_times)
+    return sum(t for t, after in itertools.pairwise([*times, 0]) if after < t)
+
+
 def _facts(log: Log) -> dict[str, Any]:
     found: dict[str, Any] = {}
     # A row names its last step, counted from 0: the updates made by then are one more.
@@ -110,9 +119,7 @@ def _facts(log: Log) -> dict[str, Any]:
         if values := finite(log.get(name, ())):
             found[title] = int(max(values)) + extra
     found["log lines"] = len(next(iter(log.values())))
-    if times := finite(log.get("wall_time", ())):
-        # A run that was resumed without its state counts from zero again.
-        seconds = sum(t for t, after in zip(times, [*times[1:], 0], strict=True) if after < t)
+    if seconds := seconds_of(log.get("wall_time", ())):
         found["duration (h:mm:ss)"] = timedelta(seconds=round(seconds))
     return found
 

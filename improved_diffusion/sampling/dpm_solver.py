@@ -35,7 +35,8 @@ def dpm_solver(
         nonlocal before
         i = int(t[0])
         pred_xstart = diffusion.p_mean_variance(model, x, t, **settings)["pred_xstart"]
-        length = log_snr(diffusion.alphas_cumprod_prev[i]) - log_snr(diffusion.alphas_cumprod[i])
+        here, there = diffusion.alphas_cumprod[i], diffusion.alphas_cumprod_prev[i]
+        length = half_log_snr(there) - half_log_snr(here)
         prediction = extrapolate(pred_xstart, length, before)
         before = pred_xstart, length
         x = _step(diffusion, x, i, prediction, eta, randn_like)
@@ -44,8 +45,8 @@ def dpm_solver(
     return step
 
 
-def log_snr(alpha_bar: float) -> float:
-    """lambda = log(alpha / sigma), half the log signal-to-noise ratio; infinite without noise."""
+def half_log_snr(alpha_bar: float) -> float:
+    """The paper's lambda, log(alpha / sigma), half the log-SNR; infinite without noise."""
     return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if alpha_bar < 1 else math.inf
 
 

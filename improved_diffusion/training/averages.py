@@ -70,7 +70,7 @@ class Averages:
         return Average(rate, without, 0.0, corrected=True)
 
     def keep_initial_weights(self, state: TrainState, folder: str, begun: str) -> None:
-        """Keep what they begin with, of a new run or of one that goes on in another folder.
+        """Write ``model000000.pt``: what a new run begins with, or what the continued one did.
 
         :param begun: path of the model's file that the run goes on from, or "".
         """

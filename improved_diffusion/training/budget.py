@@ -24,7 +24,7 @@ class Pace:
 
     @property
     def name(self) -> str:
-        """The budget's, by which a checkpoint has its number of updates."""
+        """The minutes in words: the key of the planned number of updates in a checkpoint."""
         return f"{self.minutes:g}"
 
     def add(self, seconds: float) -> None:
@@ -43,7 +43,11 @@ class Pace:
         missing = max(0, FEWEST - self._measured)
         ahead = missing * self._seconds / self._measured if self._measured else 0.0
         if elapsed + ahead >= 60 * self.minutes:
-            self._refuse(elapsed)
+            raise InputError(
+                f"time_budget {self.name} is too short to measure how fast updates are: "
+                f"{self._updates} were made here in the {elapsed:.0f} seconds that are over, and "
+                f"{UNMEASURED + FEWEST} are needed; give more minutes, or --max_steps"
+            )
         return not missing and self._seconds >= SHARE * 60 * self.minutes
 
     def fitting(self, elapsed: float, pauses: Iterable[tuple[int, float]], last: float) -> int:
@@ -58,7 +62,11 @@ class Pace:
         each = self._seconds / self._measured + pausing
         fitting = int((60 * self.minutes - elapsed - last) / each)
         if fitting < 1:
-            self._refuse(elapsed)
+            raise InputError(
+                f"time_budget {self.name} has no room for another update beside what is drawn, "
+                f"judged and saved, {elapsed:.0f} seconds of it being over; give more minutes, or "
+                "--max_steps"
+            )
         return fitting
 
     def plan(
@@ -97,10 +105,3 @@ class Pace:
     def say(self, updates: int | None) -> None:
         """Say how many updates were planned."""
         logger.log(f"Training: {updates} updates in the time budget of {self.name} minutes")
-
-    def _refuse(self, elapsed: float) -> None:
-        raise InputError(
-            f"time_budget {self.name} is too short to measure how fast updates are: "
-            f"{self._updates} were made here in the {elapsed:.0f} seconds that are over, and "
-            f"{UNMEASURED + FEWEST} are needed; give more minutes, or --max_steps"
-        )

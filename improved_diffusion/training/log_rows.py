@@ -32,7 +32,8 @@ def write_unfinished_row(state: TrainState, seconds: float) -> None:
 
 
 def _write_row(state: TrainState, seconds: float) -> None:
-    updates, before = state.updates - 1 - state.last_row_step, state.seconds[1]
+    updates = int(logger.getkvs()["step"]) - state.last_row_step
+    before = state.seconds[1]
     logger.logkv("wall_time", round(seconds, 3))
     logger.logkv("steps_per_second", round(updates / (seconds - before), 4))
     with dist_util.agreeing():

@@ -69,7 +69,8 @@ class TrainState:
     :param last_row_step: the step of the log's last row, from 0; -1 before the first.
     :param skipped: updates that were not finite and were skipped: all, and those in a row.
     :param seconds: of training: all, and those before the log's last row.
-    :param averaged: updates in each EMA by its rate, of those that began with the first weights.
+    :param averaged: how many updates each EMA has taken in, by its rate; only of EMAs that began
+        with the run's first weights.
     :param planned: how many updates a time budget has room for, by its minutes, once that is fixed.
     :param precision: state of the number format, such as fp16's loss scale.
     :param flags: plain values, for whoever resumes.

@@ -51,7 +51,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in list(self._previous):
+        for number in self._previous:
             self._restore(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -66,4 +66,4 @@ class StopSignals:
             os.write(sys.stderr.fileno(), said.encode())
 
     def _restore(self, number: int) -> None:
-        signal.signal(number, self._previous.pop(number))
+        signal.signal(number, self._previous[number])

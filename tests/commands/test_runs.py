@@ -219,6 +219,10 @@ def test_the_command_to_continue(monkeypatch):
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", "/large disk")
     command = runs.command_to_continue("/run")
     assert command.startswith("DIFFUSION_BLOB_LOGDIR='/large disk' python scripts/image_train.py")
+    monkeypatch.setattr(os, "name", "nt")  # cmd.exe knows double quotes only
+    command = runs.command_to_continue("C:\\my runs")
+    assert command.startswith('set "DIFFUSION_BLOB_LOGDIR=/large disk" && python scripts/image_tr')
+    assert command.endswith('--data_dir "a b" --log_dir "C:\\my runs" --resume_checkpoint auto')
 
 
 def test_a_package_without_its_project_writes_to_the_working_folder(tmp_path, monkeypatch):

@@ -56,6 +56,18 @@ def test_the_suggested_multiples_work(size):
         assert script_util.build_model(options).channel_mult == suggested_mult(size)
 
 
+def test_heads_must_divide_the_channels_where_there_is_attention_alone():
+    flags = FLAGS | {"image_size": 32, "channel_mult": "1,3", "num_heads": 3}
+    flags |= {"attention_resolutions": "16", "num_channels": 32}
+    with th.device("meta"):
+        script_util.build_model(ImageModelOptions(**flags))
+    for name in ("num_heads", "num_heads_upsample"):
+        with pytest.raises(InputError, match=rf"{name} must divide .* 32 x \(1,3\), got 3"):
+            ImageModelOptions(**flags | {"attention_resolutions": "32,16", name: 3})
+    with pytest.raises(InputError, match=r"num_heads must divide .* 32 x \(1,3\), got 3"):
+        ImageModelOptions(**flags | {"attention_resolutions": "32", "channel_mult": "3,1"})
+
+
 def test_all_problems_are_named_at_once():
     with pytest.raises(InputError) as raised:
         ImageModelOptions(num_channels=40, attention_resolutions="7", noise_schedule="linear")

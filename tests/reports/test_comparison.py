@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
 from openpyxl import load_workbook
@@ -112,6 +113,9 @@ def test_facts(runs):
     assert facts["schedule"] == "polynomial, power 2"
     assert facts["updates"] == 10 * (ROWS - 1) + 1
     assert facts["hours"] == pytest.approx(1.5 * ROWS / 3600)
+    log = pd.concat([runs[1].log, runs[1].log])  # resumed without its state: the time begins anew
+    again = comparison.facts(runs[1]._replace(log=log))
+    assert again["hours"] == pytest.approx(2 * facts["hours"])
     tail = [0.5 / (i + 1) for i in range(ROWS - 12, ROWS)]
     assert facts["loss, last tenth"] == pytest.approx(np.mean(tail))
 

@@ -12,6 +12,7 @@ from tiny_runs import save_run
 from improved_diffusion import logger
 from improved_diffusion.data.image_grid import make_grid, to_uint8
 from improved_diffusion.errors import InputError
+from improved_diffusion.options.using import ImageSampling, InpaintingOptions
 from improved_diffusion.sampling.inpainting import (
     Inpainting,
     descents,
@@ -214,6 +215,18 @@ def fill(tmp_path, capsys):
         return tmp_path / name, picture, capsys.readouterr().out
 
     return run
+
+
+def test_the_sampler_is_the_one_that_is_asked_for():
+    def chosen(kind, **flags):
+        return kind(**flags).chosen_sampler.name
+
+    given = {"input": "a.png", "mask": "b.png"}
+    assert chosen(InpaintingOptions, **given) == "dpmpp"
+    assert chosen(InpaintingOptions, **given, use_ddim=True) == "ddim"
+    assert chosen(InpaintingOptions, **given, sampler="ddpm") == "ddpm"
+    assert chosen(ImageSampling) == "ddpm"
+    assert chosen(ImageSampling, use_ddim=True) == "ddim"
 
 
 @pytest.mark.slow

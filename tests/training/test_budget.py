@@ -49,5 +49,5 @@ def test_a_budget_that_ends_before_the_speed_is_known_is_refused(durations, elap
 def test_a_budget_without_room_for_an_update_is_refused():
     measured = pace(1, [1.0] * (UNMEASURED + FEWEST))
     assert measured.fitting(28.0, [], 31.0) == 1
-    with pytest.raises(InputError, match="time_budget 1 is too short"):
+    with pytest.raises(InputError, match="time_budget 1 has no room for another update"):
         measured.fitting(28.1, [], 31.0)

@@ -1,7 +1,10 @@
 """Rows of the log: what is removed is said."""
 
+import pytest
+
 from improved_diffusion import logger
-from improved_diffusion.training.log_rows import cut_log
+from improved_diffusion.training.log_rows import cut_log, write_unfinished_row
+from improved_diffusion.training.state import TrainState
 
 ROWS = "step,loss\n0,0.5\n10,0.4\n20,0.3\n"
 
@@ -18,3 +21,11 @@ def test_rows_that_are_cut_are_kept_and_told(tmp_path):
         (tmp_path / "log.txt").write_text("")
         cut_log(30)
         assert "Moved" not in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("updates", [13, 14])  # the last one did not end, or did
+def test_a_row_before_its_time_counts_the_updates_in_it(updates, tmp_path):
+    with logger.scoped_configure(dir=tmp_path, format_strs=["csv"]):
+        logger.logkv("step", 13)
+        write_unfinished_row(TrainState(updates=updates, last_row_step=10), seconds=1.5)
+    assert "2.0" in (tmp_path / "progress.csv").read_text()

@@ -31,6 +31,15 @@ def test_the_same_signal_again_acts():
             interrupt()
 
 
+def test_signals_that_come_in_the_midst_of_leaving_are_no_error():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop._receive(signal.SIGINT, None)  # as Python delivers one that came just before
+        stop.__exit__()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_launcher_may_add_another_signal_and_a_shell_a_second_hang_up():
     with StopSignals() as stop:
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
