@@ -157,11 +157,11 @@ ABLATION = [
     ablation("no_classes", class_cond=False, label_dropout=0, guidance=1),
     ablation("muon", 940, optimizer="muon", adam_beta1=0.95),
     ablation("channels_64", 396, num_channels=64),
-    ablation("muon_64", 357, num_channels=64, optimizer="muon", adam_beta1=0.95),
     ablation("patches", 1_101, num_channels=64, patch_size=2, channel_mult="1,2,2"),
     ablation("one_block", 1_512, num_res_blocks=1),
     ablation("batch_8", 1_959, batch_size=8),
     ablation("batch_32", 566, batch_size=32),
+    ablation("together", 2_650, batch_size=8, num_res_blocks=1, optimizer="muon", adam_beta1=0.95),
     ablation("laplace", schedule_sampler="laplace"),
     ablation("min_snr", schedule_sampler="uniform", loss_weight="min_snr"),
 ]
