@@ -145,12 +145,15 @@ def _counts(found: Iterable[object]) -> str:
 
 
 def _draw_points(panel: Any, points: Points, runs: Sequence[Run]) -> None:
+    """Draw the runs' points side by side at each evaluation; of a single one, each at its run."""
     styles = [style for _, style in _styled(runs)]
     names = list(dict.fromkeys(name for _, name, _, _ in points.shown))
-    for number, name, value, error in points.shown:
-        offset = (number - (len(runs) - 1) / 2) * 0.6 / len(runs)
+    by_run = len(names) == 1
+    ticks = [runs[number].name for number, *_ in points.shown] if by_run else names
+    for place, (number, name, value, error) in enumerate(points.shown):
+        beside = names.index(name) + (number - (len(runs) - 1) / 2) * 0.6 / len(runs)
         panel.errorbar(
-            names.index(name) + offset,
+            place if by_run else beside,
             value,
             yerr=2 * np.nan_to_num(error),
             fmt="o",
@@ -158,9 +161,13 @@ def _draw_points(panel: Any, points: Points, runs: Sequence[Run]) -> None:
             capsize=3,
             color=styles[number]["color"],
         )
-    panel.set_xticks(range(len(names)), names)
-    panel.set_xlim(-0.5, max(len(names), 1) - 0.5)
-    plots.label_axes(panel, f"{points.title}, ± 2 standard errors".strip(), "", points.axis)
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    panel.set_xticks(range(len(ticks)), ticks, **(slanted if len(ticks) > MOST_ACROSS else {}))
+    for text in panel.get_xticklabels():
+        text.set_parse_math(False)
+    panel.set_xlim(-0.5, max(len(ticks), 1) - 0.5)
+    shown = names[0] if by_run else ""
+    plots.label_axes(panel, f"{points.title}, ± 2 standard errors".strip(), shown, points.axis)
 
 
 def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> bool:

@@ -283,6 +283,16 @@ def test_an_evaluation_of_one_name_is_drawn_for_all(tmp_path, figures):
     assert errors == "Error at equal log-SNR, nll_b"
 
 
+def test_points_stand_at_the_evaluations_or_of_a_single_one_at_the_runs(tmp_path, figures):
+    one = comparison.read_run(make_run(tmp_path / "one", evaluated=("nll", "nll_b")))
+    two = comparison.read_run(make_run(tmp_path / "two", evaluated=("nll_b",), scale=0.5))
+    for runs, ticks, below in (([one, two], ["nll", "nll_b"], ""), ([two], ["two"], "nll_b")):
+        comparison_report.save_curves(runs, "curves.png")
+        panel = figures.pop().axes[6]
+        assert [text.get_text() for text in panel.get_xticklabels()] == ticks
+        assert panel.get_xlabel() == below
+
+
 def points_of(panel):
     """Values and standard errors of a panel's points, from left to right."""
     drawn = sorted(panel.containers, key=lambda points: points[0].get_xdata()[0])
