@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import torch as th
 import torch.distributed as dist
 
-from .errors import InputError, ToldByRank0
+from . import errors
+from .errors import InputError
 from .system.archives import find_damage
 from .system.files import opener
 
@@ -242,8 +243,7 @@ def of_all_ranks(error: Exception) -> Exception:
     """What each rank raises where all do: rank 0 tells ``error``, and the others wait for that."""
     global _leaving_together
     _leaving_together = world_size() > 1
-    if rank() > 0:
-        error.__cause__ = ToldByRank0()
+    errors.told_by_rank_0 = rank() > 0
     return error
 
 

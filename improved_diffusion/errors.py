@@ -1,5 +1,7 @@
 """Errors whose message is all that a user needs: one line, without a traceback."""
 
+told_by_rank_0 = False  # whether another process says what ends this one
+
 
 class InputError(ValueError):
     """A flag, file or argument that cannot work.
@@ -27,7 +29,3 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 class LostRankError(OSError):
     """Another process of the run was killed, or the connection to it broke."""
-
-
-class ToldByRank0(Exception):
-    """The cause of an error that all ranks raise, on those that leave it to rank 0 to tell."""

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from ..errors import DivergedError, InputError, ToldByRank0, is_lack_of_memory
+from .. import errors
+from ..errors import DivergedError, InputError, is_lack_of_memory
 from ..system.streams import make_streams_tolerant
 from ..training.stopping import exit_on_signals
 
@@ -58,6 +59,6 @@ def _explain(error: MemoryError | RuntimeError) -> str:
 
 def _complain(message: object, status: int) -> int:
     line = " ".join(str(message).split())
-    if not isinstance(getattr(message, "__cause__", None), ToldByRank0):
+    if not errors.told_by_rank_0:
         print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
     return status
