@@ -1,6 +1,7 @@
 """Write the images of an LSUN lmdb as square PNG files, <prefix>_<index>.png."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -25,11 +26,18 @@ def main() -> None:
     if next(args.out_dir.glob(f"{args.prefix}_*.png"), None):
         raise InputError(f"{args.out_dir} has images of that prefix already: choose another folder")
     images = chain([next(images)], images)  # before anything is made, the first one must be right
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        path = args.out_dir / f"{args.prefix}_{index:07d}.png"
-        with naming(path):
-            image.save(path)
+    partial = args.out_dir / f".{args.prefix}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for index, image in enumerate(images):
+            path = partial / f"{args.prefix}_{index:07d}.png"
+            with naming(path):
+                image.save(path)
+        for path in partial.iterdir():
+            path.rename(args.out_dir / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(f"{args.out_dir}: {index + 1} images")
 
 

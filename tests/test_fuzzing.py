@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-pytest.importorskip("hypothesis", reason="needs the extra 'test'")
 pytest.importorskip("resource", reason="memory is bounded by a limit of POSIX")
 import fuzzing
 from hypothesis import HealthCheck, Phase, given, settings

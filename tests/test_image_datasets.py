@@ -156,7 +156,6 @@ def test_resume_says_how_the_data_differ(folder):
 
 
 def test_folders_behind_urls_are_read_through_blobfile(folder, monkeypatch):
-    pytest.importorskip("blobfile")
     expected = take(stream(folder), 4)
     for module in (image_files, files):
         monkeypatch.setattr(module, "is_local", lambda path: False)

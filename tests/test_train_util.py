@@ -539,7 +539,7 @@ def test_an_examination_is_counted_once_in_a_time_budget(silent_log, clock):
     ("flags", "wanted"),
     [
         ({"lr_schedule": "constant"}, None),
-        ({"lr_schedule": "cosine", "lr_hold_share": 0.0}, (0.2, 0.1)),
+        ({"lr_schedule": "cosine", "lr_hold_share": 0.0}, (0.2, 0.0586)),
         ({"lr_schedule": "linear", "lr_hold_share": 0.5}, (0.4, 0.2)),
     ],
 )
@@ -548,7 +548,7 @@ def test_how_the_rate_falls_in_a_time_budget(flags, wanted, silent_log, clock):
     loop.run_loop()
     assert loop.updates == 100
     found = [float(row["lr"]) for row in rows(silent_log) if row.get("lr")]
-    assert [found[50], found[75]] == pytest.approx(wanted, rel=0.5) if wanted else found == []
+    assert [found[50], found[75]] == pytest.approx(wanted, rel=0.05) if wanted else found == []
 
 
 def test_a_run_that_goes_on_keeps_the_number_of_updates(run_in, tmp_path, clock):
@@ -757,5 +757,5 @@ def test_a_signal_ends_the_run_after_the_step_and_saves(number, silent_log, capf
     assert loop.updates == 3
     assert (silent_log / "state000003.pt").exists()
     assert (silent_log / "results.xlsx").exists()
-    said = "" if number == signal.SIGHUP else signal.Signals(number).name
-    assert said in capfd.readouterr().err
+    said = f"{signal.Signals(number).name}: finishing this step" in capfd.readouterr().err
+    assert said == (number != signal.SIGHUP)  # whose terminal is closed

@@ -95,7 +95,7 @@ def open_run(
     checkpoints: bool = False,
     results: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Configure the logger in the run's folder, and print that folder first and last.
+    """Configure the logger in the run's folder; print that first and, if it has results, last.
 
     The folder is held until the block ends: a second run in it is refused, and a crash sets it
     free.

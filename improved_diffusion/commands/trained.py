@@ -78,7 +78,7 @@ class Trained:
         return images.labels.numbers_among(self.names, self.num_classes, images.path, refusal)
 
     def class_numbers(self, text: str) -> list[int]:
-        """The numbers of classes, from their names or numbers, comma-separated.
+        """The numbers of classes, from their names or numbers, separated by commas or lines.
 
         A name with a comma stands in double quotes; spaces around a name count where they are its
         own.
@@ -89,9 +89,9 @@ class Trained:
         numbers |= {name: number for number, name in enumerate(self.names)}
         if text in self.names:
             return [numbers[text]]
-        words = [word for row in csv.reader([text]) for word in row if word.strip()]
+        words = [word for row in csv.reader(text.splitlines()) for word in row if word.strip()]
         chosen = [word if word in numbers else word.strip() for word in words]
-        for word in chosen:
+        for word in chosen or filter(None, [text]):
             if word not in numbers:
                 known = self.known_classes()
                 raise InputError(f"the model knows no class {word!r}; it knows {known}")

@@ -47,14 +47,23 @@ def test_an_open_run_has_its_folder_and_says_it(tmp_path, capsys):
     assert {"log.txt", "progress.csv"} <= set(os.listdir(folder))
 
 
-def test_the_folder_is_said_last_although_the_run_fails(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("error", "made", "is_said"),
+    [(OSError, True, True), (OSError, False, False), (InputError, True, False)],
+)
+def test_the_folder_of_a_run_that_fails_is_said_last_where_it_has_results(
+    error, made, is_said, tmp_path, capsys
+):
     def fail():
         with runs.open_run("image_train", at(str(tmp_path / "run"))):
-            raise InputError("no")
+            if made:
+                (tmp_path / "run" / "model000001.pt").write_text("x")
+            raise error("no")
 
-    with pytest.raises(InputError, match="no"):
+    with pytest.raises(error, match="no"):
         fail()
-    assert str(tmp_path / "run") in capsys.readouterr().out.splitlines()[-1]
+    said = f"Results are in {tmp_path / 'run'}" in capsys.readouterr().out.splitlines()
+    assert said == is_said
 
 
 def test_one_folder_is_for_one_run_at_a_time(tmp_path):

@@ -143,6 +143,9 @@ def test_what_a_configuration_says_of_the_classes(tmp_path, monkeypatch):
     assert options.class_count == 5
     assert about.num_classes == 2
     assert about.class_numbers("dog, 0") == [1, 0]
+    assert about.class_numbers("dog\n0\n") == [1, 0]
+    with pytest.raises(InputError, match="the model knows no class ','; it knows cat, dog"):
+        about.class_numbers(",")
     with pytest.raises(InputError, match="no class '2'; it knows cat, dog"):
         about.class_numbers("2")
 

@@ -322,6 +322,16 @@ def test_judgements_are_drawn_with_their_errors(runs, figures):
     assert points_of(recognised) == ([0.5], pytest.approx([0.02]))
 
 
+@pytest.mark.parametrize("key", comparison.ALIKE)
+def test_judgements_by_other_images_or_networks_are_not_compared(key, tmp_path):
+    for name in ("one", "two"):
+        judge(make_run(tmp_path / name) / "judged", seed=len(name))
+    one, two = (comparison.read_run(tmp_path / name).judgements[0] for name in ("one", "two"))
+    assert comparison.kernel_difference(one, two) is not None
+    other = two._replace(figures={**two.figures, key: "another"})
+    assert comparison.kernel_difference(one, other) is None
+
+
 def test_grids_of_many_runs_stand_in_several_rows(runs, figures):
     many = [runs[0]._replace(name=f"run{number}") for number in range(5)]
     assert comparison_report.save_samples(many, "samples.png")

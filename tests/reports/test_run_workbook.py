@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import openpyxl
 import pytest
 from in_process import run_program
 from PIL import Image
@@ -11,8 +12,6 @@ from PIL import Image
 from improved_diffusion.errors import InputError
 from improved_diffusion.logs.formats import CSVOutputFormat
 from improved_diffusion.reports.run_workbook import export_workbook
-
-openpyxl = pytest.importorskip("openpyxl")
 
 
 def write_log(path, lines=30, **changes):

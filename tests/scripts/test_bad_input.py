@@ -82,7 +82,11 @@ BAD_INPUT = [
     (TRAIN, {"attention_resolutions": "7"}, "image size 16: 16,8, got '7'"),
     (TRAIN, {"num_heads": 5}, "num_heads must divide .*, got 5"),
     (TRAIN, {"num_heads": 0}, "num_heads must be at least 1, got 0"),
-    (TRAIN, {"num_heads_upsample": 5}, "num_heads_upsample must divide .*, got 5"),
+    (
+        TRAIN,
+        {"num_heads_upsample": 5, "attention_resolutions": "16"},
+        "num_heads_upsample must divide .*, got 5",
+    ),
     (TRAIN, {"num_res_blocks": 0}, "num_res_blocks must be at least 1"),
     (TRAIN, {"channel_mult": "1,a"}, "channel_mult must be whole numbers"),
     (TRAIN, {"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
@@ -108,7 +112,7 @@ BAD_INPUT = [
     (SAMPLE, {"log_dir": "{file}"}, "cannot write to the log directory"),
     (TRAIN, {"log_dir": "{locked}"}, "another run is writing to"),
     (TRAIN, {"log_dir": "{ragged}"}, r"progress\.csv: row 1 has 3 cells"),
-    (TRAIN, {"log_dir": "{run}"}, "/run "),
+    (TRAIN, {"log_dir": "{run}"}, "/run already holds a run"),
     # checkpoints to go on from
     (TRAIN, {"resume_checkpoint": "{missing}"}, "no checkpoint file at .*missing"),
     (TRAIN, {"resume_checkpoint": "{bomb}"}, "no checkpoint that can be loaded safely"),

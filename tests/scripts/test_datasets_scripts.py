@@ -455,6 +455,17 @@ def test_lsun_images_are_not_mixed_with_those_of_an_earlier_call(scripts, start,
     assert len(names(out)) == 3
 
 
+def test_lsun_images_appear_together(scripts, start, tmp_path):
+    script, out = scripts("lsun_bedroom"), tmp_path / "out"
+    database = lsun(tmp_path / "lmdb", [encoded(90, 90, "PNG")] * 3)
+    with room_for(100):
+        status, _, complaint = start(script, "--image-size", 64, database, out)
+    assert (status, complaint.count("\n")) == (1, 1)
+    assert list(out.iterdir()) == []
+    assert start(script, "--image-size", 64, database, out)[0] == 0
+    assert len(names(out)) == 3
+
+
 @pytest.mark.parametrize("size", [(1, 60_000), (20_000, 20_000)])
 def test_lsun_images_cannot_fill_the_memory(scripts, size):
     with pytest.raises(InputError, match=r"cannot read image a key: .*pixels"):

@@ -281,6 +281,7 @@ def test_what_is_evaluated_while_training_writes_is_whole(photos, tmp_path):
     run, flags = tmp_path / "run", {"max_steps": 60, "save_interval": 1}
     training = killing.start(photos, run, **flags)
     while not list(run.glob("state*.pt")):
+        assert training.exitcode is None, killing.error_of(run)
         time.sleep(0.05)
     times = 0
     while training.exitcode is None:
