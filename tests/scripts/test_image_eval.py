@@ -247,7 +247,7 @@ def weights(folder):
 
 
 def test_judging_changes_no_bit_of_a_training(judged, photos, data, tmp_path):
-    assert train(photos, data, tmp_path / "without", eval_interval=0) == 0
+    assert train(photos, data, tmp_path / "without", eval_interval=0, eval_dir="") == 0
     found, plain = weights(judged), weights(tmp_path / "without")
     assert found.keys() == plain.keys()
     assert all((found[name] == plain[name]).all() for name in plain)
