@@ -281,12 +281,17 @@ def load_trained(model: th.nn.Module, model_path: str, ema_correction: bool = Tr
 
 
 def about_model(options: TrainedOptions, trained: Trained, model: th.nn.Module) -> list[str]:
-    """Lines that say which model is used, its size, and whether its flags are known."""
+    """Lines on the model: its size, what its EMA holds, and whether its flags are known."""
     parameters = sum(p.numel() for p in model.parameters())
     lines = [f"Model: {options.model_path}", f"Parameters: {parameters / 1e6:.2f} M"]
     share, path = checkpoints.initial_part(options.model_path, options.ema_correction)
     if path:
         lines.append(f"EMA: its share of the initial weights, {share:.2%}, is taken out ({path})")
+    elif share > checkpoints.SETTLED:
+        lines.append(
+            f"This EMA still holds {share:.0%} of its initial weights, so expect noise; "
+            "model*.pt, a lower --ema_rate or more training is better"
+        )
     if not trained.has_config:
         hidden = (name for name, rules in options.flags().items() if not rules.in_weights)
         flags = " ".join(f"--{name} {getattr(options, name)}" for name in hidden)
@@ -298,14 +303,8 @@ def about_model(options: TrainedOptions, trained: Trained, model: th.nn.Module) 
 
 
 def describe(options: UseOptions, trained: Trained, model: th.nn.Module) -> None:
-    """Log what computes, which model, how; and warn of an EMA that is too young."""
+    """Log what computes, which model, and how."""
     say_what_computes(options.precision)
     for line in about_model(options, trained, model):
         logger.log(line)
     logger.log(f"Precision: {options.precision}")
-    share, kept = checkpoints.initial_part(options.model_path, options.ema_correction)
-    if share > checkpoints.SETTLED and not kept:
-        logger.warn(
-            f"This EMA still holds {share:.0%} of its initial weights, so expect noise; "
-            "model*.pt, a lower --ema_rate or more training is better"
-        )

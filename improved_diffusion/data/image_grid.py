@@ -118,7 +118,7 @@ def save_grid(
     save_png(path, make_grid(images, columns, headings=headings))
 
 
-def to_show(labels: np.ndarray, most: int) -> Sequence[int]:
+def pictures_to_show(labels: np.ndarray, most: int) -> Sequence[int]:
     """Numbers of up to so many pictures for a grid: the first ones, or as many of each class.
 
     The latter where there are classes, which do not come in turns, and not much fewer fit.

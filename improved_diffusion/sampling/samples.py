@@ -19,10 +19,10 @@ from ..data.image_grid import (
     evenly,
     make_frame,
     make_grid,
+    pictures_to_show,
     save_gif,
     save_grid,
     save_png,
-    to_show,
     to_uint8,
 )
 from ..diffusion.guidance import NO_LABEL
@@ -203,7 +203,11 @@ def save_samples(
     with atomic_write(f"{stem}.npz") as file:
         np.savez(file, **arrays)
     logger.log(f"Saved {len(images)} samples to {stem}.npz")
-    shown = range(len(images))[:GRID_IMAGES] if classes is None else to_show(classes, GRID_IMAGES)
+    shown = (
+        range(len(images))[:GRID_IMAGES]
+        if classes is None
+        else pictures_to_show(classes, GRID_IMAGES)
+    )
     grid, labels = images[shown], () if classes is None else classes[shown]
     if before is not None:
         grid, labels = np.stack([before, *grid]), ()

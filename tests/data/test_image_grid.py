@@ -7,10 +7,10 @@ from improved_diffusion.data.image_grid import (
     evenly,
     make_frame,
     make_grid,
+    pictures_to_show,
     save_gif,
     save_grid,
     save_png,
-    to_show,
     to_uint8,
 )
 from improved_diffusion.errors import InputError
@@ -165,7 +165,7 @@ def test_the_names_of_classes_stand_above_columns_of_one(tmp_path):
     ],
 )
 def test_random_classes_are_shown_in_turns(labels, most, shown):
-    assert list(to_show(np.array(labels), most)) == shown
+    assert list(pictures_to_show(np.array(labels), most)) == shown
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """FID's network with made-up weights: its shape, its names, its pools."""
 
+import numpy as np
 import pytest
 import torch as th
 
@@ -28,17 +29,27 @@ CHANNELS = {
 PARAMETERS = 23_834_568 + 8 * 2049  # of torchvision's without its auxiliary head; 8 classes more
 
 
+def fill(tensor, numbers):
+    tensor.data.copy_(th.from_numpy(numbers))
+
+
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory):
     """A network whose signal neither dies nor explodes, and the file of its weights."""
-    th.manual_seed(0)
+    rng = np.random.RandomState(0)  # whose numbers never change
     network = InceptionV3().eval()
     for module in network.modules():
         if isinstance(module, th.nn.Conv2d):
-            th.nn.init.kaiming_normal_(module.weight)
+            fill(
+                module.weight,
+                rng.normal(0, (2 / module.weight[0].numel()) ** 0.5, module.weight.shape),
+            )
         elif isinstance(module, th.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
+            count = module.num_features
+            fill(module.running_mean, rng.normal(0, 0.1, count))
+            fill(module.running_var, rng.uniform(0.5, 2, count))
+            fill(module.weight, rng.uniform(0.8, 1.2, count))
+            fill(module.bias, rng.normal(0, 0.1, count))
     path = tmp_path_factory.mktemp("weights") / "made_up.pth"
     th.save(network.state_dict(), path)
     return network, str(path)
@@ -95,6 +106,18 @@ def test_pools_of_the_last_blocks_differ():
     assert network.Mixed_7b.pool is _mean_pool
     assert network.Mixed_7c.pool is _max_pool
     assert _max_pool(th.arange(4.0).view(1, 1, 2, 2)).flatten().tolist() == [3] * 4
+
+
+def test_features_are_those_of_torchvisions_network(made_up):
+    """Of torchvision 0.28's inception_v3 with FID's pools they differed by nothing."""
+    pixels = np.random.RandomState(1).uniform(-20, 20, (1, 3, 75, 75))  # beyond any limit within
+    with th.no_grad():
+        features = made_up[0](th.from_numpy(pixels).float())[0]
+    found = features[[3, 282, 594, 911, 1254]].tolist()
+    wanted = [2.24833, 2.18278, 1.55688, 0.69498, 0.9431]
+    assert [*found, float(features.mean()), float(features.std())] == pytest.approx(
+        [*wanted, 0.72906, 1.373724], rel=1e-3
+    )
 
 
 def test_the_file_gives_the_same_features(made_up):

@@ -1,0 +1,89 @@
+"""Flags of a training and of sampling reach what they are for."""
+
+import math
+
+import pytest
+from torch import nn
+
+from improved_diffusion import train_util
+from improved_diffusion.commands import sampling, training
+from improved_diffusion.diffusion.guidance import Guidance
+from improved_diffusion.options.training import ImageTraining
+from improved_diffusion.sampling import samples
+from improved_diffusion.script_util import create_gaussian_diffusion
+
+
+class Reached(Exception):
+    """The call that was waited for, with what it was given by name."""
+
+
+@pytest.fixture
+def reaching(monkeypatch):
+    """Have a function of a module end the test with what it is given."""
+
+    def patch(module, name):
+        def reached(*_, **given):
+            raise Reached(given)
+
+        monkeypatch.setattr(module, name, reached)
+
+    return patch
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("random_flip", True),
+        ("labels", "name"),
+        ("on_bad_image", "skip"),
+        ("num_workers", 3),
+        ("seed", 7),
+        ("batch_size", 5),
+        ("in_channels", 1),
+    ],
+)
+def test_flags_of_the_data_reach_the_loader(flag, value, reaching):
+    reaching(training, "load_data")
+    with pytest.raises(Reached) as reached:
+        training.open_images(ImageTraining(data_dir="somewhere", **{flag: value}))
+    assert reached.value.args[0][flag] == value
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_whether_to_clip_reaches_the_sampler(clip, reaching):
+    reaching(samples, "draw")
+    order = samples.Order(1, (3, 8, 8), 1, 0, "ddpm", clip_denoised=clip)
+    diffusion = create_gaussian_diffusion(steps=4, noise_schedule="cosine")
+    with pytest.raises(Reached) as reached:
+        samples.make_samples(samples.Samples(), order, nn.Identity(), diffusion, lambda *_: {})
+    assert reached.value.args[0]["clip_denoised"] is clip
+
+
+def test_the_interval_of_guidance_is_that_of_the_flags():
+    flags = {"class_cond": True, "label_dropout": 0.1, "guidance": 2.0, "guidance_low": 0.5}
+    assert ImageTraining(**flags).chosen_guidance == Guidance(2.0, 0.5, math.inf)
+    assert ImageTraining(**flags, guidance_high=3.0).chosen_guidance == Guidance(2.0, 0.5, 3.0)
+
+
+def test_a_model_is_compiled_where_that_is_asked_for(monkeypatch):
+    for module in (sampling, train_util):
+        monkeypatch.setattr(module, "Compiled", lambda model, _: [model])
+    model = nn.Linear(2, 2)
+    for compile, wanted in ((False, model), (True, [model])):
+        with sampling.evaluating(model, "fp32", compile) as call:
+            assert call == wanted
+        diffusion = create_gaussian_diffusion(steps=4, noise_schedule="cosine")
+        loop = train_util.TrainLoop(
+            model=model,
+            diffusion=diffusion,
+            data=iter(()),
+            batch_size=1,
+            microbatch=1,
+            lr=0.0,
+            ema_rate="0.9",
+            log_interval=1,
+            save_interval=1,
+            resume_checkpoint="",
+            compile=compile,
+        )
+        assert loop.working == wanted

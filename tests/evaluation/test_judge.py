@@ -1,0 +1,37 @@
+"""What a judgement calls its figures, and what its probe may see."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from improved_diffusion.data.image_source import Labels
+from improved_diffusion.evaluation import judge
+from improved_diffusion.evaluation.quality import Reference
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fid", "title"),
+    [
+        ("kid", True, "KID"),
+        ("frechet", True, "FID"),
+        ("frechet_extrapolated", True, "FID of infinitely many samples"),
+        ("kid", False, "KID (Tiny)"),
+        ("frechet", False, "Fréchet distance (Tiny)"),
+    ],
+)
+def test_only_by_the_network_of_fid_figures_have_its_name(name, is_fid, title):
+    extractor = SimpleNamespace(title="Tiny", is_fid=is_fid)
+    assert judge._title(name, extractor) == title
+
+
+def test_the_probe_is_tried_on_images_that_it_has_not_seen():
+    """Of features that say nothing it recognises what it has seen, and nothing else."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 300)).astype(np.float32)
+    numbers = rng.integers(0, 4, 400)
+    images = SimpleNamespace(labels=Labels(list("abcd"), numbers, "name"))
+    line = judge._recognised(features, numbers, Reference(features), images, None, None)
+    assert line.samples.value > 0.7  # the samples are the images, of which it has seen most
+    assert abs(line.real.value - 0.25) < 3 * line.real.error
+    assert line.noise.value == 0.25
