@@ -15,7 +15,6 @@ from .comparison import PANELS, WARNING, Run, error_table, smoothed, tables
 from .sheets import new_book, put, put_picture, put_table, put_title, save_book
 
 MOST_ACROSS = 4  # grids of samples side by side, so that they can be seen
-WIDEST = 10.0  # inches of a picture of grids
 
 
 def save_workbook(
@@ -182,8 +181,7 @@ def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -
     down = math.ceil(len(runs) / MOST_ACROSS)  # for each name
     across = math.ceil(len(runs) / down)
     rows = down * len(names)
-    side = min(4, WIDEST / across)
-    figure, axes = plots.new_figure(across, rows, side * across, 1.06 * side * rows)
+    figure, axes = plots.new_figure(across, rows, 4 * across, 4.25 * rows)
     for place, panel in enumerate(axes):
         panel.axis("off")
         name, number = names[place // (across * down)], place % (across * down)
