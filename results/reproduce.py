@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +55,7 @@ COMPARISON_NOTE = (
     "Samples in bfloat16: ddpm takes 1,000 steps, dpmpp 20 with eta 0.5."
 )
 ABLATION_NOTE = "About the time of the recipe's 1,000 updates, float32. Samples: 20 steps."
+QUARTER_NOTE = "About the time of the recipe's 2,800 updates, float32. Samples: 20 steps."
 
 
 @dataclass
@@ -142,6 +143,20 @@ def ablation(name: str, updates: int = 1_000, **flags: object) -> Job:
     return BRIEF(f"ablation/{name}", HOUR.flags | NARROW | ends | flags, updates)
 
 
+def quarter(name: str, updates: int, **flags: object) -> Job:
+    """The same for a quarter of the time of 20,000 updates of the course project's flags."""
+    job = ablation(name, updates, **flags)
+    return replace(job, name=f"quarter/{name}", ema_rates=("0.998",))
+
+
+TOGETHER: dict[str, object] = {
+    "batch_size": 8,
+    "num_res_blocks": 1,
+    "optimizer": "muon",
+    "adam_beta1": 0.95,
+}
+
+
 # All take about the time of the first (step_times.py).
 ABLATION = [
     ablation("recipe"),
@@ -161,9 +176,15 @@ ABLATION = [
     ablation("one_block", 1_512, num_res_blocks=1),
     ablation("batch_8", 1_959, batch_size=8),
     ablation("batch_32", 566, batch_size=32),
-    ablation("together", 2_650, batch_size=8, num_res_blocks=1, optimizer="muon", adam_beta1=0.95),
+    ablation("together", 2_650, **TOGETHER),
     ablation("laplace", schedule_sampler="laplace"),
     ablation("min_snr", schedule_sampler="uniform", loss_weight="min_snr"),
+]
+QUARTER = [
+    quarter("recipe", 2_800),
+    quarter("together", 6_600, **TOGETHER),
+    quarter("together_logsnr_std_1.6", 6_600, **TOGETHER, logsnr_std=1.6),
+    quarter("together_channels_64", 2_460, **TOGETHER, num_channels=64),
 ]
 
 
@@ -191,7 +212,7 @@ def main() -> None:
 def parse_flags() -> Namespace:
     parser = Parser(__doc__)
     parser.add_argument(
-        "--only", default="", help="names of runs, comma-separated; empty for all but the ablation"
+        "--only", default="", help="names of runs, comma-separated; empty for all in bfloat16"
     )
     parser.add_argument("--data", default="", help="what the images are, to stand by the figures")
     return parser.parse_args()
@@ -199,7 +220,7 @@ def parse_flags() -> Namespace:
 
 def chosen_jobs(only: str) -> list[Job]:
     wanted = [name for name in only.split(",") if name]
-    jobs = {job.name: job for job in (*MAIN, *STUDY, HOUR, *ABLATION)}
+    jobs = {job.name: job for job in (*MAIN, *STUDY, HOUR, *ABLATION, *QUARTER)}
     unknown = [name for name in wanted if name not in jobs]
     if unknown:
         raise InputError(f"--only: no run {unknown[0]!r}; choose from {', '.join(jobs)}")
@@ -285,6 +306,7 @@ def present(made: list[Job], data: str) -> None:
         (MAIN, "compare_schedules", COMPARISON_NOTE),
         (STUDY, "study", COMPARISON_NOTE),
         (ABLATION, "ablation", ABLATION_NOTE),
+        (QUARTER, "quarter", QUARTER_NOTE),
     ):
         done = [job for job in jobs if is_done(job)]
         out = RESULTS / f"{name}.xlsx"
