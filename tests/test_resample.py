@@ -119,6 +119,15 @@ def test_a_history_of_other_steps_does_not_fit(diffusion):
         sampler.load_state_dict(state)
 
 
+@pytest.mark.parametrize("count", [-1, 3])
+def test_a_history_of_more_losses_than_it_has_room_for_is_damaged(diffusion, count):
+    sampler = warmed_up(diffusion)
+    state = sampler.state_dict()
+    state["loss_counts"][3] = count
+    with pytest.raises(InputError, match="more than 2 losses"):
+        sampler.load_state_dict(state)
+
+
 @pytest.mark.parametrize("name", ["uniform", "lognormal"])
 def test_others_learn_nothing_and_have_nothing_to_save(name, diffusion):
     sampler = create_named_schedule_sampler(name, diffusion)

@@ -39,6 +39,12 @@ def adopt(given=(), **values):
     return trained.adopted(ImageModelOptions, values, set(given), TRAINED, "config.json")
 
 
+def test_a_message_names_a_few_and_counts_the_rest():
+    names = [f"flag{i}" for i in range(trained.MOST_NAMES + 2)]
+    assert trained.named(names[:-2]).endswith(names[-3])
+    assert trained.named(names).endswith(f"{names[-3]} and 2 more")
+
+
 def test_flags_that_are_not_given_come_from_the_configuration():
     assert adopt() == {"image_size": 16, "dropout": 0.1}  # and the script's own respacing
 

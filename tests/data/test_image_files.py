@@ -55,6 +55,21 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path, side):
         read_image(str(tmp_path / "a.png"), 8)
 
 
+def test_an_image_that_scaling_would_make_huge_is_refused(tmp_path):
+    Image.new("1", (200_000, 2)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png.*100000 times as long as it is wide"):
+        read_image(str(tmp_path / "a.png"), 64)
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "reason"),
+    [("F", 0.5, "unknown range"), ("I", -1, "more than 16 bits"), ("I", 2**16, "more than 16")],
+)
+def test_numbers_of_which_no_one_knows_what_is_white_are_refused(mode, value, reason):
+    with pytest.raises(ValueError, match=reason):
+        squared(Image.new(mode, (SIZE, SIZE), value), SIZE)
+
+
 def test_only_known_formats_are_decoded_whatever_the_file_is_called(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     with pytest.raises(InputError, match="not one of PNG, JPEG"):

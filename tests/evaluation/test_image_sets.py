@@ -1,7 +1,9 @@
+import gzip
 import os
 
 import numpy as np
 import pytest
+from made_files import cifar_members, tar_of
 from PIL import Image
 
 from improved_diffusion.errors import InputError
@@ -93,6 +95,12 @@ def test_a_folder_is_named_by_itself(folder, monkeypatch):
     assert images.name == "some_12x12x3"
     assert images.parent == str(folder.parent)
     assert open_images(f"{folder}/", 12).parent == str(folder.parent)
+
+
+def test_a_part_of_an_archive_lies_where_the_archive_does(tmp_path):
+    cifar = tmp_path / "cifar-10-binary.tar.gz"
+    cifar.write_bytes(gzip.compress(tar_of(cifar_members("bin"))))
+    assert open_images(f"{cifar}/test", 32).parent == str(tmp_path)
 
 
 # -- samples -------------------------------------------------------------------------------------

@@ -43,12 +43,12 @@ def test_log_lines_are_left_to_a_bar_on_the_same_terminal_only(
     with progress_bar(3, "step") as bar:
         line = LineOutputFormat()
         line.writeseq(["a", "message"])
-        line.writekvs({"step": 0, "loss": 0.5})
+        line.writekvs({"step": 0, "loss": 0.0123456789})
         bar.update()
     monkeypatch.undo()
     lines = stdout.arrived().split()
     assert lines[:2] == ["a", "message"]
-    expected = [] if lines_on_terminal and bar_on_terminal else ["step", "0", "loss", "0.5"]
+    expected = [] if lines_on_terminal and bar_on_terminal else ["step", "0", "loss", "0.0123457"]
     assert lines[2:] == expected
     assert bool(stderr.arrived()) == bar_on_terminal
 

@@ -12,6 +12,7 @@ from PIL import Image
 from improved_diffusion.errors import InputError
 from improved_diffusion.logs.formats import CSVOutputFormat
 from improved_diffusion.reports.run_workbook import export_workbook
+from improved_diffusion.reports.sheets import number_format
 
 
 def write_log(path, lines=30, **changes):
@@ -30,6 +31,21 @@ def export(path, **options):
     out = path.with_name("results.xlsx")
     export_workbook(path, out, **options)
     return openpyxl.load_workbook(out)
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([3, 12000, None], "#,##0"),
+        ([0.5, math.nan, 999.0], "0.0000"),
+        ([0.5, 1e-4, 0.0], "0.00E+00"),
+        ([0.5, 12345.6], "#,##0.00"),
+        ([0.05, 12345.6], "0.00E+00"),
+        ([math.nan, 0.0], "0.0000"),
+    ],
+)
+def test_a_column_shows_the_digits_that_tell_its_numbers_apart(values, form):
+    assert number_format(values) == form
 
 
 def test_no_workbook_costs_a_training_the_memory_of_pandas(tmp_path):
