@@ -43,7 +43,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise InputError("scikit-learn is missing: pip install -e '.[digits]'") from error
+        raise InputError('scikit-learn is missing: pip install -e ".[digits]"') from error
     digits = datasets.load_digits()
     return np.stack([enlarge(image) for image in digits.images]), digits.target
 

@@ -59,7 +59,7 @@ def read_images(lmdb_path: Path, image_size: int) -> Iterator[Image.Image]:
     try:
         import lmdb
     except ImportError as error:
-        raise InputError("lmdb is missing: pip install -e '.[lsun]'") from error
+        raise InputError('lmdb is missing: pip install -e ".[lsun]"') from error
     try:
         with (
             lmdb.open(str(lmdb_path), readonly=True, create=False, lock=False) as database,

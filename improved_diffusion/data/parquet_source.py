@@ -112,7 +112,7 @@ def _read_table(path: str, files: list[str], with_labels: bool) -> tuple[Any, La
         import pyarrow.dataset as ds
     except ImportError:
         raise InputError(
-            f"{path} needs pyarrow; run `pip install -e '.[parquet]'`, or unpack the images"
+            f'{path} needs pyarrow; run `pip install -e ".[parquet]"`, or unpack the images'
         ) from None
     checking = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     form = ds.ParquetFileFormat(default_fragment_scan_options=checking)

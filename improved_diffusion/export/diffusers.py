@@ -256,7 +256,7 @@ def import_diffusers() -> Any:
         from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: F401  lazy there
     except (ImportError, RuntimeError) as error:  # the latter around what fails within it
         raise InputError(
-            f"diffusers cannot be imported ({error}); pip install -e '.[diffusers]'"
+            f'diffusers cannot be imported ({error}); pip install -e ".[diffusers]"'
         ) from None
     return diffusers
 

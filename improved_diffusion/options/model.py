@@ -127,7 +127,11 @@ class ModelOptions(DiffusionOptions):
     num_res_blocks: int = flag(2, "residual blocks of each level", at_least=1)
     num_heads: int = flag(4, "attention heads", at_least=1, in_weights=False)
     num_heads_upsample: int = flag(
-        -1, "attention heads on the way up", at_least=1, special={-1: "as many as num_heads"}
+        -1,
+        "attention heads on the way up",
+        at_least=1,
+        special={-1: "as many as num_heads"},
+        in_weights=False,
     )
     attention_resolutions: str = flag("16,8", "heights at which attention sits, comma-separated")
     channel_mult: str = flag(

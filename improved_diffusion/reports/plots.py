@@ -38,7 +38,7 @@ def new_figure(
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise InputError(
-            "drawing needs matplotlib, which is not installed; run `pip install -e '.[plots]'` "
+            'drawing needs matplotlib, which is not installed; run `pip install -e ".[plots]"` '
             "in the project's folder"
         ) from None
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.03)

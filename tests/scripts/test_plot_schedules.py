@@ -13,7 +13,7 @@ from improved_diffusion.diffusion.noise_schedules import get_named_beta_schedule
 from improved_diffusion.errors import InputError
 from improved_diffusion.reports import plots
 
-pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install -e '.[plots]'")
+pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install -e ".[plots]"')
 
 EXPECTED = {
     "linear": ("linear", 2.0),
@@ -111,7 +111,7 @@ def test_line_styles_differ():
 
 def test_a_missing_matplotlib_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install -e '\.\[plots\]'"):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[plots\]"'):
         plots.new_figure()
 
 
