@@ -30,7 +30,6 @@ if dist.is_available():
 T = TypeVar("T")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-GPUS_PER_NODE = 8  # the reference's name; where no launcher sets LOCAL_RANK
 _device = "auto"  # what use_device was given
 _leaving_together = False
 
@@ -64,8 +63,7 @@ def find_device(name: str) -> th.device:
 
 
 def _gpu() -> int:
-    default = rank() % min(GPUS_PER_NODE, th.cuda.device_count())
-    return int(os.environ.get("LOCAL_RANK", default))
+    return int(os.environ.get("LOCAL_RANK", rank() % th.cuda.device_count()))
 
 
 def dev() -> th.device:

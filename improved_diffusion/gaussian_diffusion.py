@@ -36,12 +36,13 @@ __all__ = [
 class ModelVarType(enum.Enum):
     """Where the variance of p(x_{t-1} | x_t) comes from.
 
-    ``LEARNED_RANGE`` interpolates between FIXED_SMALL and FIXED_LARGE in log space (IDDPM eq. 15).
+    ``LEARNED_RANGE`` interpolates between the posterior variance and beta in log space (IDDPM eq.
+    15).
     """
 
     LEARNED = enum.auto()
     FIXED_SMALL = enum.auto()  # the posterior variance
-    FIXED_LARGE = enum.auto()  # beta
+    FIXED_LARGE = enum.auto()  # beta, at t = 0 the second posterior variance
     LEARNED_RANGE = enum.auto()
 
 
@@ -226,7 +227,11 @@ class GaussianDiffusion(ForwardProcess):
         eta: float = 0.0,
         randn_like: RandnLike = th.randn_like,
     ) -> dict[str, th.Tensor]:
-        """One step of DDIM (eqs. 12 and 16): deterministic for eta 0, as noisy as DDPM for 1."""
+        """One step of DDIM (eqs. 12 and 16), from x_t to x_{t-1}.
+
+        :param eta: how much noise it adds, in [0, 1]: 0 makes it deterministic, 1 as noisy as DDPM.
+        :return: ``sample``, which is x_{t-1}, and ``pred_xstart``, each of ``x``'s shape.
+        """
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
         eps = self._predict_eps_from_xstart(x, t, out["pred_xstart"])
         alpha_bar = at(self.alphas_cumprod, t, x.shape)
@@ -255,6 +260,7 @@ class GaussianDiffusion(ForwardProcess):
     ) -> dict[str, th.Tensor]:
         """One step of DDIM's ODE towards noise: x_{t+1} from x_t (DDIM section 4.3).
 
+        :return: ``sample``, which is x_{t+1}, and ``pred_xstart``, each of ``x``'s shape.
         :raises ValueError: if ``eta`` is not 0: only the deterministic path can be reversed.
         """
         if eta != 0.0:

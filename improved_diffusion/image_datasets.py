@@ -55,7 +55,7 @@ def load_data(
     :param deterministic: take the images in the order of their names, every epoch.
     :param seed: with the epoch's number, decides that epoch's order and flips.
     :param num_workers: threads that read ahead; 0 for none. The batches are the same.
-    :param random_flip: mirror every other image, left to right, at random.
+    :param random_flip: mirror each image left to right with probability 1/2.
     :param in_channels: 1 for grey, 3 for colour, 4 for colour with alpha.
     :param on_bad_image: ``"error"``, or ``"skip"`` to put the next readable image of the folder in
         the place of one that cannot be read, with one :class:`BadImageWarning` a file.
@@ -158,7 +158,10 @@ class ImageDataset(Dataset):
 
         Returns its pixels, uint8 [H, W, C]; the index of the image that they are of; and a line on
         every bad file that was met for the first time.
+
+        :raises IndexError: if there is no such image.
         """
+        index = range(len(self))[index]
         complaints = []
         for used in chain(range(index, len(self)), range(index)):
             if used in self._bad:
@@ -232,7 +235,7 @@ class BatchStream:
             self._results = self._start()
         try:
             result = next(self._results)
-        except InputError:
+        except BaseException:  # Ctrl-C too: the next batch is the one that was not yielded
             self.close()
             raise
         for complaint in result.complaints:
@@ -289,9 +292,9 @@ class BatchStream:
         :raises InputError: if they are not the same, or ``state`` is not a stream's at all.
         """
         own = self.state_dict()
-        if isinstance(state, dict):
-            state = {"classes": own["classes"]} | state  # which older states do not have
-        if not isinstance(state, dict) or state.keys() != own.keys():
+        # Older states have no classes.
+        state = {"classes": own["classes"]} | state if isinstance(state, dict) else {}
+        if state.keys() != own.keys():
             raise InputError(f"not the state of a data stream: expected {', '.join(own)}")
         as_many = f"has {own['count']} images as when the run was saved, but"
         for key, change in (

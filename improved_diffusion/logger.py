@@ -144,7 +144,7 @@ def configure(
 
     :param dir: folder of its files, made if missing; default ``$OPENAI_LOGDIR``, else a new folder
         among the temporary files.
-    :param format_strs: outputs, some of stdout, log, csv, json and tensorboard; default
+    :param format_strs: outputs, some of :data:`.logs.formats.OUTPUT_FORMATS`; default
         ``$OPENAI_LOG_FORMAT`` ("stdout,log,csv"), on processes of rank above 0
         ``$OPENAI_LOG_FORMAT_MPI`` ("log").
     :param comm: averages each line over processes.

@@ -54,16 +54,20 @@ def normalization(channels: int) -> GroupNorm32:
 
 
 def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """Make a convolution over ``dims`` (1, 2 or 3) spatial dimensions."""
+    """Make a convolution over ``dims`` spatial dimensions; see :func:`by_dimension`."""
     return by_dimension(dims, nn.Conv1d, nn.Conv2d, nn.Conv3d)(*args, **kwargs)
 
 
 def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """Make an average pooling over ``dims`` (1, 2 or 3) spatial dimensions."""
+    """Make an average pooling over ``dims`` spatial dimensions; see :func:`by_dimension`."""
     return by_dimension(dims, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)(*args, **kwargs)
 
 
 def by_dimension(dims: int, *classes: type[nn.Module]) -> type[nn.Module]:
+    """The layer's class for ``dims`` spatial dimensions.
+
+    :raises InputError: if ``dims`` is not 1, 2 or 3.
+    """
     if dims not in (1, 2, 3):
         raise InputError(f"dims={dims!r} is not a number of spatial dimensions: choose 1, 2 or 3")
     return classes[dims - 1]

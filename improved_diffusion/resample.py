@@ -50,9 +50,9 @@ def density_named(name: str) -> type["LogSnrSampler"] | None:
 
 
 class ScheduleSampler(ABC):
-    """A distribution over timesteps, which importance weights turn into an unbiased loss.
+    """A distribution over timesteps, with importance weights that keep the loss unbiased.
 
-    Not so the weights of a :class:`LogSnrSampler`.
+    Those of a :class:`LogSnrSampler` do not: it changes the objective.
     """
 
     @abstractmethod
@@ -158,15 +158,19 @@ class LossSecondMomentResampler(LossAwareSampler):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """:raises InputError: if the state is of another number of timesteps or losses."""
+        """:raises InputError: if the state is of other timesteps or losses, or damaged."""
         history, counts = state["loss_history"].numpy(), state["loss_counts"].numpy()
         if history.shape != self._loss_history.shape:
             raise InputError(
                 f"the sampler's history is for (timesteps, losses) {history.shape}, "
                 f"this run's is {self._loss_history.shape}; use the same diffusion_steps"
             )
-        if counts.min() < 0 or counts.max() > self.history_per_term:
-            raise InputError(f"the sampler knows more than {self.history_per_term} losses")
+        if not (0 <= counts.min() <= counts.max() <= self.history_per_term):
+            raise InputError(
+                f"the sampler's counts of losses are not within 0 to {self.history_per_term}"
+            )
+        if not np.isfinite(history).all():
+            raise InputError("the sampler's losses are not all finite")
         self._loss_history, self._loss_counts = history.copy(), counts.copy()
 
 

@@ -60,8 +60,7 @@ def log_snr_timesteps(betas: np.ndarray, count: int) -> set[int]:
     log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
     targets = np.linspace(log_snr[-1], log_snr[0], count)[::-1]
     nearest = np.abs(log_snr[None] - targets[:, None]).argmin(axis=1)
-    # Where timesteps are sparser than targets, several targets want the same one: move those on,
-    # and those that are pushed over the end by that back.
+    # Several targets may share a nearest timestep: duplicates move up, what passed the end down.
     rank = np.arange(count)
     distinct = np.maximum.accumulate(nearest - rank) + rank
     return set(np.minimum(distinct, len(betas) - count + rank).tolist())

@@ -161,6 +161,8 @@ def create_model(
 ) -> UNetModel:
     """A UNet for images of ``image_size``.
 
+    :param attention_resolutions: heights at which attention sits, such as "16,8"; ``UNetModel``
+        itself takes downsampling factors.
     :param ours: further flags of :class:`.options.model.ImageModelOptions`.
     :raises InputError: naming everything about the flags that cannot work.
     """

@@ -41,23 +41,29 @@ Batch = tuple[th.Tensor, dict[str, th.Tensor]]
 
 
 class TrainLoop:
-    """Trains a model on batches, with AdamW, several EMAs, a log and checkpoints.
+    """Trains a model on batches, with AdamW or Muon, several EMAs, a log and checkpoints.
 
     The arguments up to ``lr_anneal_steps`` are the reference's.
 
     :param model: its parameters become views of larger tensors. In bf16 and fp16 a copy of it
         computes, which follows its weights and its mode, but not hooks and layers that come later.
-    :param data: iterator of ``(images [N, C, H, W], cond)``; its ``state_dict`` and
-        ``load_state_dict``, if it has them, make resuming exact.
+    :param diffusion: the process to train on, whose ``training_losses`` are minimised.
+    :param data: endless iterator of ``(images [N, C, H, W] in [-1, 1], cond)``; its ``state_dict``
+        and ``load_state_dict``, if it has them, make resuming exact.
     :param batch_size: images of an update on this rank.
     :param microbatch: images to hold activations of at a time; -1 for the whole batch. Gradients
         of microbatches are summed, as in the reference.
+    :param lr: learning rate, at its highest where it changes.
     :param ema_rate: a rate, or several as a comma-separated string.
     :param log_interval: updates between two log lines, each the mean over them.
     :param save_interval: updates between two checkpoints.
     :param resume_checkpoint: path of a ``modelNNNNNN.pt`` to go on from, or "".
+    :param use_fp16: the same as ``precision="fp16"``; needs a GPU.
+    :param fp16_scale_growth: what fp16's log2 of the loss scale grows by with each update.
     :param schedule_sampler: which timesteps to train on; uniform by default.
-    :param lr_anneal_steps: lower the learning rate linearly to 0 over so many updates, and stop.
+    :param weight_decay: AdamW's, decoupled from the gradient.
+    :param lr_anneal_steps: lower the learning rate to 0 over so many updates, linearly unless
+        ``lr_schedule`` says otherwise, and stop.
     :param preview: draws samples every ``sample_interval`` updates.
     :param examiner: judges samples every so many updates.
     :param flags: plain values to keep in the checkpoint, for whoever resumes it.
@@ -201,6 +207,9 @@ class TrainLoop:
         :raises SystemExit: with 128 plus the signal's number, after such a signal.
         :raises LostRankError: if another rank was killed; what this one has is saved.
         :raises DivergedError: after ``max_skipped`` updates in a row that were not finite.
+        :raises InputError: if the data end or hold an image that cannot be read, or the time budget
+            is too short; what was trained is saved.
+        :raises OSError: if a checkpoint or the log cannot be written.
         """
         last, before = self.options.last_update, self.state.seconds[0]
         self._started = time.monotonic()
@@ -286,7 +295,9 @@ class TrainLoop:
         position = resumable.state_dict() if resumable else None
         try:
             with dist_util.agreeing():
-                return next(self.data)
+                if (batch := next(self.data, None)) is None:
+                    raise InputError("the data ended; give TrainLoop batches without end")
+                return batch
         except (InputError, OSError) as error:  # an image must not cost hours of training
             if resumable:
                 resumable.load_state_dict(position)  # of a rank whose batch was whole, but unused

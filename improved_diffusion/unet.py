@@ -229,7 +229,8 @@ class UNetModel(nn.Module):
     :param out_channels: channels of the output.
     :param num_res_blocks: residual blocks per level on the way down; one more on the way up.
     :param attention_resolutions: downsampling factors at which attention takes place; with 4
-        among them, it does in the level that is a quarter as wide as the first.
+        among them, it does in the level that is a quarter as wide as the first. The middle block
+        always has attention.
     :param dropout: probability of dropout in the residual blocks.
     :param channel_mult: per level, the multiple of ``model_channels``.
     :param conv_resample: whether resampling convolves.
@@ -239,7 +240,7 @@ class UNetModel(nn.Module):
     :param num_heads: attention heads.
     :param num_heads_upsample: attention heads on the way up; -1 means ``num_heads``.
     :param use_scale_shift_norm: see :class:`ResBlock`.
-    :param image_size: height that the images will have, for messages; it limits nothing.
+    :param image_size: height that the images will have; only error messages use it.
     :param label_dropout: probability of leaving out an image's label while training.
     :param patch_size: side of the squares of pixels that become channels of the first level, which
         is that much lower than the images.
@@ -388,8 +389,9 @@ class UNetModel(nn.Module):
 
         :param x: [N, in_channels, ...], height and width divisible by ``side_multiple``.
         :param timesteps: [N], may be fractional.
-        :param y: [N], class labels, for a class-conditional model only; where one is
-            :data:`~improved_diffusion.diffusion.guidance.NO_LABEL`, it adds no embedding.
+        :param y: [N], class labels from 0 to ``num_classes - 1``, for a class-conditional model
+            only; one that is :data:`~improved_diffusion.diffusion.guidance.NO_LABEL` adds no
+            embedding.
         :return: [N, out_channels, ...].
         :raises InputError: if the size does not fit, or labels are missing or not wanted.
         """

@@ -4,7 +4,7 @@ The figures come with their standard errors, and beside those of real images and
 samples' place. docs/evaluation.md says what each of them says.
 """
 
-from improved_diffusion import dist_util, logger
+from improved_diffusion import logger
 from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.runs import find_data_dir, open_run, prepare, say_what_computes
 from improved_diffusion.errors import InputError
@@ -54,11 +54,9 @@ def main() -> None:
             seed=options.seed,
         )
         logger.log(str(verdict))
-        if dist_util.rank() == 0:
-            names = ("samples", "reference", "train", "seed")
-            about = {name: getattr(options, name) for name in names}
-            about["number format"] = options.precision
-            logger.log(f"Saved the figures to {save_verdict(folder, verdict, about)}")
+        about = {name: getattr(options, name) for name in ("samples", "reference", "train", "seed")}
+        about["number format"] = options.precision
+        logger.log(f"Saved the figures to {save_verdict(folder, verdict, about)}")
 
 
 if __name__ == "__main__":

@@ -184,6 +184,8 @@ def test_image_dataset_items_and_shards(folder):
     assert cond["y"] == 7
     assert cond["y"].dtype == np.int64
     assert ImageDataset(SIZE, paths)[0][1] == {}
+    assert [int(cond["y"]) for _, cond in data] == [1, 4, 7]  # and ends
+    assert data[-1][1]["y"] == 7
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -220,6 +222,25 @@ def test_a_dataset_by_itself_replaces_unreadable_images_too(folder):
     data = ImageDataset(SIZE, paths[1:], on_bad_image="skip")
     with pytest.raises(InputError, match=r"none of the 1 images is readable: .*ant_00\.png"):
         data[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_interrupts_a_batch_costs_none(folder, num_workers, monkeypatch):
+    whole, data = (stream(folder, num_workers=num_workers) for _ in range(2))
+    wanted = [next(whole)[0] for _ in range(8)]
+    read = ImageDataset.read
+    got = [next(data)[0] for _ in range(3)]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageDataset, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(8):  # what was read ahead still comes
+            got.append(next(data)[0])
+    monkeypatch.setattr(ImageDataset, "read", read)
+    got += [next(data)[0] for _ in range(8 - len(got))]
+    assert all(map(th.equal, got, wanted))
 
 
 @pytest.mark.slow

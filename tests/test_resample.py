@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch as th
@@ -124,7 +126,15 @@ def test_a_history_of_more_losses_than_it_has_room_for_is_damaged(diffusion, cou
     sampler = warmed_up(diffusion)
     state = sampler.state_dict()
     state["loss_counts"][3] = count
-    with pytest.raises(InputError, match="more than 2 losses"):
+    with pytest.raises(InputError, match="counts of losses are not within 0 to 2"):
+        sampler.load_state_dict(state)
+
+
+def test_a_history_of_what_is_no_loss_is_damaged(diffusion):
+    sampler = warmed_up(diffusion)
+    state = sampler.state_dict()
+    state["loss_history"][3, 1] = math.nan
+    with pytest.raises(InputError, match="not all finite"):
         sampler.load_state_dict(state)
 
 

@@ -400,9 +400,16 @@ def test_initial_weights_are_kept_for_a_use_only(settings, silent_log):
 
 def test_a_run_without_an_update_keeps_nothing(silent_log):
     loop = toy_loop(data=iter(()))
-    with pytest.raises(StopIteration):
+    with pytest.raises(InputError, match="the data ended"):
         loop.run_loop()
     assert not list(silent_log.glob("*.pt"))
+
+
+def test_data_that_end_cost_no_update(silent_log):
+    loop = toy_loop(data=itertools.islice(toy_data(), 3), save_interval=2)
+    with pytest.raises(InputError, match=r"the data ended.*; 3 updates are saved"):
+        loop.run_loop()
+    assert checkpoints.complete_steps(str(silent_log)) == [2, 3]
 
 
 def test_initial_weights_are_no_checkpoint(silent_log):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -20,6 +21,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     make_streams_tolerant()
     exit_on_signals()
+    # Pillow's word on large pictures: whoever opens one here looks at its size first.
+    warnings.filterwarnings("ignore", "Image size .* decompression bomb")
     try:
         status = main() or 0
         sys.stdout.flush()

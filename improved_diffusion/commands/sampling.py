@@ -80,7 +80,7 @@ def sample(
 
     :param script: its name, without ``.py``.
     :param condition: see :func:`improved_diffusion.sampling.samples.make_samples`.
-    :param inpainting: a picture that all samples are to be but for a part of them.
+    :param inpainting: a picture of which all samples keep the known part.
     """
     diffusion = spaced_diffusion(options)
     order = Order(

@@ -3,8 +3,6 @@
 import contextlib
 import glob
 import os
-import threading
-import warnings
 from collections.abc import Iterator
 from typing import IO
 
@@ -19,7 +17,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_PIXELS = 2**27
-_FILTERS = threading.Lock()
 
 
 def list_images(folder: str) -> list[str]:
@@ -79,11 +76,7 @@ def explaining(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def decoding(file: IO[bytes]) -> Iterator[Image.Image]:
     """Open an image of a known format; its pixels are decoded when they are asked for."""
-    with _FILTERS, warnings.catch_warnings():  # which threads share
-        # Pillow warns of large pictures; here, whoever opens one looks at its size.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(file, formats=FORMATS)
-    with image:
+    with Image.open(file, formats=FORMATS) as image:
         yield image
 
 

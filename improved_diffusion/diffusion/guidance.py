@@ -24,12 +24,12 @@ Model = Callable[..., th.Tensor]  # called as model(x, t, **model_kwargs)
 class Guidance:
     """How far to lead, and where.
 
-    :param scale: s in worse + s (model - worse): 1 is the model alone, 0 the worse one. The w of Ho
-        & Salimans is s - 1.
-    :param low: of the interval (low, high] of noise levels to guide in (Kynkäänniemi et al. 2024,
-        arXiv 2404.07724), as sigma = sqrt((1 - alpha_bar) / alpha_bar); elsewhere the model is
-        alone.
-    :param high: see ``low``.
+    :param scale: s >= 0 in worse + s (model - worse): 1 is the model alone, 0 the worse one. The w
+        of Ho & Salimans is s - 1.
+    :param low: end of the interval (low, high] of noise levels to guide in (Kynkäänniemi et al.
+        2024, arXiv 2404.07724), as sigma = sqrt((1 - alpha_bar) / alpha_bar); elsewhere the model
+        is alone.
+    :param high: its other end, above ``low``.
     """
 
     scale: float = 1.0
@@ -67,7 +67,10 @@ class Guided:
         return self.model.parameters()  # type: ignore[attr-defined]
 
     def __call__(self, x: th.Tensor, t: th.Tensor, **model_kwargs: Any) -> th.Tensor:
-        """The guided output for ``x`` [N, C, ...] and timesteps as models see them, [N]."""
+        """The guided output for ``x`` [N, C, ...] and timesteps as models see them, [N].
+
+        :raises InputError: if there is no guide, and no ``y`` to lead to.
+        """
         inside = self._is_inside(t)
         if not inside.any():
             return self.model(x, t, **model_kwargs)

@@ -27,7 +27,8 @@ def get_named_beta_schedule(
     """The betas of a named schedule as float64 [T].
 
     :param schedule_name: one of :data:`NOISE_SCHEDULES`.
-    :param poly_power: exponent of the polynomial schedule; 1 makes it the linear one.
+    :param poly_power: exponent of the polynomial schedule; 1 makes it the linear one, where no
+        beta of that is above 0.999.
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
     :raises InputError: if the steps are none or too many, or the power is not positive.
     """
@@ -55,7 +56,12 @@ def cosine(num_steps: int, _: float) -> np.ndarray:
 
 @NOISE_SCHEDULES.register("polynomial")
 def polynomial(num_steps: int, power: float) -> np.ndarray:
-    """first + (last - first) (p + 1) / 2 u^p: every power p adds nearly the same total noise."""
+    """first + (last - first) (p + 1) / 2 u^p for u from 0 to 1, at most 0.999.
+
+    Every power p adds nearly the same total noise.
+
+    :raises InputError: if the power is not a positive number.
+    """
     if not 0 < power < math.inf:
         raise InputError(f"poly_power must be a positive number, got {power}")
     first, last = _ends(num_steps)
@@ -89,7 +95,7 @@ def betas_for_alpha_bar(
 def checked_betas(betas: Any) -> np.ndarray:
     """``betas`` as float64 [T], if each of them lies in (0, 1].
 
-    :raises InputError: if they are no row of numbers, or one lies outside; names the first.
+    :raises InputError: if they are not one row, or one lies outside; names the first.
     """
     betas = np.array(betas, dtype=np.float64)
     if betas.ndim != 1 or len(betas) == 0:

@@ -18,7 +18,7 @@ class ModelMeanType(enum.Enum):
     PREVIOUS_X = enum.auto()  # the mean of x_{t-1}
     START_X = enum.auto()  # x_start
     EPSILON = enum.auto()  # the noise in x_t
-    V = enum.auto()  # the noise less the image, each weighed as x_t weighs the other
+    V = enum.auto()  # sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_start
 
 
 def _posterior_mean(
@@ -33,13 +33,12 @@ class Prediction:
 
     Outputs, images and noise have one shape, [N, C, ...]; timesteps ``t`` are int64 [N].
 
-    :param target: makes the output that training wants, of the process, x_start, x_t, t and the
-        noise in x_t.
-    :param x_start: makes the image that an output predicts, of the process, the output, x_t and t.
-    :param mean: makes the mean of p(x_{t-1} | x_t), of the process, the output, the predicted
-        image, which may have been clipped since, x_t and t.
-    :param error: the squared error of an output whose image is off by 1, of the signal-to-noise
-        ratio [N]; None where that does not decide it.
+    :param target: ``target(process, x_start, x_t, t, noise)`` is the output that training wants.
+    :param x_start: ``x_start(process, output, x_t, t)`` is the image that an output predicts.
+    :param mean: ``mean(process, output, pred_xstart, x_t, t)`` is that of p(x_{t-1} | x_t), where
+        the predicted image may have been clipped.
+    :param error: ``error(snr)`` is the squared error of an output whose image is off by 1, at
+        signal-to-noise ratios [N]; None where these do not decide it.
     """
 
     target: Callable[[ForwardProcess, Tensor, Tensor, Tensor, Tensor], Tensor]

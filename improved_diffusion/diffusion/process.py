@@ -14,7 +14,8 @@ from .noise_schedules import checked_betas
 class ForwardProcess:
     """q(x_t | x_start) and q(x_{t-1} | x_t, x_start), with their tables over the timesteps.
 
-    :param betas: variance of each step, float [T], each in (0, 1].
+    :param betas: variance of each step, float [T], each in (0, 1]. One of 1 leaves nothing of the
+        image, from where only ancestral steps can begin, of a model that predicts x_start or v.
     :raises InputError: if a beta is outside (0, 1]; names the first.
     """
 

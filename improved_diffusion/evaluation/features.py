@@ -72,7 +72,7 @@ class Extractor:
     """A network of :data:`NETWORKS` with its weights, on this process's device.
 
     :param weights: path of the weights; "" for those that a package brings.
-    :param precision: fp32 or bf16.
+    :param precision: fp32, bf16, or on a GPU fp16.
     :raises InputError: for an unknown name or precision, or weights that are missing, unsafe, or
         do not fit.
     :ivar title: the network's name, for people.

@@ -78,7 +78,7 @@ def open_images(
     """Images at ``path``, of any kind that training takes, at the size that is asked for.
 
     :param size: height and width to scale and crop them to; None for the shorter side of the
-        first, which must not be smaller.
+        first. No image may be smaller.
     :param channels: 1, 3 or 4 to convert them to; None for those of the first.
     :param by: what classes are taken from, one of :data:`.data.image_source.BY`.
     :raises InputError: if there are no images, or smaller ones.

@@ -4,7 +4,7 @@ Szegedy et al. 2015 (https://arxiv.org/abs/1512.00567) in the variant of 2015-12
 al. 2017 defined FID by, laid out as pytorch-fid's ``pt_inception-2015-12-05-6726825d.pth``. That
 variant's average pools leave the padding out of the mean, and its last block has a max pool.
 
-The weights cannot be had where this was written: the network was tested with made-up ones.
+It is tested with made-up weights: the published ones are not ours to ship.
 """
 
 from collections.abc import Callable

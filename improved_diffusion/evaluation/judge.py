@@ -104,8 +104,11 @@ def judge(
 ) -> Verdict:
     """Judge samples by real images that the model was not trained on.
 
-    :param reference: real images; ``train``, those that the model was trained on, are for the
-        figures of real images in place of samples, and for copies.
+    Each set needs :data:`LEAST` images, for its figures to say anything.
+
+    :param reference: real images.
+    :param train: those that the model was trained on, for the figures of real images in place of
+        samples, and for copies.
     :param labels: also judge whether samples show their class, where they have one.
     :param spare: folder to keep the features of real images in, where that beside them is not to
         be written to.

@@ -293,6 +293,7 @@ class Closeness(NamedTuple):
 def closeness(samples: np.ndarray, train: np.ndarray, new: np.ndarray, count: int = 4) -> Closeness:
     """How near samples are to training images, beside real images that are new to the model.
 
+    :param samples: features [N, D], of which ``train`` and ``new`` have theirs too, [M, D].
     :param count: training images to find for each sample.
     """
     real, _ = nearest(new, train, 1)

@@ -37,7 +37,7 @@ class Flag:
     :param in_use: what a script that uses a trained model takes: the value of the training, from
         ``config.json`` ("as trained"); that, unless the command line gives another ("free"); or
         its own ("not adopted").
-    :param in_weights: false where weights fit a wrong value, too, and draw or mean nonsense then.
+    :param in_weights: false if weights also load under a wrong value, and then mean nonsense.
     """
 
     help: str

@@ -65,7 +65,7 @@ class DiffusionOptions(Options):
     predict_xstart: bool = flag(False, "predict the image rather than the noise", in_weights=False)
     predict_v: bool = flag(
         False,
-        "predict v, the noise less the image, each weighed as the noisy image weighs the other",
+        "predict v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) image",
         in_weights=False,
     )
     rescale_timesteps: bool = flag(
@@ -82,7 +82,7 @@ class DiffusionOptions(Options):
     )
     min_snr_gamma: float = flag(
         MIN_SNR_GAMMA,
-        "signal-to-noise ratio up to which min_snr weighs an error of the image by that ratio",
+        "gamma of min_snr, which weighs an error of the image by min(SNR, gamma)",
         above=0,
         in_use="free",
     )

@@ -124,7 +124,7 @@ class DataOptions(Options):
         "the name",
         choices=BY,
     )
-    random_flip: bool = flag(False, "mirror every other image at random, left to right")
+    random_flip: bool = flag(False, "mirror each image left to right with probability 1/2")
     on_bad_image: str = setting(
         "error", "what to do with a file that cannot be read", choices=("error", "skip")
     )
@@ -139,15 +139,15 @@ class GuidanceOptions(Options):
 
     guidance: float = setting(
         1.0,
-        "scale of classifier-free guidance to the class, away from samples of none (or those of "
-        "--guide_model): 1 is no guidance, 0 samples of none",
+        "scale s of guidance, worse + s (model - worse), where worse is the model without a class, "
+        "or --guide_model; 1 for no guidance",
         at_least=0,
     )
     guidance_low: float = setting(
-        0.0, "noise above which to guide, as sigma beside an image in [-1, 1]", at_least=0
+        0.0, "guide only where sigma, the noise beside an image in [-1, 1], is above", at_least=0
     )
     guidance_high: float = setting(
-        0.0, "noise up to which to guide, as sigma; 0 for no limit", at_least=0
+        0.0, "guide only where sigma is at most this; 0 for no limit", at_least=0
     )
 
     @property
@@ -190,7 +190,7 @@ class TrainingOptions(RunningOptions, CompileOptions, DataOptions, GuidanceOptio
     adam_beta1: float = setting(0.9, "decay of AdamW's mean gradient", at_least=0, below=1)
     adam_beta2: float = setting(0.999, "decay of AdamW's mean square", at_least=0, below=1)
     grad_clip: float = setting(
-        0.0, "norm to shorten a longer gradient to before the update; 0 for none", at_least=0
+        0.0, "largest norm of a gradient, to which a longer one is scaled; 0 for none", at_least=0
     )
     warmup_steps: int = setting(
         0, "updates over which the learning rate rises evenly at first; 0 for none", at_least=0
@@ -203,7 +203,7 @@ class TrainingOptions(RunningOptions, CompileOptions, DataOptions, GuidanceOptio
     )
     lr_anneal_steps: int = setting(
         0,
-        "updates after which the learning rate has fallen to 0, and the end; 0 for never",
+        "updates over which the learning rate falls to 0, and training ends; 0 for neither",
         at_least=0,
     )
     time_budget: float = setting(

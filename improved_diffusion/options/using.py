@@ -70,6 +70,14 @@ class GuideOptions(TrainedOptions, GuidanceOptions, ModelOptions):
         yield from super().check()
 
 
+def _without_noise(spacing: str, diffusion_steps: int) -> Iterator[str]:
+    if spacing == "1" and diffusion_steps > 1:
+        yield (
+            "a single step would be at the least noisy timestep, where no image can begin; give "
+            "more --sampling_steps, or image_sample.py --sampler dpmpp"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(UseOptions, GuideOptions):
     """Flags that the sampling scripts share."""
@@ -124,6 +132,7 @@ class SamplingOptions(UseOptions, GuideOptions):
         return self.chosen_sampler.respacing.format(steps)
 
     def check(self) -> Iterator[str]:
+        yield from _without_noise(self.spacing, self.diffusion_steps)
         if self.sampling_steps and self.timestep_respacing:
             yield "--sampling_steps and --timestep_respacing both given; give one of them"
         if self.use_ddim and self.sampler not in ("", "ddim"):
@@ -307,6 +316,7 @@ class InterpolationOptions(UseOptions, GuidedLabelOptions):
         return self.timestep_respacing or str(self.sampling_steps or usual)
 
     def check(self) -> Iterator[str]:
+        yield from _without_noise(self.spacing, self.diffusion_steps)
         for name in ("first", "last"):
             if not getattr(self, name):
                 yield f"no --{name} given; name a picture, or give a number"

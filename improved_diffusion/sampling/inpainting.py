@@ -18,8 +18,8 @@ from ..gaussian_diffusion import GaussianDiffusion, RandnLike
 from .denoising import read_picture, to_tensor
 
 GREY = 128  # of what is to be made, in a picture that shows it
-# So much above a pixel's value, in steps of 8 bits, no rounding takes it to the value below where
-# to_uint8 cuts off what is behind the point.
+# Added to known pixels, in steps of 8 bits: to_uint8 truncates, so that rounding errors would cost
+# some of them a whole step.
 ABOVE = 1e-3
 
 
@@ -29,7 +29,7 @@ class Inpainting:
 
     :param picture: uint8 [H, W, C].
     :param mask: bool [H, W], true where the image is to be made.
-    :param jump_length: timesteps of a jump, the paper's j.
+    :param jump_length: timesteps of a jump, at least 1, the paper's j.
     :param resamplings: how often each stretch of so many timesteps is walked, the paper's r; 1 is
         a walk without jumps.
     """
@@ -110,12 +110,12 @@ def descents(num_timesteps: int, jump_length: int, resamplings: int) -> list[ran
     At every ``jump_length``-th timestep, from the least noisy one on, it jumps up by as many,
     ``resamplings - 1`` times (the paper's appendix on the schedule of its jumps).
 
-    :raises InputError: if there are to be jumps, and there is no room for one.
+    :raises InputError: if ``jump_length`` is below 1, or there is no room for a jump.
     """
-    if resamplings > 1 and jump_length >= num_timesteps:
+    if jump_length < 1 or (resamplings > 1 and jump_length >= num_timesteps):
         raise InputError(
             f"jumps of {jump_length} timesteps do not fit into a walk of {num_timesteps}; give a "
-            "--jump_length below that, or --resamplings 1"
+            "--jump_length from 1 to below that, or --resamplings 1"
         )
     ranges, start = [], num_timesteps - 1
     for level in reversed(range(0, num_timesteps - jump_length, jump_length)):

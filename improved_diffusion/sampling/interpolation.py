@@ -27,7 +27,7 @@ def invert(
 
     :param x_start: the images, [N, C, H, W], which are taken for x_0 of the least noisy timestep.
     :param callback: given each step's ``sample``, ``pred_xstart``, ``x_t`` and ``t``.
-    :param settings: for ``p_mean_variance``. Clipped predictions cannot be walked backwards.
+    :param settings: for ``p_mean_variance``. Clipping adds to the error, usually little.
     :return: where the steps of ``ddim_sample`` begin, of ``x_start``'s shape.
     """
     step = partial(diffusion.ddim_reverse_sample, model, **settings)
@@ -53,5 +53,5 @@ def slerp(a: th.Tensor, b: th.Tensor, share: float) -> th.Tensor:
 
 
 def arc(a: th.Tensor, b: th.Tensor, count: int) -> th.Tensor:
-    """So many points of the arc from ``a`` to ``b``, both included: [count, ...]."""
+    """``count`` >= 2 points of the arc from ``a`` to ``b``, both included: [count, ...]."""
     return th.stack([slerp(a, b, i / (count - 1)) for i in range(count)])

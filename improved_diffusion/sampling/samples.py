@@ -55,7 +55,7 @@ class Order:
     :param eta: noise of its steps, in [0, 1]; None for what is usual.
     :param clip_denoised: clip the predicted image at each step.
     :param film: keep how the first samples come about, for a film.
-    :param inpainting: a picture that all images are to be but for a part of them.
+    :param inpainting: a picture of which all images keep the known part.
     """
 
     num_samples: int

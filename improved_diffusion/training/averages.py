@@ -20,6 +20,8 @@ Weights = dict[str, th.Tensor]
 class Average(NamedTuple):
     """An average of weights to draw samples from.
 
+    :ivar rate: of the EMA, in [0, 1).
+    :ivar weights: by the names of the model's parameters.
     :ivar share: how much of the initial weights it holds.
     :ivar corrected: whether they were taken out.
     """

@@ -82,7 +82,7 @@ class Pace:
 
         :param done: updates that are finished.
         :param elapsed: tells the seconds of the budget that are over.
-        :param pauses: after how many updates to do what, time and again; the first is to save.
+        :param pauses: pairs of an interval in updates and what is done at it; the first is saving.
         :param follow: takes the number, at first one without the pauses, so that no checkpoint
             from here on is without a number.
         :raises InputError: if there is no room for an update.

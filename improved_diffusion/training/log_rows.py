@@ -35,7 +35,8 @@ def _write_row(state: TrainState, seconds: float) -> None:
     updates = int(logger.getkvs()["step"]) - state.last_row_step
     before = state.seconds[1]
     logger.logkv("wall_time", round(seconds, 3))
-    logger.logkv("steps_per_second", round(updates / (seconds - before), 4))
+    took = max(seconds - before, 1e-3)  # some clocks stand still for longer
+    logger.logkv("steps_per_second", round(updates / took, 4))
     with dist_util.agreeing():
         state.columns = sorted({*state.columns, *logger.dumpkvs()})
     state.seconds[1] = seconds

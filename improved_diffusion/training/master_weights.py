@@ -143,6 +143,7 @@ class MasterWeights:
 
         :param name: "adamw"; or "muon" for the weights of linear layers and convolutions, but for
             narrow ones.
+        :param settings: AdamW's arguments.
         """
         opt = th.optim.AdamW(self.tensors, **settings)
         if name == "muon":
