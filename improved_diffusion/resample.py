@@ -102,8 +102,9 @@ class LossAwareSampler(ScheduleSampler):
         :param local_ts: timesteps, int64 [N]; N may differ between ranks.
         :param local_losses: unweighted losses, [N].
         """
-        all_ts, all_losses = map(dist_util.all_gather, (local_ts.tolist(), local_losses.tolist()))
-        self.update_with_all_losses([*chain(*all_ts)], [*chain(*all_losses)])
+        of_ranks = dist_util.all_gather((local_ts.tolist(), local_losses.tolist()))
+        ts, losses = ([*chain(*lists)] for lists in zip(*of_ranks, strict=True))
+        self.update_with_all_losses(ts, losses)
 
     @abstractmethod
     def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:

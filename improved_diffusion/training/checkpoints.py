@@ -184,10 +184,10 @@ def _remove_stale_state(folder: str, step: int) -> None:
 
 def complete_steps(folder: str) -> list[int]:
     """Numbers of updates of the complete checkpoints in ``folder``, ascending."""
-    names = set(list_folder(folder))
-    states = (re.fullmatch(r"state(\d{6,})\.pt", name) for name in names)
-    steps = [match.group(1) for match in states if match]
-    return sorted(int(digits) for digits in steps if f"model{digits}.pt" in names)
+    found: dict[int, set[str]] = {}
+    for part in filter(None, map(PART.fullmatch, list_folder(folder))):
+        found.setdefault(int(part["step"]), set()).add(part[1])
+    return sorted(step for step, parts in found.items() if parts >= {"state", "model"})
 
 
 def newest_checkpoint(folder: str) -> str | None:
