@@ -46,8 +46,9 @@ def test_jumps_are_as_long_and_as_many_as_is_said(count, length, times):
 
 def test_no_jumps():
     assert descents(6, 2, 1) == descents(6, 10, 1) == [range(5, -1, -1)]
-    with pytest.raises(InputError, match="jumps of 6 timesteps do not fit into a walk of 6"):
-        descents(6, 6, 2)
+    for length, times in ((6, 2), (0, 1)):
+        with pytest.raises(InputError, match=f"jumps of {length} timesteps do not fit into a walk"):
+            descents(6, length, times)
 
 
 def test_a_jump_adds_the_noise_of_its_steps():
