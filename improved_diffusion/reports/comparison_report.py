@@ -44,14 +44,19 @@ def save_workbook(
 def save_curves(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> None:
     """Draw the curves of all runs into one PNG, and what their evaluations say, if there are any.
 
+    Of more evaluated runs than there are colours, nobody could tell the curves apart: then it shows
+    what the evaluations say alone, and the workbook has the curves' figures.
+
     :param note: a line below the figure, such as what the data are.
     """
+    bits, judged = _bits(runs), _judged(runs)
+    if len(runs) > len(plots.COLOURS) and (bits.shown or judged):
+        return _save_points([each for p in (bits, *judged) for each in _apart(p)], runs, path, note)
     curves = [smoothed(run.log) for run in runs]
     titles = {name: title for name, title in PANELS.items() if any(name in c for c in curves)}
     if "mse" in titles and all("mse" not in c or c["mse"].equals(c["loss"]) for c in curves):
         del titles["mse"]
         titles["loss"] = titles["loss"].replace("loss", "loss and mse")
-    bits, judged = _bits(runs), _judged(runs)
     count = len(titles) + len(judged) + (3 if bits.shown else 0)
     rows = math.ceil(count / 3)
     figure, axes = plots.new_figure(columns=3, rows=rows, width=13, height=3.4 * rows + 0.2)
@@ -66,6 +71,21 @@ def save_curves(runs: Sequence[Run], path: str | os.PathLike, note: str = "") ->
     for panel in panels:
         panel.axis("off")
     plots.shared_legend(figure, axes[0])
+    plots.write_below(figure, note)
+    plots.save_figure(figure, path)
+
+
+def _save_points(
+    found: Sequence["Points"], runs: Sequence[Run], path: str | os.PathLike, note: str
+) -> None:
+    columns = min(3, len(found))
+    rows = math.ceil(len(found) / columns)
+    height = max(3.4, 0.2 * len(runs) + 0.8) * rows
+    figure, axes = plots.new_figure(columns, rows, width=13 * columns / 3, height=height)
+    for panel, points in zip(axes, found, strict=False):
+        _draw_points(panel, points, runs)
+    for panel in axes[len(found) :]:
+        panel.axis("off")
     plots.write_below(figure, note)
     plots.save_figure(figure, path)
 
@@ -113,6 +133,7 @@ class Points(NamedTuple):
     title: str
     axis: str
     shown: Sequence[tuple[int, str, float, float]]  # number of the run, name, value and error
+    largest_first: bool = False  # the best ones
 
 
 def _bits(runs: Sequence[Run]) -> Points:
@@ -130,14 +151,23 @@ def _judged(runs: Sequence[Run]) -> list[Points]:
     networks = ", ".join(sorted({str(j.figures["features"]) for _, j in found}))
     title = f"{_counts(j.figures['num_samples'] for _, j in found)} samples"
     points = []
-    for key, axis in (("kid", f"KID ({networks})"), ("recognised", "share recognised")):
+    for key, axis, more in (
+        ("kid", f"KID ({networks})", False),
+        ("recognised", "share recognised", True),
+    ):
         shown = [
             (number, j.name, j.figures[key], j.figures.get(f"{key}_error") or 0.0)
             for number, j in found
             if isinstance(j.figures.get(key), float)
         ]
-        points += [Points(title, axis, shown)] if shown else []
+        points += [Points(title, axis, shown, more)] if shown else []
     return points
+
+
+def _apart(points: Points) -> list[Points]:
+    """The points of each evaluation's name by themselves."""
+    names = dict.fromkeys(name for _, name, _, _ in points.shown)
+    return [points._replace(shown=[p for p in points.shown if p[1] == name]) for name in names]
 
 
 def _counts(found: Iterable[object]) -> str:
@@ -145,29 +175,44 @@ def _counts(found: Iterable[object]) -> str:
 
 
 def _draw_points(panel: Any, points: Points, runs: Sequence[Run]) -> None:
-    """Draw the runs' points side by side at each evaluation; of a single one, each at its run."""
-    styles = [style for _, style in _styled(runs)]
+    """Draw the runs' points side by side at each evaluation; of a single one, below each other."""
     names = list(dict.fromkeys(name for _, name, _, _ in points.shown))
-    by_run = len(names) == 1
-    ticks = [runs[number].name for number, *_ in points.shown] if by_run else names
-    for place, (number, name, value, error) in enumerate(points.shown):
+    draw = _draw_below if len(names) == 1 else _draw_beside
+    title = f"{points.title}, ± 2 standard errors".strip()
+    draw(panel, title, points, runs, names)
+
+
+def _draw_below(
+    panel: Any, title: str, points: Points, runs: Sequence[Run], names: Sequence[str]
+) -> None:
+    """A row for each run, the best first."""
+    shown = sorted(points.shown, key=lambda point: point[2], reverse=points.largest_first)
+    for row, (number, _, value, error) in enumerate(shown):
+        panel.errorbar(value, row, xerr=2 * np.nan_to_num(error), **_marker(number))
+    panel.set_yticks(range(len(shown)), [runs[number].name for number, *_ in shown])
+    panel.set_ylim(len(shown) - 0.5, -0.5)
+    for text in panel.get_yticklabels():
+        text.set_parse_math(False)
+    plots.label_axes(panel, title, f"{points.axis}, {names[0]}", "")
+
+
+def _draw_beside(
+    panel: Any, title: str, points: Points, runs: Sequence[Run], names: Sequence[str]
+) -> None:
+    """A column for each evaluation, with the runs in their order."""
+    for number, name, value, error in points.shown:
         beside = names.index(name) + (number - (len(runs) - 1) / 2) * 0.6 / len(runs)
-        panel.errorbar(
-            place if by_run else beside,
-            value,
-            yerr=2 * np.nan_to_num(error),
-            fmt="o",
-            markersize=4,
-            capsize=3,
-            color=styles[number]["color"],
-        )
-    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    panel.set_xticks(range(len(ticks)), ticks, **(slanted if len(ticks) > MOST_ACROSS else {}))
+        panel.errorbar(beside, value, yerr=2 * np.nan_to_num(error), **_marker(number))
+    panel.set_xticks(range(len(names)), names)
     for text in panel.get_xticklabels():
         text.set_parse_math(False)
-    panel.set_xlim(-0.5, max(len(ticks), 1) - 0.5)
-    shown = names[0] if by_run else ""
-    plots.label_axes(panel, f"{points.title}, ± 2 standard errors".strip(), shown, points.axis)
+    panel.set_xlim(-0.5, max(len(names), 1) - 0.5)
+    plots.label_axes(panel, title, "", points.axis)
+
+
+def _marker(number: int) -> dict[str, Any]:
+    colour = plots.line_style(number)["color"]
+    return {"fmt": "o", "markersize": 4, "capsize": 3, "color": colour}
 
 
 def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> bool:

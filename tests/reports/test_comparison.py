@@ -283,21 +283,52 @@ def test_an_evaluation_of_one_name_is_drawn_for_all(tmp_path, figures):
     assert errors == "Error at equal log-SNR, nll_b"
 
 
-def test_points_stand_at_the_evaluations_or_of_a_single_one_at_the_runs(tmp_path, figures):
+def test_points_stand_at_the_evaluations_or_those_of_a_single_one_by_run(tmp_path, figures):
     one = comparison.read_run(make_run(tmp_path / "one", evaluated=("nll", "nll_b")))
     two = comparison.read_run(make_run(tmp_path / "two", evaluated=("nll_b",), scale=0.5))
-    for runs, ticks, below in (([one, two], ["nll", "nll_b"], ""), ([two], ["two"], "nll_b")):
-        comparison_report.save_curves(runs, "curves.png")
-        panel = figures.pop().axes[6]
-        assert [text.get_text() for text in panel.get_xticklabels()] == ticks
-        assert panel.get_xlabel() == below
+    comparison_report.save_curves([one, two], "curves.png")
+    panel = figures.pop().axes[6]
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["nll", "nll_b"]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("", "bits/dim")
+    alone = one._replace(evaluations=one.evaluations[:1])
+    of_two = two._replace(evaluations=[two.evaluations[0]._replace(name="nll")])
+    comparison_report.save_curves([alone, of_two], "curves.png")
+    panel = figures.pop().axes[6]
+    bits = {run.name: run.evaluations[0].summary["bits/dim"] for run in (alone, of_two)}
+    names = [text.get_text() for text in panel.get_yticklabels()]
+    assert names == sorted(bits, key=bits.get)
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("bits/dim, nll", "")
+
+
+def test_runs_of_more_than_all_colours_are_points_alone(tmp_path, figures):
+    folder = make_run(tmp_path / "one", evaluated=("nll", "nll_b"))
+    run = comparison.read_run(folder)
+    figure = {"features": "Net", "num_samples": 60, "kid_error": 0.01, "recognised_error": 0.01}
+    empty = np.array([])
+    many = []
+    for number in range(len(plots.COLOURS) + 1):
+        values = {"kid": 0.1 + (number * 3 % 7) / 10, "recognised": 0.1 + (number * 5 % 7) / 10}
+        judged = comparison.Judgement("judged", figure | values, empty, empty)
+        many.append(run._replace(name=f"run{number}", judgements=[judged]))
+    comparison_report.save_curves(many[:-1], "curves.png")
+    assert figures.pop().axes[0].get_title(loc="left").startswith("Training loss")
+    comparison_report.save_curves(many, "curves.png")
+    panels = [axes for axes in figures[0].axes if axes.axison]
+    axes = ["bits/dim, nll", "bits/dim, nll_b", "KID (Net), judged", "share recognised, judged"]
+    assert [panel.get_xlabel() for panel in panels] == axes
+    for panel, key, best_first in ((panels[2], "kid", 1), (panels[3], "recognised", -1)):
+        names = [text.get_text() for text in panel.get_yticklabels()]
+        ranked = sorted(many, key=lambda run: best_first * run.judgements[0].figures[key])
+        assert names == [run.name for run in ranked]
+    comparison_report.save_curves([run._replace(evaluations=[])] * 7, "curves.png")
+    assert figures[1].axes[0].get_title(loc="left").startswith("Training loss")
 
 
 def points_of(panel):
-    """Values and standard errors of a panel's points, from left to right."""
-    drawn = sorted(panel.containers, key=lambda points: points[0].get_xdata()[0])
-    bars = [points[2][0].get_segments()[0][:, 1] for points in drawn]
-    return [points[0].get_ydata()[0] for points in drawn], [np.ptp(bar) / 4 for bar in bars]
+    """Values and standard errors of a panel's points, from top to bottom."""
+    drawn = sorted(panel.containers, key=lambda points: points[0].get_ydata()[0])
+    bars = [points[2][0].get_segments()[0][:, 0] for points in drawn]
+    return [points[0].get_xdata()[0] for points in drawn], [np.ptp(bar) / 4 for bar in bars]
 
 
 def test_judgements_are_drawn_with_their_errors(runs, figures):
@@ -317,8 +348,9 @@ def test_judgements_are_drawn_with_their_errors(runs, figures):
     *_, kid, recognised = (axes for axes in figures[0].axes if axes.axison)
     titles = {axes.get_title(loc="left") for axes in (kid, recognised)}
     assert titles == {"60 samples, ± 2 standard errors"}
-    assert (kid.get_ylabel(), recognised.get_ylabel()) == ("KID (Net)", "share recognised")
-    assert points_of(kid) == ([0.2, 0.1], pytest.approx([0.01, 0.03]))
+    labels = [panel.get_xlabel() for panel in (kid, recognised)]
+    assert labels == ["KID (Net), judged", "share recognised, judged"]
+    assert points_of(kid) == ([0.1, 0.2], pytest.approx([0.03, 0.01]))
     assert points_of(recognised) == ([0.5], pytest.approx([0.02]))
 
 
