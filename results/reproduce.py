@@ -212,7 +212,9 @@ def main() -> None:
 def parse_flags() -> Namespace:
     parser = Parser(__doc__)
     parser.add_argument(
-        "--only", default="", help="names of runs, comma-separated; empty for all in bfloat16"
+        "--only",
+        default="",
+        help="names of runs or groups of them, comma-separated; empty for all in bfloat16",
     )
     parser.add_argument("--data", default="", help="what the images are, to stand by the figures")
     return parser.parse_args()
@@ -220,11 +222,12 @@ def parse_flags() -> Namespace:
 
 def chosen_jobs(only: str) -> list[Job]:
     wanted = [name for name in only.split(",") if name]
-    jobs = {job.name: job for job in (*MAIN, *STUDY, HOUR, *ABLATION, *QUARTER)}
+    jobs = {job.name: [job] for job in (*MAIN, *STUDY, HOUR, *ABLATION, *QUARTER)}
+    jobs |= {"ablation": ABLATION, "quarter": QUARTER}
     unknown = [name for name in wanted if name not in jobs]
     if unknown:
         raise InputError(f"--only: no run {unknown[0]!r}; choose from {', '.join(jobs)}")
-    return [jobs[name] for name in wanted] or [*MAIN, *STUDY, HOUR]
+    return [job for name in wanted for job in jobs[name]] or [*MAIN, *STUDY, HOUR]
 
 
 def is_done(job: Job) -> bool:
