@@ -25,19 +25,26 @@ def orthogonalised(matrix: th.Tensor) -> th.Tensor:
     Each iteration multiplies x by a polynomial of x xᵀ. Where that square matrix is much the
     smaller one, as a convolution's is, the polynomials are multiplied, and x but once.
     """
-    a, b, c = COEFFICIENTS
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)
     gram = x @ x.T
     is_long = x.shape[1] > 1.5 * x.shape[0]
-    y = th.eye(len(gram), dtype=x.dtype, device=x.device) if is_long else x
-    for _ in range(ITERATIONS):
-        factor = th.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        y = factor @ y
+    factor = _polynomial(gram)
+    y = factor if is_long else factor @ x
+    for _ in range(ITERATIONS - 1):
         gram = gram @ factor @ factor if is_long else y @ y.T
+        factor = _polynomial(gram)
+        y = factor @ y
     x = y @ x if is_long else y
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+def _polynomial(gram: th.Tensor) -> th.Tensor:
+    """a + b gram + c gram^2, by which an iteration multiplies."""
+    a, b, c = COEFFICIENTS
+    factor = th.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
 
 
 class Muon(th.optim.AdamW):
