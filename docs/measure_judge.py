@@ -40,17 +40,17 @@ def main() -> None:
             probe = Probe(known[some], train.labels.numbers[some])
             right = probe.recognised(real, test.labels.numbers)
             print(f"probe of {count} images: {right.value:.4f} ± {right.error:.4f} right")
-    print("| images | KID x 1000 | spread | error | Fréchet | spread | error | extrapolated |")
+    print("| images | KID | spread | error | Fréchet | spread | error | extrapolated |")
     for count in COUNTS:
         rows = []
         for seed in range(REPEATS):
             some = known[np.random.default_rng(seed).permutation(len(known))[:count]]
             kid = kernel_distance(some, reference).figure
             near, far = frechet_figures(some, reference)
-            rows.append((1e3 * kid.value, 1e3 * kid.error, *near, *far))
+            rows.append((*kid, *near, *far))
         mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
         print(
-            f"| {count} | {mean[0]:.3f} | {spread[0]:.3f} | {mean[1]:.3f} "
+            f"| {count} | {mean[0]:.5f} | {spread[0]:.5f} | {mean[1]:.5f} "
             f"| {mean[2]:.2f} | {spread[2]:.2f} | {mean[3]:.2f} "
             f"| {mean[4]:.2f} ± {spread[4]:.2f} |",
             flush=True,

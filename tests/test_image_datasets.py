@@ -184,7 +184,7 @@ def test_image_dataset_items_and_shards(folder):
     assert cond["y"] == 7
     assert cond["y"].dtype == np.int64
     assert ImageDataset(SIZE, paths)[0][1] == {}
-    assert [int(cond["y"]) for _, cond in data] == [1, 4, 7]  # and ends
+    assert [int(cond["y"]) for _, cond in islice(data, 9)] == [1, 4, 7]  # and ends
     assert data[-1][1]["y"] == 7
 
 

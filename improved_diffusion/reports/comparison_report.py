@@ -45,7 +45,7 @@ def save_curves(runs: Sequence[Run], path: str | os.PathLike, note: str = "") ->
     """Draw the curves of all runs into one PNG, and what their evaluations say, if there are any.
 
     Of more evaluated runs than there are colours, nobody could tell the curves apart: then it shows
-    what the evaluations say alone, and the workbook has the curves' figures.
+    what the evaluations say alone, and each run's own workbook has its curves.
 
     :param note: a line below the figure, such as what the data are.
     """
@@ -185,8 +185,9 @@ def _draw_points(panel: Any, points: Points, runs: Sequence[Run]) -> None:
 def _draw_below(
     panel: Any, title: str, points: Points, runs: Sequence[Run], names: Sequence[str]
 ) -> None:
-    """A row for each run, the best first."""
-    shown = sorted(points.shown, key=lambda point: point[2], reverse=points.largest_first)
+    """A row for each run, the best first, what is not finite last."""
+    sign = -1 if points.largest_first else 1
+    shown = sorted(points.shown, key=lambda point: (math.isnan(point[2]), sign * point[2]))
     for row, (number, _, value, error) in enumerate(shown):
         panel.errorbar(value, row, xerr=2 * np.nan_to_num(error), **_marker(number))
     panel.set_yticks(range(len(shown)), [runs[number].name for number, *_ in shown])

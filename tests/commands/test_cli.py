@@ -1,6 +1,8 @@
 import errno
+import warnings
 
 import pytest
+from PIL import Image
 from torch import OutOfMemoryError
 
 from improved_diffusion.commands import cli
@@ -19,6 +21,15 @@ def raiser(error):
         raise error
 
     return main
+
+
+def test_a_script_looks_at_the_size_of_pictures_itself(tmp_path, capsys, monkeypatch):
+    Image.new("L", (5, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # of which Pillow warns
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert outcome(lambda: Image.open(tmp_path / "a.png").close(), capsys) == (0, [])
+    assert not heard
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])

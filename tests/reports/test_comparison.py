@@ -320,6 +320,11 @@ def test_runs_of_more_than_all_colours_are_points_alone(tmp_path, figures):
         names = [text.get_text() for text in panel.get_yticklabels()]
         ranked = sorted(many, key=lambda run: best_first * run.judgements[0].figures[key])
         assert names == [run.name for run in ranked]
+    summary = run.evaluations[0].summary | {"bits/dim": math.nan}
+    bad = run._replace(name="bad", evaluations=[run.evaluations[0]._replace(summary=summary)])
+    comparison_report.save_curves([many[0], bad, *many[1:]], "curves.png")
+    names = [text.get_text() for text in figures.pop().axes[0].get_yticklabels()]
+    assert names == [*(each.name for each in many), "bad"]
     comparison_report.save_curves([run._replace(evaluations=[])] * 7, "curves.png")
     assert figures[1].axes[0].get_title(loc="left").startswith("Training loss")
 
