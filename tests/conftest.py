@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 # Models this small are computed fastest by one thread, above all where others compute beside them.
@@ -16,6 +17,7 @@ from improved_diffusion import logger
 from improved_diffusion.options.command_line import as_words
 
 PROJECT = Path(__file__).resolve().parent.parent
+HANGS = 120  # seconds after which a script is not slow but waits for ever
 VARIABLES = (
     "DIFFUSION_BLOB_LOGDIR",
     "DIFFUSION_TRAINING_TEST",
@@ -99,19 +101,22 @@ class Scripts:
     def run(self, script, *words, status=0, env=None, **flags):
         """Run a script to its end, expect that status, and return (stdout, stderr)."""
         process = self.start(script, *words, env=env, **flags)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANGS)
         assert process.returncode == status, f"{script} ended with {process.returncode}:\n{err}"
         return out, err
 
     def stop(self, process, line_start, number=signal.SIGINT):
         """Send a signal once a line of output begins so; return (stdout, stderr)."""
         lines = []
+        late = threading.Timer(HANGS, process.kill)
+        late.start()
         for line in process.stdout:
             lines.append(line)
             if line.startswith(line_start):
                 process.send_signal(number)
                 break
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANGS)
+        late.cancel()
         return "".join(lines) + out, err
 
     @staticmethod

@@ -156,9 +156,15 @@ def command(images: Path, log_dir: Path, script: Path, flags: dict) -> list[str]
 
 def finish(*arguments, **flags) -> None:
     """Run, or continue, the training to its end."""
-    process = start(*arguments, **flags)
-    process.join()
-    assert process.exitcode == 0, error_of(arguments[1])
+    assert exit_code(start(*arguments, **flags)) == 0, error_of(arguments[1])
+
+
+def exit_code(process) -> int | None:
+    """What a process ended with; None of one that hangs, which is killed."""
+    process.join(HANGS)
+    code = process.exitcode
+    process.kill()
+    return code
 
 
 ONE_CLOCK = "RANKS_HAVE_ONE_CLOCK"
@@ -195,12 +201,7 @@ def end_both(pair: list) -> list[int | None]:
     if any(process.exitcode == -signal.SIGKILL for process in pair):
         for process in pair:
             process.kill()
-    for process in pair:
-        process.join(HANGS)
-    codes = [process.exitcode for process in pair]
-    for process in pair:
-        process.kill()
-    return codes
+    return [exit_code(process) for process in pair]
 
 
 def finish_two(images: Path, log_dir: Path, **flags) -> None:
@@ -467,10 +468,10 @@ def run_with_kills(images: Path, log_dir: Path, rng: random.Random, **flags) -> 
     while True:
         # Later runs have fewer events left; a number that never comes lets one end.
         process = start(images, log_dir, kill_at=(None, rng.randrange(3, 80)), **flags)
-        process.join()
-        if process.exitcode == 0:
+        code = exit_code(process)
+        if code == 0:
             return kills
-        assert process.exitcode == -signal.SIGKILL, error_of(log_dir)
+        assert code == -signal.SIGKILL, error_of(log_dir)
         kills += 1
 
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from torch import OutOfMemoryError
 
+from improved_diffusion import dist_util
 from improved_diffusion.commands import cli
 from improved_diffusion.errors import DivergedError, InputError
 
@@ -30,6 +31,16 @@ def test_a_script_looks_at_the_size_of_pictures_itself(tmp_path, capsys, monkeyp
         warnings.simplefilter("always")
         assert outcome(lambda: Image.open(tmp_path / "a.png").close(), capsys) == (0, [])
     assert not heard
+
+
+def test_of_several_processes_an_error_of_talking_is_that_one_is_gone(capsys, monkeypatch):
+    error = RuntimeError("[gloo] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="gloo"):
+        cli.run(raiser(error))
+    monkeypatch.setattr(dist_util, "world_size", lambda: 2)
+    status, (line,) = outcome(raiser(error), capsys)
+    assert status == 1
+    assert line.endswith("another process of this run is gone")
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])

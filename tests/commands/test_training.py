@@ -1,16 +1,28 @@
 """Flags of a training and of sampling reach what they are for."""
 
 import math
+import runpy
+from types import SimpleNamespace
 
 import pytest
+import torch as th
+from in_process import SCRIPTS
+from test_train_util import toy_loop
 from torch import nn
 
 from improved_diffusion import train_util
 from improved_diffusion.commands import sampling, training
 from improved_diffusion.diffusion.guidance import Guidance
+from improved_diffusion.evaluation.bits_per_dim import BpdTable
 from improved_diffusion.options.training import ImageTraining
+from improved_diffusion.options.using import BoundOptions, ImageSampling
 from improved_diffusion.sampling import samples
-from improved_diffusion.script_util import create_gaussian_diffusion
+from improved_diffusion.script_util import (
+    build_diffusion,
+    build_model,
+    create_gaussian_diffusion,
+)
+from improved_diffusion.training.muon import Muon
 
 
 class Reached(Exception):
@@ -19,11 +31,11 @@ class Reached(Exception):
 
 @pytest.fixture
 def reaching(monkeypatch):
-    """Have a function of a module end the test with what it is given."""
+    """Have a function of a module end the test with what it is given, by name and by place."""
 
     def patch(module, name):
-        def reached(*_, **given):
-            raise Reached(given)
+        def reached(*args, **given):
+            raise Reached(given, args)
 
         monkeypatch.setattr(module, name, reached)
 
@@ -47,6 +59,55 @@ def test_flags_of_the_data_reach_the_loader(flag, value, reaching):
     with pytest.raises(Reached) as reached:
         training.open_images(ImageTraining(data_dir="somewhere", **{flag: value}))
     assert reached.value.args[0][flag] == value
+
+
+def test_the_density_of_noise_levels_reaches_what_draws_them(reaching, images, tiny, tmp_path):
+    reaching(training, "create_named_schedule_sampler")
+    density = {"schedule_sampler": "laplace", "logsnr_mean": 1.0, "logsnr_std": 0.5}
+    options = ImageTraining(data_dir=str(images), log_dir=str(tmp_path), **tiny, **density)
+    options, data = training.open_images(options)
+    parts = build_model(options), build_diffusion(options), data, data
+    with pytest.raises(Reached) as reached:
+        training.train("image_train", options, *parts)
+    name, _, *given = reached.value.args[1]
+    assert [name, *given] == [*density.values()]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", th.optim.AdamW), ("muon", Muon)])
+def test_the_optimizer_is_the_one_that_is_asked_for(name, kind):
+    assert type(toy_loop(optimizer=name).opt) is kind
+
+
+def test_the_share_of_labels_to_drop_reaches_the_model(tiny):
+    options = ImageTraining(**tiny, class_cond=True, label_dropout=0.3)
+    assert build_model(options).label_dropout == 0.3
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_whether_to_clip_reaches_the_order_of_samples(clip, reaching, tiny):
+    reaching(sampling, "Order")
+    options = ImageSampling(**tiny, model_path="any.pt", clip_denoised=clip)
+    with pytest.raises(Reached) as reached:
+        sampling.sample("image_sample", options, None, lambda *_: {})
+    assert reached.value.args[0]["clip_denoised"] is clip
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_whether_to_clip_reaches_the_bound(clip, monkeypatch, tiny):
+    script = SimpleNamespace(**runpy.run_path(str(SCRIPTS / "image_nll.py")))
+    given = {}
+
+    def reached(*_, **arguments):
+        given.update(arguments)
+        raise Reached
+
+    monkeypatch.setitem(script.evaluate.__globals__, "estimate_bpd", reached)
+    options = BoundOptions(**tiny, model_path="any.pt", data_dir="any", clip_denoised=clip)
+    diffusion = build_diffusion(options)
+    images = iter([(th.zeros(1, 3, 16, 16), {})])
+    with pytest.raises(Reached):
+        script.evaluate(options, nn.Identity(), diffusion, images, BpdTable(diffusion))
+    assert given["clip_denoised"] is clip
 
 
 @pytest.mark.parametrize("clip", [True, False])

@@ -7,7 +7,8 @@ import pytest
 
 from improved_diffusion.data.image_source import Labels
 from improved_diffusion.evaluation import judge
-from improved_diffusion.evaluation.quality import Reference
+from improved_diffusion.evaluation.image_sets import in_memory
+from improved_diffusion.evaluation.quality import Reference, frechet_figures
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,21 @@ def test_the_probe_is_tried_on_images_that_it_has_not_seen():
     assert line.samples.value > 0.7  # the samples are the images, of which it has seen most
     assert abs(line.real.value - 0.25) < 3 * line.real.error
     assert line.noise.value == 0.25
+
+
+def test_samples_whose_classes_take_turns_have_errors_as_in_no_order(monkeypatch):
+    """Errors are by groups of every tenth sample, each of which would be of one class."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(10, 8)) * 3
+
+    def draw(count):
+        return (centres[np.arange(count) % 10] + rng.normal(size=(count, 8))).astype(np.float32)
+
+    sets = [in_memory(np.zeros((count, 1, 1, 3), np.uint8)) for count in (400, 600)]
+    monkeypatch.setattr(judge, "check_apart", lambda **_: None)
+    monkeypatch.setattr(judge, "kept_features", lambda *_: draw(600))
+    monkeypatch.setattr(judge, "features_of", lambda _, images: draw(len(images)))
+    extractor = SimpleNamespace(title="Tiny", is_fid=False, fingerprint="")
+    lines = judge.judge(extractor, *sets, spare="").lines
+    frechet = frechet_figures(rng.permutation(draw(400)), Reference(draw(600))).frechet
+    assert lines["frechet"].samples.error < 3 * frechet.error

@@ -198,6 +198,13 @@ def test_a_probe_recognises_what_a_line_can_tell_apart():
 
 
 def test_errors_of_independent_sets_add_up():
-    a, b = np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0])
+    a, b = np.array([0.0, 1.0, 2.0]), np.array([0.0, 3.0])
     assert jackknife_error(a) == pytest.approx(np.sqrt(2 / 3 * 2))
-    assert jackknife_error(a, b) == jackknife_error(a)
+    assert jackknife_error(a, b) == pytest.approx(np.hypot(jackknife_error(a), jackknife_error(b)))
+
+
+def test_the_error_of_the_kernel_distance_is_of_both_sets():
+    found = kernel_distance(normal(1, 50, shift=0.5), Reference(normal(2, 40)))
+    both = jackknife_error(found.of_samples), jackknife_error(found.of_reference)
+    assert min(both) > 0
+    assert found.figure.error == pytest.approx(np.hypot(*both))

@@ -85,4 +85,5 @@ def test_how_a_presets_model_is_sampled(name):
     preset = PRESETS[name]
     model = {"class_cond": True, "label_dropout": 0.1} if "guidance" in preset.flags else {}
     words = as_words(model | {**preset.sampling, "guidance": preset.flags.get("guidance", 1.0)})
-    assert parse_options(ImageSampling, "Sample.", words).chosen_sampler
+    sampler = parse_options(ImageSampling, "Sample.", words).chosen_sampler
+    assert sampler.name == preset.sampling.get("sampler", "ddpm")

@@ -114,6 +114,8 @@ BAD_INPUT = [
     (TRAIN, {"log_dir": "{ragged}"}, r"progress\.csv: row 1 has 3 cells"),
     (TRAIN, {"log_dir": "{run}"}, "/run already holds a run"),
     # checkpoints to go on from
+    (TRAIN, {"resume_checkpoint": "auto", "log_dir": ""}, "auto looks in --log_dir; give that too"),
+    (TRAIN, {"resume_checkpoint": "ema_0.9_000001.pt"}, "cannot resume from the EMA"),
     (TRAIN, {"resume_checkpoint": "{missing}"}, "no checkpoint file at .*missing"),
     (TRAIN, {"resume_checkpoint": "{bomb}"}, "no checkpoint that can be loaded safely"),
     (TRAIN, {"resume_checkpoint": "{file}"}, "no whole checkpoint"),

@@ -62,10 +62,9 @@ def test_killed_once_at_every_kind_of_event(photos, long_whole, tmp_path):
         once = kind.endswith((".json", ".bak", ".csv"))
         number = 0 if once else rng.randrange(1, 4)
         if once:  # rows for the next life to cut off
-            killing.start(photos, killed, kill_at=("row ends", 4), **flags).join()
-        process = killing.start(photos, killed, kill_at=(kind, number), **flags)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, f"survived {kind}: {killing.error_of(killed)}"
+            killing.exit_code(killing.start(photos, killed, kill_at=("row ends", 4), **flags))
+        code = killing.exit_code(killing.start(photos, killed, kill_at=(kind, number), **flags))
+        assert code == -signal.SIGKILL, f"survived {kind}: {killing.error_of(killed)}"
         assert killing.deaths(killed)[-1] == kind
         rows_seen.add(len(killing.rows(killed)))
     assert len(rows_seen) > 5, "the kills did not fall all over the run"
@@ -88,8 +87,7 @@ def test_killed_at_random_times(photos, long_whole, tmp_path):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, "it had ended before"
+        assert killing.exit_code(process) == -signal.SIGKILL, "it had ended before"
     killing.finish(photos, killed, **LONG)
     assert killing.differences(long_whole, killed, LONG["max_steps"]) == []
 
@@ -107,8 +105,7 @@ def test_stopped_by_signals(number, times, photos, whole, tmp_path):
     """One lets the step in hand finish and saves; a second stops at once and saves nothing."""
     stopped = tmp_path / "stopped"
     process = killing.start(photos, stopped, signals_in_step=(number, times, 4))
-    process.join()
-    assert process.exitcode == 128 + number
+    assert killing.exit_code(process) == 128 + number
     said = (stopped / "log.txt").read_text()
     if times == 1:
         assert complete_steps(str(stopped)) == [3, 5]
@@ -162,11 +159,11 @@ def test_a_checkpoint_counts_when_it_is_whole(tmp_path):
         folder.mkdir()
         process = killing.processes.Process(target=save_and_die, args=(folder, len(found)))
         process.start()
-        process.join()
+        code = killing.exit_code(process)
         names = {path.name for path in folder.glob("[!.]*")}
         counts = complete_steps(str(folder)) == [3]
         assert counts == (len(names) == 5)
-        found.append(counts if process.exitcode else None)
+        found.append(counts if code else None)
     kinds = [killing.deaths(tmp_path / str(number))[0] for number in range(len(found) - 1)]
     assert kinds.count("half of .pt") >= 5
     assert kinds.count("sync of a file") == kinds.count("rename of .pt") == 5

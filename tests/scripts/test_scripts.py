@@ -54,7 +54,7 @@ def test_a_training_leaves_its_files(trained):
     assert config["flags"]["num_channels"] == 32
     assert config["data"]["images"] == 10
     assert config["data"]["classes"] == ["cat", "dog"]
-    assert load_workbook(folder / "results.xlsx").sheetnames
+    assert {"summary", "charts"} <= {*load_workbook(folder / "results.xlsx").sheetnames}
 
 
 def test_a_training_says_what_it_does(trained):
@@ -157,7 +157,9 @@ def test_samples_of_chosen_classes_one_by_one(trained, scripts, tmp_path):
     assert "the model knows no class 'cow'; it knows cat, dog" in err
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_interrupted_sampling_keeps_what_it_has_made(number, status, trained, scripts, tmp_path):
     run, _ = trained
     settings = {"model_path": run, "num_samples": 10**6, "batch_size": 1, "num_threads": 1}
@@ -169,6 +171,17 @@ def test_interrupted_sampling_keeps_what_it_has_made(number, status, trained, sc
     made = len(content["arr_0"])
     assert made >= 2
     assert f"Saved {made} samples to {path}" in out
+
+
+def test_an_interrupted_bound_keeps_what_it_has(trained, images, scripts, tmp_path):
+    run, _ = trained
+    settings = {"num_samples": 10, "batch_size": 1, "data_dir": images, "num_threads": 1}
+    many = scripts.start("image_nll.py", model_path=run, log_dir=tmp_path, **settings)
+    out, err = scripts.stop(many, "done 1 samples")
+    assert "Traceback" not in err
+    done = out.count("done ")
+    assert json.loads((tmp_path / "bits_per_dim.json").read_text())["images"] == done
+    assert (many.returncode, done < 10) in ((130, True), (0, False))
 
 
 def test_bits_per_dimension_of_a_folder(trained, images, scripts, tmp_path):

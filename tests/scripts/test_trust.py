@@ -187,9 +187,7 @@ def test_a_rank_that_is_killed_costs_nothing(
     run = tmp_path / "run"
     kill_at = [(kind, number) if r == rank else None for r in (0, 1)]
     pair = killing.start_two(photos, run, kill_at=kill_at, **TWO)
-    for process in pair:
-        process.join(60)
-    assert sorted(process.exitcode for process in pair) == [-signal.SIGKILL, 1]
+    assert {killing.exit_code(process) for process in pair} == {-signal.SIGKILL, 1}
     (line,) = killing.error_of(run).splitlines()
     assert line.endswith(f"another process of this run is gone; saved {saved} updates")
     assert steps_saved(run) == [saved]
@@ -200,8 +198,7 @@ def test_a_rank_that_is_killed_costs_nothing(
 def test_a_rank_that_is_lost_before_it_said_how_to_go_on_costs_no_weights(photos, tmp_path):
     run = tmp_path / "run"
     pair = killing.start_two(photos, run, kill_at=[None, ("update ends", 4)], **TWO)
-    for process in pair:
-        process.join(60)
+    assert {killing.exit_code(process) for process in pair} == {-signal.SIGKILL, 1}
     (line,) = killing.error_of(run).splitlines()
     assert line.endswith("saved the weights only, from which auto does not go on, of 5 updates")
     assert (run / "model000005.pt").exists()
@@ -211,8 +208,7 @@ def test_a_rank_that_is_lost_before_it_said_how_to_go_on_costs_no_weights(photos
 def test_a_rank_that_is_lost_in_the_first_update_leaves_nothing_and_says_so(photos, tmp_path):
     run = tmp_path / "run"
     pair = killing.start_two(photos, run, kill_at=[None, ("update begins", 0)], **TWO)
-    for process in pair:
-        process.join(60)
+    assert {killing.exit_code(process) for process in pair} == {-signal.SIGKILL, 1}
     (line,) = killing.error_of(run).splitlines()
     assert line.endswith("gone before an update was finished; there is nothing to save")
     said = (run / "log.txt").read_text()
@@ -223,8 +219,7 @@ def test_a_rank_that_is_lost_in_the_first_update_leaves_nothing_and_says_so(phot
 def test_a_rank_that_is_lost_while_a_time_budget_is_measured_changes_no_number(photos, tmp_path):
     run, budget = tmp_path / "run", killing.VARIANTS["guided"] | {"sample_interval": 0}
     pair = killing.start_two(photos, run, kill_at=[("update begins", 1), None], **budget)
-    for process in pair:
-        process.join(60)
+    assert {killing.exit_code(process) for process in pair} == {-signal.SIGKILL, 1}
     assert steps_saved(run) == [1]
     assert killing.end_both(killing.start_two(photos, run, **budget)) == [0, 0]
     assert max(steps_saved(run)) == STEPS

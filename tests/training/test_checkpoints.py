@@ -159,6 +159,15 @@ def test_the_share_of_the_initial_weights_stands_in_the_name(path, share):
     assert checkpoints.initial_part(path, correct=False) == (share, None)
 
 
+@pytest.mark.parametrize("state", [b"torn", {"step": 2}])
+def test_without_what_the_state_knows_the_share_is_that_of_the_name(state, tmp_path):
+    """The state is damaged, or older than the count of averaged updates; nothing was kept."""
+    beside = tmp_path / "state000002.pt"
+    beside.write_bytes(state) if isinstance(state, bytes) else th.save(state, beside)
+    (tmp_path / "ema_0.5_000002.pt").touch()
+    assert checkpoints.initial_part(str(tmp_path / "ema_0.5_000002.pt")) == (0.25, None)
+
+
 def test_companions_lie_beside_the_model(tmp_path, monkeypatch):
     path = save(tmp_path, 7)
     found = checkpoints.companion(path, "ema_0.9_", 7)

@@ -132,6 +132,9 @@ def test_a_run_of_adamw_goes_on_with_it_and_back(model):
         opt = weights.optimizer(name, **SETTINGS)
         if state:
             opt.load_state_dict(state)
+            loaded = opt.state_dict()["state"]
+            for number_of, moments in state["state"].items():
+                assert all(th.equal(loaded[number_of][key], moments[key]) for key in moments)
         make_steps([number], weights, opt)
         state = opt.state_dict()
     assert all(moments["step"] == 3 for moments in state["state"].values())
