@@ -12,11 +12,12 @@ pytestmark = pytest.mark.skipif(
 
 HOLDS = """
 import json
+import os
 from pathlib import Path
 from improved_diffusion.system import allocator, cpu
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 processor = cpu.configure_cpu(3, tune_memory={keep})
 assert (processor.threads, processor.freed_memory_kept) == (3, {keep})

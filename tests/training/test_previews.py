@@ -1,6 +1,5 @@
 import os
 
-import killing
 import numpy as np
 import pytest
 import torch as th
@@ -89,6 +88,7 @@ def test_nothing_of_the_training_is_disturbed(precision, trained, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_draws_is_the_run_that_does_not(tiny, images, tmp_path):
     """Bit for bit, with all that draws random numbers while training."""
+    killing = pytest.importorskip("killing", exc_type=ImportError)
     settings = {"data_dir": images, "batch_size": 4, "max_steps": 4, "log_interval": 1}
     settings |= {"dropout": 0.3, "random_flip": True, "num_threads": 1, "ema_rate": "0.1,0.9"}
     for name, interval in (("drawing", 1), ("not", 0)):

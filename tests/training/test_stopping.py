@@ -5,6 +5,9 @@ import time
 
 import pytest
 
+if not hasattr(signal, "SIGHUP"):
+    pytest.skip("os.kill ends a process of Windows", allow_module_level=True)
+
 from improved_diffusion.training.stopping import StopSignals, exit_on_signals
 
 
