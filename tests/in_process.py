@@ -2,21 +2,25 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import torch as th
 import torch.distributed as dist
 
 from improved_diffusion import logger
 from improved_diffusion.options.command_line import as_words
 
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 def in_process(script, flags):
     """Run a script as ``python scripts/<script> <flags>`` would; return its exit status."""
     before = sys.argv, sys.path
+    threads, handlers = th.get_num_threads(), {n: signal.getsignal(n) for n in ENDING}
     sys.argv, sys.path = [str(SCRIPTS / script), *as_words(flags)], [str(SCRIPTS), *sys.path]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -24,6 +28,10 @@ def in_process(script, flags):
         return exit.code
     finally:
         sys.argv, sys.path = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        th.set_num_threads(threads)
+        th.set_flush_denormal(False)
         logger.reset()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -136,11 +136,6 @@ def test_what_there_is_not(name, precision, complaint):
         Extractor(name, precision=precision)
 
 
-@pytest.mark.parametrize("name", ["lite0", "inception"])
-def test_only_fid_is_called_fid(name):
-    assert NETWORKS[name].is_fid == (name == "inception")
-
-
 # -- the file of features ------------------------------------------------------------------------
 
 
