@@ -172,9 +172,9 @@ def nameless(data, tmp_path):
     return {"reference": folder_of(tmp_path / "nameless", seed=1, names=())}
 
 
-def other_classes(data, tmp_path):
+def other_classes(data, tmp_path, flag="samples"):
     names = ("bird", "fish", "tree")
-    return {"samples": folder_of(tmp_path / "others", seed=1, names=names)}
+    return {flag: folder_of(tmp_path / "others", seed=1, names=names)}
 
 
 def test_names_that_no_sample_has_do_no_harm(data, tmp_path):
@@ -205,6 +205,10 @@ def too_many_classes(data, tmp_path):
         (larger, "fewer than 16"),
         (nameless, "have none: name the files <class>_<number>.png, or give each class"),
         (other_classes, "--samples has images of class bird, which --reference has not"),
+        (
+            lambda data, tmp_path: other_classes(data, tmp_path, "train"),
+            "--train and --reference have different classes",
+        ),
         (too_many_classes, "of class 3, which --reference has not"),
     ],
 )
