@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,11 +29,13 @@ from .quality import (
     frechet_figures,
     kernel_distance,
     manifolds,
+    mean_figure,
 )
 
 LEAST = 50  # images of a set, for figures that say anything
 HELD_OUT = 5  # one reference image of so many tests the probe, where there are no training images
 SHOWN = 12  # samples beside their nearest training images
+MOST_CLASSES = 20  # to print the figures of
 RESULTS = ("evaluation.*", "nearest.png")
 UNKNOWN = Figure(float("nan"), float("nan"))
 
@@ -55,17 +57,26 @@ class Verdict:
     :param about: how many images of which kinds, and what looked at them.
     :param kernel: how much each image changes the kernel distance.
     :param closest: the samples that are nearest to training images, and these; None without.
+    :param classes: how many samples and real images of each class are recognised, the best first.
     """
 
     lines: Mapping[str, Line]
     about: Mapping[str, Any]
     kernel: KernelDistance
     closest: np.ndarray | None
+    classes: Mapping[str, Line] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The table in plain text."""
-        table = pd.DataFrame(self.table())
-        return table.to_string(index=False, float_format="{:.4g}".format, na_rep="")
+        """The tables in plain text."""
+        parts = [self.lines]
+        if 0 < len(self.classes) <= MOST_CLASSES:
+            parts.append(self.classes)
+        return "\n\n".join(
+            pd.DataFrame(self.table(lines)).to_string(
+                index=False, float_format="{:.4g}".format, na_rep=""
+            )
+            for lines in parts
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """``kid``, ``kid_error``, ``kid_real``, ``kid_noise`` and so on; plain, for JSON."""
@@ -74,11 +85,15 @@ class Verdict:
             values = *line.samples, line.real.value, line.noise.value
             endings = ("", "_error", "_real", "_noise")
             said |= {f"{name}{end}": _plain(v) for end, v in zip(endings, values, strict=True)}
+        if self.classes:
+            shares = {name: line.samples.value for name, line in self.classes.items()}
+            said["recognised_by_class"] = shares
         return said
 
-    def table(self) -> dict[str, list[Any]]:
-        """The figures in columns, for people."""
-        lines = self.lines.values()
+    @staticmethod
+    def table(of: Mapping[str, Line]) -> dict[str, list[Any]]:
+        """Figures in columns, for people."""
+        lines = of.values()
         return {
             "figure": [line.title for line in lines],
             "samples": [line.samples.value for line in lines],
@@ -140,8 +155,10 @@ def judge(
         name: Line(_title(name, extractor), figure, of_real[name], of_noise[name])
         for name, figure in of_samples.items()
     }
+    classes: dict[str, Line] = {}
     if asked is not None:
-        lines["recognised"] = _recognised(seen, asked, real, reference, known, train)
+        everything = seen, asked, real, reference, known, train
+        lines["recognised"], classes = _recognised(*everything)
     closest = None
     if known is not None and train is not None:
         near = closeness(seen, known, real.features)
@@ -158,7 +175,7 @@ def judge(
         "num_train": len(train) if train else 0,
         "names of reference images, sha256": reference.source.fingerprint,
     }
-    return Verdict(lines, about, kernel, closest)
+    return Verdict(lines, about, kernel, closest, classes)
 
 
 def kept_features(extractor: Extractor, images: ImageSet, spare: str) -> np.ndarray:
@@ -238,19 +255,31 @@ def _recognised(
     reference: ImageSet,
     known: np.ndarray | None,
     train: ImageSet | None,
-) -> Line:
-    """How many samples a linear probe takes for their class, and how many real images."""
+) -> tuple[Line, dict[str, Line]]:
+    """How many samples a linear probe takes for their class, and how many real images.
+
+    :return: of all, and of each class, the best recognised first.
+    """
     assert reference.labels is not None
     features, labels = real.features, reference.labels.numbers
     if known is not None and train is not None and train.labels is not None:
         probe = Probe(known, train.labels.numbers)
-        own = probe.recognised(features, labels)
     else:
         test = np.random.default_rng(0).permutation(len(labels)) % HELD_OUT == 0
         probe = Probe(features[~test], labels[~test])
-        own = probe.recognised(features[test], labels[test])
-    chance = Figure(1 / len(reference.labels.classes), 0.0)
-    return Line("recognised as their class", probe.recognised(seen, asked), own, chance)
+        features, labels = features[test], labels[test]
+    right, own = probe.recognised(seen, asked), probe.recognised(features, labels)
+    names = reference.labels.classes
+    chance = Figure(1 / len(names), 0.0)
+    each = {}
+    for number, name in enumerate(names):
+        of_samples, of_real = right[asked == number], own[labels == number]
+        if len(of_samples):
+            title = f"recognised as {name}"
+            each[name] = Line(title, mean_figure(of_samples), mean_figure(of_real), chance)
+    best_first = sorted(each.items(), key=lambda item: -item[1].samples.value)
+    whole = Line("recognised as their class", mean_figure(right), mean_figure(own), chance)
+    return whole, dict(best_first)
 
 
 def _pairs(samples: ImageSet, train: ImageSet, near: Closeness) -> np.ndarray:
@@ -280,7 +309,9 @@ def save_verdict(folder: str, verdict: Verdict, about: Mapping[str, Any]) -> str
             file.write(f"{json.dumps(said, indent=2)}\n".encode())
     book = new_book()
     put_title(book["summary"], 1, "How good the samples are")
-    row = put_table(book["summary"], 3, verdict.table())
+    row = put_table(book["summary"], 3, verdict.table(verdict.lines))
+    if verdict.classes:
+        row = put_table(book["summary"], row, verdict.table(verdict.classes))
     put_pairs(book["summary"], row, {**verdict.about, **about})
     if verdict.closest is not None:
         picture = os.path.join(folder, "nearest.png")

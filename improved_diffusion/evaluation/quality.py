@@ -339,6 +339,6 @@ class Probe:
         logits = th.nn.functional.linear(self._standardised(features), self.weight, self.bias)
         return logits.argmax(1).numpy()
 
-    def recognised(self, features: np.ndarray, labels: np.ndarray) -> Figure:
-        """The share of rows whose class is the most likely one."""
-        return mean_figure(th.from_numpy(self.classes(features) == labels))
+    def recognised(self, features: np.ndarray, labels: np.ndarray) -> th.Tensor:
+        """Of which rows their class is the most likely one, bool [N]."""
+        return th.from_numpy(self.classes(features) == labels)

@@ -32,10 +32,16 @@ def test_the_probe_is_tried_on_images_that_it_has_not_seen():
     features = rng.normal(size=(400, 300)).astype(np.float32)
     numbers = rng.integers(0, 4, 400)
     images = SimpleNamespace(labels=Labels(list("abcd"), numbers, "name"))
-    line = judge._recognised(features, numbers, Reference(features), images, None, None)
+    line, classes = judge._recognised(features, numbers, Reference(features), images, None, None)
     assert line.samples.value > 0.7  # the samples are the images, of which it has seen most
     assert abs(line.real.value - 0.25) < 3 * line.real.error
     assert line.noise.value == 0.25
+    shares = [each.samples.value for each in classes.values()]
+    assert sorted(classes) == list("abcd")
+    assert shares == sorted(shares, reverse=True)
+    assert np.average(shares, weights=[(numbers == "abcd".index(c)).sum() for c in classes]) == (
+        pytest.approx(line.samples.value)
+    )
 
 
 def test_samples_whose_classes_take_turns_have_errors_as_in_no_order(monkeypatch):

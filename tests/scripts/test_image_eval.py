@@ -89,6 +89,9 @@ def test_real_images_pass_for_real_ones(verdict):
     assert found["recognised"] > 0.9
     assert found["recognised_real"] > 0.9
     assert found["recognised_noise"] == pytest.approx(1 / 3)
+    by_class = found["recognised_by_class"]
+    assert by_class.keys() == set(CLASSES)
+    assert np.mean([*by_class.values()]) == pytest.approx(found["recognised"])  # twenty of each
     assert found["copies"] < 0.1
 
 
@@ -97,6 +100,7 @@ def test_a_verdict_is_a_workbook_and_a_picture_too(verdict):
     cells = [cell for row in book["summary"].iter_rows(values_only=True) for cell in row]
     assert "KID (EfficientNet-Lite0)" in cells
     assert read(verdict)["kid"] in cells
+    assert "recognised as striped" in cells
     with Image.open(verdict / "nearest.png") as picture:
         assert picture.width > picture.height / 3  # a sample and four training images in a row
     with np.load(verdict / "evaluation.npz") as changes:
@@ -225,7 +229,7 @@ def test_bad_input(data, tmp_path, capsys, make, said):
 def test_classes_can_be_left_out(data, tmp_path):
     given = nameless(data, tmp_path) | {"labels": "none"}
     assert judge(data, tmp_path / "out", **given) == 0
-    assert "recognised" not in read(tmp_path / "out")
+    assert not {"recognised", "recognised_by_class"} & read(tmp_path / "out").keys()
 
 
 # --- while training
