@@ -77,7 +77,7 @@ class ComputeOptions(ThreadOptions):
         "fp32",
         "arithmetic of the model; fp16 needs a GPU; auto takes bf16 where the processor has it, "
         "or else fp32",
-        choices=DTYPES,
+        choices=("auto", *DTYPES),
         parse=precision_or_auto,
     )
     allow_slow_bf16: bool = setting(
