@@ -114,6 +114,7 @@ RECIPE: dict[str, object] = {
     "batch_size": 16,
     "optimizer": "adamw",
     "adam_beta1": 0.9,
+    "lr": 8e-4,
     "save_interval": 500,
     "num_threads": 1,
 }

@@ -182,7 +182,7 @@ class TrainingOptions(RunningOptions, CompileOptions, DataOptions, GuidanceOptio
     lr: float = setting(1e-4, "learning rate", at_least=0)
     optimizer: str = setting(
         "adamw",
-        "muon makes the updates of weight matrices orthogonal, with adam_beta1 as its momentum; "
+        "muon makes the updates of convolutions orthogonal, with adam_beta1 as its momentum; "
         "other weights are AdamW's",
         choices=("adamw", "muon"),
     )

@@ -13,7 +13,8 @@ from .. import dist_util
 from ..errors import InputError
 from .muon import Muon
 
-CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocast would cast
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CAST_LAYERS = (nn.Linear, *CONVOLUTIONS)  # whose weights autocast would cast
 LENGTH = 2**20  # of a tensor of weights, at least: longer ones are no faster, and fit in fewer gaps
 ROW = 2**14  # of a gradient, whose norm is taken exactly enough in float32
 NARROW = 32  # rows or columns; matrices with fewer, as of the first and last layer, are AdamW's
@@ -56,7 +57,7 @@ class MasterWeights:
         if dtype != self.trained[0].dtype:
             self._casts = [tensor.detach().to(dtype) for tensor in self.tensors]
             views = dict(zip(self.trained, self.views(self._casts), strict=True))
-            casts = {p: nn.Parameter(views[p]) for p in _parameters_to_cast(model) if p in views}
+            casts = {p: nn.Parameter(views[p]) for p in _parameters_of(CAST_LAYERS, model) if p in views}
             self.working = _copy_with(model, casts)
             leaves = [casts.get(p, p) for p in self.trained]
         rest = iter(leaves)
@@ -141,8 +142,7 @@ class MasterWeights:
     def optimizer(self, name: str, **settings: Any) -> th.optim.AdamW:
         """An optimizer of ``tensors``, whose ``state_dict`` is that of one of the parameters.
 
-        :param name: "adamw"; or "muon" for the weights of linear layers and convolutions, but for
-            narrow ones.
+        :param name: "adamw"; or "muon" for the weights of convolutions, but for narrow ones.
         :param settings: AdamW's arguments.
         """
         opt = th.optim.AdamW(self.tensors, **settings)
@@ -153,8 +153,8 @@ class MasterWeights:
         return opt
 
     def _wide(self) -> list[int]:
-        """The numbers, among the trainable parameters, of layers' weights that are not narrow."""
-        layers = _parameters_to_cast(self.model)
+        """The numbers, among the trainable parameters, of convolutions' weights, but narrow ones."""
+        layers = _parameters_of(CONVOLUTIONS, self.model)
         matrices = ((i, p) for i, p in enumerate(self.trained) if p in layers and p.ndim > 1)
         return [number for number, p in matrices if min(p.flatten(1).shape) >= NARROW]
 
@@ -212,13 +212,13 @@ def _in_a_row(tensors: Iterable[th.Tensor]) -> th.Tensor:
     return th.cat([tensor.detach().flatten() for tensor in tensors])
 
 
-def _parameters_to_cast(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters that none but linear layers and convolutions hold."""
-    cast: set[nn.Parameter] = set()
-    kept: set[nn.Parameter] = set()
+def _parameters_of(kinds: tuple[type[nn.Module], ...], model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that none but layers of such kinds hold."""
+    theirs: set[nn.Parameter] = set()
+    others: set[nn.Parameter] = set()
     for module in model.modules():
-        (cast if isinstance(module, CAST_LAYERS) else kept).update(module.parameters(recurse=False))
-    return cast - kept
+        (theirs if isinstance(module, kinds) else others).update(module.parameters(recurse=False))
+    return theirs - others
 
 
 def _copy_with(model: nn.Module, replaced: dict[nn.Parameter, nn.Parameter]) -> nn.Module:

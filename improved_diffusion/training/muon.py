@@ -1,4 +1,4 @@
-"""AdamW whose updates of weight matrices are orthogonal.
+"""AdamW whose updates of convolutions are orthogonal.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the mean gradient of a
 matrix by the nearest orthogonal one, so that all its directions are learned alike.

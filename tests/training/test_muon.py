@@ -16,7 +16,7 @@ SETTINGS = {"lr": 0.01, "betas": (0.95, 0.999), "weight_decay": 0.1}
 @pytest.fixture
 def model():
     th.manual_seed(0)
-    conv, linear = nn.Conv2d(33, 40, 3, padding=1), nn.Linear(40, 5)
+    conv, linear = nn.Conv2d(33, 40, 3, padding=1), nn.Linear(40, 40)
     return nn.Sequential(conv, nn.GroupNorm(4, 40), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
 
 
@@ -49,8 +49,9 @@ def make_steps(numbers, weights, opt):
         opt.step()
 
 
-def test_only_wide_matrices_are_its_own(model):
+def test_only_wide_convolutions_are_its_own(model):
     """All others move as AdamW moves them, and the moments of all are AdamW's."""
+    model = nn.Sequential(model, nn.Unflatten(1, (40, 1)), nn.Conv1d(40, 5, 1))
     plain = copy.deepcopy(model)
     for one, name in ((model, "muon"), (plain, "adamw")):
         weights = MasterWeights(one, th.float32)
@@ -62,7 +63,7 @@ def test_only_wide_matrices_are_its_own(model):
         for (name, p), other in zip(model.named_parameters(), plain.parameters(), strict=True)
         if th.equal(p, other)
     }
-    assert alike == {name for name, _ in model.named_parameters()} - {"0.weight"}
+    assert alike == {name for name, _ in model.named_parameters()} - {"0.0.weight"}
     for number, moments in plain.state["state"].items():
         assert all(th.equal(model.state["state"][number][key], moments[key]) for key in moments)
 
