@@ -184,6 +184,7 @@ ABLATION = [
     ablation("together_lr_4e-4", 2_650, **TOGETHER, lr=4e-4),
     ablation("together_lr_1.6e-3", 2_650, **TOGETHER, lr=1.6e-3),
     ablation("together_lr_3.2e-3", 2_650, **TOGETHER, lr=3.2e-3),
+    ablation("preset", 2_650, **TOGETHER, lr=1.6e-3),
     ablation("laplace", schedule_sampler="laplace"),
     ablation("min_snr", schedule_sampler="uniform", loss_weight="min_snr"),
 ]
