@@ -57,7 +57,9 @@ class MasterWeights:
         if dtype != self.trained[0].dtype:
             self._casts = [tensor.detach().to(dtype) for tensor in self.tensors]
             views = dict(zip(self.trained, self.views(self._casts), strict=True))
-            casts = {p: nn.Parameter(views[p]) for p in _parameters_of(CAST_LAYERS, model) if p in views}
+            casts = {
+                p: nn.Parameter(views[p]) for p in _parameters_of(CAST_LAYERS, model) if p in views
+            }
             self.working = _copy_with(model, casts)
             leaves = [casts.get(p, p) for p in self.trained]
         rest = iter(leaves)
@@ -153,7 +155,7 @@ class MasterWeights:
         return opt
 
     def _wide(self) -> list[int]:
-        """The numbers, among the trainable parameters, of convolutions' weights, but narrow ones."""
+        """The numbers, among the trainable parameters, of convolutions that are not narrow."""
         layers = _parameters_of(CONVOLUTIONS, self.model)
         matrices = ((i, p) for i, p in enumerate(self.trained) if p in layers and p.ndim > 1)
         return [number for number, p in matrices if min(p.flatten(1).shape) >= NARROW]
