@@ -2,7 +2,8 @@
 
 Beside each run's log it takes what it finds in folders within the run's: bits/dim of image_nll.py
 (--log_dir RUN/nll), samples of image_sample.py (--log_dir RUN/ddpm), and what image_eval.py says
-of such samples (--log_dir RUN/judged).
+of such samples (--log_dir RUN/judged). Of more than six judged runs, the pictures have figures in
+place of the curves, and eight grids of samples from the best to the worst.
 """
 
 from argparse import Namespace

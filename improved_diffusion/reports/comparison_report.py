@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from ..data.image_files import open_image
+from ..data.image_grid import evenly
 from . import plots
 from .comparison import PANELS, WARNING, Run, error_table, smoothed, tables
 from .sheets import new_book, put, put_picture, put_table, put_title, save_book
 
 MOST_ACROSS = 4  # grids of samples side by side, so that they can be seen
+MOST_SHOWN = 2 * MOST_ACROSS
 
 
 def save_workbook(
@@ -219,8 +221,14 @@ def _marker(number: int) -> dict[str, Any]:
 def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> bool:
     """Draw the grids of samples by the names of their folders, the runs side by side.
 
+    Of more runs than there are colours, it shows :data:`MOST_SHOWN` from the best to the worst, if
+    all samples were judged.
+
     :return: False if there are none.
     """
+    if len(runs) > len(plots.COLOURS) and all(run.pictures and run.judgements for run in runs):
+        ranked = sorted(runs, key=lambda run: run.judgements[0].figures["kid"])
+        runs = [ranked[number] for number in evenly(len(ranked), MOST_SHOWN)]
     names = sorted({name for run in runs for name in run.pictures})
     if not names:
         return False

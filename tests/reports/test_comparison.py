@@ -381,6 +381,20 @@ def test_grids_of_many_runs_stand_in_several_rows(runs, figures):
     ]
 
 
+def test_of_many_judged_runs_grids_from_the_best_to_the_worst_are_shown(runs, figures):
+    empty = np.array([])
+    many = []
+    for number in (3, 0, 7, 10, 1, 9, 2, 8, 6, 5, 4):
+        judged = comparison.Judgement("judged", {"kid": number / 10}, empty, empty)
+        run = runs[0]._replace(name=f"run{number}", judgements=[judged])
+        many.append(run._replace(pictures={"ddpm": run.pictures["ddpm"]}))
+    comparison_report.save_samples(many, "samples.png")
+    titles = [axes.get_title(loc="left") for axes in figures.pop().axes]
+    assert titles == [f"run{number}: ddpm" for number in (0, 1, 3, 4, 6, 7, 9, 10)]
+    comparison_report.save_samples([*many, runs[0]], "samples.png")  # one that nobody judged
+    assert len([axes for axes in figures[0].axes if axes.get_title(loc="left")]) > len(many)
+
+
 def test_the_newest_grid_of_a_folder_is_shown(tmp_path):
     folder = make_run(tmp_path / "one")
     newer = folder / "ddpm" / "samples_16x8x8x3.png"
