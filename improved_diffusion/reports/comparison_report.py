@@ -238,6 +238,7 @@ def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -
     figure, axes = plots.new_figure(across, rows, 4 * across, 4.25 * rows)
     for place, panel in enumerate(axes):
         panel.axis("off")
+        panel.set_anchor("N")
         name, number = names[place // (across * down)], place % (across * down)
         if number < len(runs) and name in runs[number].pictures:
             run = runs[number]
