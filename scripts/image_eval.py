@@ -32,9 +32,12 @@ def main() -> None:
         if images is None:
             continue
         check_count(name, images)
-        is_grey = [each.source.shape(0)[1] == 1 for each in (images, samples)]
-        if is_grey[0] != is_grey[1]:
-            kinds = ("grey", "colour") if is_grey[0] else ("colour", "grey")
+        kinds = None
+        if samples.channels == 1 and images.has_colours:
+            kinds = "colour", "grey"
+        elif samples.channels > 1 and images.source.shape(0)[1] == 1:
+            kinds = "grey", "colour"
+        if kinds:
             raise InputError(
                 f"the images of --{name} are in {kinds[0]}, the samples in {kinds[1]}; judge them "
                 "by images of their own kind"

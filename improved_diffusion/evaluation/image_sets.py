@@ -15,6 +15,8 @@ from ..errors import InputError
 from ..system.files import is_local
 
 RUN_CONFIG = "config.json"  # lies in a run's folder
+GLANCE = 50  # images that say whether all are in colour
+TINGE = 16  # difference of channels, of 255, that JPEG may give to grey
 
 
 class ImageSet:
@@ -54,6 +56,13 @@ class ImageSet:
         """A SHA-256 that is another one when an image or the shape changes."""
         about = f"{self.size} {self.channels} {self.source.stamp}"
         return hashlib.sha256(about.encode()).hexdigest()
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether one of the first images has any, whatever number of channels its file has."""
+        some = range(min(len(self), GLANCE))
+        pixels = np.stack([self.source.read(i, self.size, 3) for i in some]).astype(int)
+        return bool(np.ptp(pixels, axis=-1).max() > TINGE)
 
     def __len__(self) -> int:
         return len(self.source)

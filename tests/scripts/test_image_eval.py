@@ -172,6 +172,23 @@ def grey(data, tmp_path):
     return {"reference": tmp_path / "grey"}
 
 
+def grey_samples(tmp_path):
+    pixels, _ = pictures(3, 60)
+    np.savez(tmp_path / "grey.npz", pixels[..., :1])
+    return {"samples": tmp_path / "grey.npz", "labels": "none"}
+
+
+def test_grey_samples_are_judged_by_colour_files_of_grey_images(data, tmp_path, capsys):
+    """As those of the handwritten digits."""
+    for i, pixels in enumerate(pictures(1, 60)[0][..., :1].repeat(3, axis=-1)):
+        Image.fromarray(pixels).save(tmp_path / f"{i:03d}.png")
+    assert judge(data, tmp_path / "out", reference=tmp_path, **grey_samples(tmp_path)) == 0
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "000.png")
+    assert judge(data, tmp_path / "two", reference=tmp_path, **grey_samples(tmp_path)) == 2
+    said = "the images of --reference are in colour, the samples in grey"
+    assert said in capsys.readouterr().err
+
+
 def nameless(data, tmp_path):
     return {"reference": folder_of(tmp_path / "nameless", seed=1, names=())}
 
