@@ -103,6 +103,8 @@ PRESETS: dict[str, Preset] = {
             "schedule_sampler": "lognormal",
             "logsnr_mean": 1.0,
             "logsnr_std": 2.0,
+            "optimizer": "muon",
+            "adam_beta1": 0.95,
             "lr": 2e-3,
             "warmup_steps": 50,
             "batch_size": 32,
