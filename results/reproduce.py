@@ -180,6 +180,7 @@ ABLATION = [
     ablation("one_block", 1_512, num_res_blocks=1),
     ablation("batch_8", 1_959, batch_size=8),
     ablation("batch_32", 566, batch_size=32),
+    # Up to "preset" published of a Muon that moved linear layers too.
     ablation("together", 2_650, **TOGETHER),
     ablation("together_lr_4e-4", 2_650, **TOGETHER, lr=4e-4),
     ablation("together_lr_1.6e-3", 2_650, **TOGETHER, lr=1.6e-3),

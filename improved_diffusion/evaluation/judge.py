@@ -157,8 +157,7 @@ def judge(
     }
     classes: dict[str, Line] = {}
     if asked is not None:
-        everything = seen, asked, real, reference, known, train
-        lines["recognised"], classes = _recognised(*everything)
+        lines["recognised"], classes = _recognised(seen, asked, real, reference, known, train)
     closest = None
     if known is not None and train is not None:
         near = closeness(seen, known, real.features)

@@ -272,9 +272,13 @@ def _distances(block: th.Tensor, y: np.ndarray) -> th.Tensor:
 
 
 def mean_figure(values: th.Tensor) -> Figure:
-    """A mean over images and its standard error, as if each image stood for itself."""
+    """A mean over images and its standard error, as if each image stood for itself.
+
+    Of one image the error is NaN, of none the mean, too.
+    """
     values = values.double()
-    return Figure(float(values.mean()), float(values.std() / math.sqrt(len(values))))
+    spread = values.std() if len(values) > 1 else math.nan
+    return Figure(float(values.mean()), float(spread / math.sqrt(max(len(values), 1))))
 
 
 class Closeness(NamedTuple):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch as th
 
 from improved_diffusion.evaluation.quality import (
     RARE,
@@ -13,6 +14,7 @@ from improved_diffusion.evaluation.quality import (
     jackknife_error,
     kernel_distance,
     manifolds,
+    mean_figure,
     nearest,
 )
 
@@ -195,6 +197,12 @@ def test_a_probe_recognises_what_a_line_can_tell_apart():
     best = (nearest_centre == labels[400:]).mean()  # of equal normal clouds, the best there is
     assert right.double().mean() > best - 0.03
     assert probe.recognised(features[400:], (labels[400:] + 1) % 3).double().mean() < 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_image_has_a_mean_and_no_error_and_none_has_neither():
+    assert [str(value) for value in mean_figure(th.tensor([True]))] == ["1.0", "nan"]
+    assert np.isnan(mean_figure(th.tensor([], dtype=th.bool))).all()
 
 
 def test_errors_of_independent_sets_add_up():
