@@ -18,6 +18,7 @@ from improved_diffusion.evaluation.quality import (
     Reference,
     frechet_figures,
     kernel_distance,
+    mean_figure,
 )
 
 COUNTS = (100, 250, 500, 1000, 2500, 5000)
@@ -38,7 +39,7 @@ def main() -> None:
         for count in (5000, len(known)):
             some = np.random.default_rng(0).permutation(len(known))[:count]
             probe = Probe(known[some], train.labels.numbers[some])
-            right = probe.recognised(real, test.labels.numbers)
+            right = mean_figure(probe.recognised(real, test.labels.numbers))
             print(f"probe of {count} images: {right.value:.4f} ± {right.error:.4f} right")
     print("| images | KID | spread | error | Fréchet | spread | error | extrapolated |")
     for count in COUNTS:
