@@ -143,14 +143,12 @@ def judge(
     kernel = kernel_distance(seen, real)
     of_samples = {"kid": kernel.figure, **_others(seen[order], real)}
     of_noise = _figures(features_of(extractor, noise), real)
+    others, judged_by = _real_in_their_place(real, known, len(samples), rng)
     of_real = dict.fromkeys(of_samples, UNKNOWN)
-    if known is not None:
-        some = rng.permutation(len(known))[: len(samples)]
-        of_real = _figures(known[some], real)
-    elif len(real.features) >= 2 * LEAST:  # a part of them by the others
-        some = rng.permutation(len(real.features))
-        count = min(len(samples), len(some) // 2)
-        of_real = _figures(real.features[some[:count]], Reference(real.features[some[count:]]))
+    if len(others) == len(samples):
+        of_real = _figures(others, judged_by)
+    elif len(others) >= LEAST:  # the other figures depend on how many there are
+        of_real["kid"] = kernel_distance(others, judged_by).figure
     lines = {
         name: Line(_title(name, extractor), figure, of_real[name], of_noise[name])
         for name, figure in of_samples.items()
@@ -172,9 +170,26 @@ def judge(
         "num_samples": len(samples),
         "num_reference": len(reference),
         "num_train": len(train) if train else 0,
+        "num_real": len(others),
+        "num_real_reference": len(judged_by),
         "names of reference images, sha256": reference.source.fingerprint,
     }
     return Verdict(lines, about, kernel, closest, classes)
+
+
+def _real_in_their_place(
+    real: Reference, known: np.ndarray | None, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Reference]:
+    """Features of ``count`` real images to judge as if they were samples, and what by.
+
+    They are training images; without these a part of the reference, half of it at most, by the
+    rest.
+    """
+    if known is not None:
+        return known[rng.permutation(len(known))[:count]], real
+    order = rng.permutation(len(real))
+    count = min(count, len(order) // 2)
+    return real.features[order[:count]], Reference(real.features[order[count:]])
 
 
 def kept_features(extractor: Extractor, images: ImageSet, spare: str) -> np.ndarray:

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
+from ..errors import InputError
+
 BLOCK = 1024  # rows of a matrix of pairs that are held at a time
 GROUPS = 10  # of the jackknife of what cannot be had image by image
 NEIGHBOURS_PRECISION, NEIGHBOURS_DENSITY = 3, 5  # as published
-ENOUGH = 1.5  # samples for each feature, from which on Fréchet distances can be extrapolated
+ENOUGH = 3  # samples for each feature, from which on Fréchet distances can be extrapolated
 RARE = 0.01  # share of new real images that pass for copies of training images
 
 
@@ -38,10 +40,13 @@ class Figure(NamedTuple):
 
 
 class Reference:
-    """Features of real images, [M, D], M at least 6, and what is computed of them but once."""
+    """Features of real images, [M, D], and what is computed of them but once.
+
+    :raises InputError: if there are fewer than 6.
+    """
 
     def __init__(self, features: np.ndarray):
-        self.features = features
+        self.features = _at_least(NEIGHBOURS_DENSITY + 1, features)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -64,6 +69,12 @@ class Reference:
     def distances(self) -> np.ndarray:
         """Distances of each image to its nearest neighbours, itself first, float32 [M, k]."""
         return nearest(self.features, self.features, NEIGHBOURS_DENSITY + 1)[0]
+
+
+def _at_least(count: int, features: np.ndarray) -> np.ndarray:
+    if len(features) < count:
+        raise InputError(f"{len(features)} images are too few for this figure: give {count}")
+    return features
 
 
 class KernelDistance(NamedTuple):
@@ -99,9 +110,10 @@ def kernel_distance(samples: np.ndarray, reference: Reference) -> KernelDistance
     (Bińkowski et al. 2018, arXiv 1801.01401, section 4.) Its expectation does not depend on the
     number of images; it is 0 for images of one distribution, and may be slightly negative.
 
-    :param samples: [N, D], N at least 3.
+    :param samples: [N, D].
+    :raises InputError: if there are fewer than 3.
     """
-    x, y = samples, reference.features
+    x, y = _at_least(3, samples), reference.features
     n, m = len(x), len(y)
     within_x, within_y = _kernel_sums(x, x) - _own_kernel(x), reference.kernel_sums
     across_x, across_y = _kernel_sums(x, y), _kernel_sums(y, x)
@@ -171,12 +183,13 @@ def frechet_figures(samples: np.ndarray, reference: Reference) -> FrechetFigures
 
     The bias is about proportional to 1 / N (Chong & Forsyth 2020, arXiv 1911.07023, section 4). So
     what leaving out a group adds to the distance says how far that of infinitely many is. It is
-    NaN with fewer than :data:`ENOUGH` samples for each feature, where the line is a curve. The
-    reference is taken as it is, and as large as it is.
+    NaN with fewer than :data:`ENOUGH` samples for each feature, where the line is a curve that
+    would lead below the truth. The reference is taken as it is, and as large as it is.
 
-    :param samples: [N, D], N at least 4 times :data:`GROUPS`, not sorted, such as by class.
+    :param samples: [N, D], not sorted, such as by class.
+    :raises InputError: if there are fewer than 4 times :data:`GROUPS`.
     """
-    groups = np.arange(len(samples)) % GROUPS
+    groups = np.arange(len(_at_least(4 * GROUPS, samples))) % GROUPS
     whole = frechet_distance(samples, reference)
     without = [frechet_distance(samples[groups != group], reference) for group in range(GROUPS)]
     error = jackknife_error(np.array(without))
@@ -211,8 +224,10 @@ def manifolds(samples: np.ndarray, reference: Reference) -> Manifolds:
     third nearest neighbour (precision, recall) or fifth (density, coverage). The errors of recall
     and coverage are by leaving out groups of samples, which must not be sorted.
 
-    :param samples: [N, D], N at least 4 times :data:`GROUPS`.
+    :param samples: [N, D].
+    :raises InputError: if there are fewer than 4 times :data:`GROUPS`.
     """
+    _at_least(4 * GROUPS, samples)
     third = th.from_numpy(reference.distances[:, NEIGHBOURS_PRECISION])
     fifth = th.from_numpy(reference.distances[:, NEIGHBOURS_DENSITY])
     kept = _all_and_without_each_group(len(samples))

@@ -60,3 +60,33 @@ def test_samples_whose_classes_take_turns_have_errors_as_in_no_order(monkeypatch
     lines = judge.judge(extractor, *sets, spare="").lines
     frechet = frechet_figures(rng.permutation(draw(400)), Reference(draw(600))).frechet
     assert lines["frechet"].samples.error < 3 * frechet.error
+
+
+@pytest.mark.parametrize(
+    ("samples", "reference", "train", "real"),
+    [(100, 400, 0, 100), (300, 400, 0, 200), (100, 400, 150, 100), (100, 400, 60, 60)],
+)
+def test_real_images_stand_in_for_samples_only_where_they_are_as_many(
+    samples, reference, train, real, monkeypatch
+):
+    """Of fewer, only the kernel distance says the same."""
+    rng = np.random.default_rng(0)
+    sets = [
+        in_memory(np.zeros((count, 1, 1, 3), np.uint8)) if count else None
+        for count in (samples, reference, train)
+    ]
+
+    def draw(_, images, *spare):
+        return rng.normal(size=(len(images), 8)).astype(np.float32)
+
+    monkeypatch.setattr(judge, "check_apart", lambda **_: None)
+    monkeypatch.setattr(judge, "kept_features", draw)
+    monkeypatch.setattr(judge, "features_of", draw)
+    monkeypatch.setattr(judge, "_pairs", lambda *_: None)
+    extractor = SimpleNamespace(title="Tiny", is_fid=False, fingerprint="")
+    found = judge.judge(extractor, *sets, spare="").as_dict()
+    assert found["num_real"] == real
+    assert found["num_real_reference"] == (reference if train else reference - real)
+    assert found["kid_real"] is not None
+    for name in ("frechet", "precision", "recall", "density", "coverage"):
+        assert (found[f"{name}_real"] is None) == (real < samples)
