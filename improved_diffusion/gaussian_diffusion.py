@@ -18,8 +18,9 @@ import torch as th
 from .diffusion.loss_weights import LossWeight
 from .diffusion.noise_schedules import betas_for_alpha_bar, get_named_beta_schedule
 from .diffusion.predictions import PREDICTIONS, ModelMeanType, Prediction
-from .diffusion.process import ForwardProcess, at
+from .diffusion.process import ForwardProcess, at, check_image_is_left
 from .diffusion.walk import RandnLike, descending, finish, starting_noise, walk
+from .errors import InputError
 from .losses import discretized_gaussian_log_likelihood, normal_kl
 from .nn import mean_flat
 
@@ -131,6 +132,7 @@ class GaussianDiffusion(ForwardProcess):
         :param clip_denoised: clip the predicted x_start to [-1, 1].
         :param denoised_fn: applied to the predicted x_start before it is clipped.
         :return: ``mean``, ``variance``, ``log_variance`` and ``pred_xstart``, each of x's shape.
+        :raises InputError: if the model's output has another shape.
         """
         output = self.call_model(model, x, t, model_kwargs)
         return self._p_of_output(output, x, t, clip_denoised, denoised_fn)
@@ -138,8 +140,19 @@ class GaussianDiffusion(ForwardProcess):
     def call_model(
         self, model: Model, x: th.Tensor, t: th.Tensor, model_kwargs: dict[str, Any] | None
     ) -> th.Tensor:
-        """The model's output for x_t. Models are called here and nowhere else."""
-        return model(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        """The model's output for x_t. Models are called here and nowhere else.
+
+        :raises InputError: if it has another shape than the process takes.
+        """
+        output = model(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        count, channels, *size = x.shape
+        parts = 2 if self.model_var_type in LEARNED_VARIANCES else 1
+        if output.shape != (wanted := (count, parts * channels, *size)):
+            raise InputError(
+                f"the model made {tuple(output.shape)} of images {tuple(x.shape)}, where this "
+                f"diffusion takes {wanted}: their learn_sigma must be the same"
+            )
+        return output
 
     def _scale_timesteps(self, t: th.Tensor) -> th.Tensor:
         """The timesteps as the model is shown them."""
@@ -162,7 +175,6 @@ class GaussianDiffusion(ForwardProcess):
         if clip_denoised:
             pred_xstart = pred_xstart.clamp(-1, 1)
         mean = self.prediction.mean(self, output, pred_xstart, x, t)
-        assert mean.shape == log_variance.shape == pred_xstart.shape == x.shape
         return {
             "mean": mean,
             "variance": variance,
@@ -175,7 +187,6 @@ class GaussianDiffusion(ForwardProcess):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Separate the model's output into its prediction, the variance and the log-variance."""
         if self.model_var_type in LEARNED_VARIANCES:
-            assert output.shape[:2] == (x.shape[0], 2 * x.shape[1])
             output, values = output.chunk(2, dim=1)
             log_variance = self._learned_log_variance(values, t)
             return output, th.exp(log_variance), log_variance
@@ -229,7 +240,8 @@ class GaussianDiffusion(ForwardProcess):
     ) -> dict[str, th.Tensor]:
         """One step of DDIM (eqs. 12 and 16), from x_t to x_{t-1}.
 
-        :param eta: how much noise it adds, in [0, 1]: 0 makes it deterministic, 1 as noisy as DDPM.
+        :param eta: how much noise it adds, in [0, 1]: 0 makes it deterministic, 1 gives the
+            variance of the posterior, as ancestral steps with ``FIXED_SMALL`` have it.
         :return: ``sample``, which is x_{t-1}, and ``pred_xstart``, each of ``x``'s shape.
         """
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
@@ -294,6 +306,8 @@ class GaussianDiffusion(ForwardProcess):
         :param randn_like: source of all noise (ours; default torch's global generator).
         :return: after each step its ``sample``, about [-1, 1] at last, its ``pred_xstart``, and the
             ``x_t`` and ``t`` that it began at. ``p_sample_loop`` returns the last sample alone.
+        :raises InputError: if ``noise`` is not of ``shape``, or the model's output has a shape that
+            the diffusion does not take.
         """
         x = starting_noise(model, shape, noise, device, randn_like)
         settings = (clip_denoised, denoised_fn, model_kwargs, randn_like)
@@ -315,7 +329,11 @@ class GaussianDiffusion(ForwardProcess):
         eta: float = 0.0,
         randn_like: RandnLike = th.randn_like,
     ) -> Iterator[dict[str, th.Tensor]]:
-        """:meth:`p_sample_loop_progressive` by DDIM's steps, with their ``eta``."""
+        """:meth:`p_sample_loop_progressive` by DDIM's steps, with their ``eta``.
+
+        :raises InputError: if the last timestep leaves nothing of the image, too.
+        """
+        check_image_is_left(self.alphas_cumprod, "DDIM")
         x = starting_noise(model, shape, noise, device, randn_like)
         settings = (clip_denoised, denoised_fn, model_kwargs, eta, randn_like)
         timesteps = descending(self.num_timesteps, progress)
@@ -336,6 +354,7 @@ class GaussianDiffusion(ForwardProcess):
         """The losses of one timestep for each image, each [N].
 
         :return: ``loss``; and for the MSE losses ``mse``, and ``vb`` where the variance is learned.
+        :raises InputError: if the model's output has another shape than the diffusion takes.
         """
         if noise is None:
             noise = th.randn_like(x_start)
@@ -351,7 +370,6 @@ class GaussianDiffusion(ForwardProcess):
             terms["vb"] = self._variance_loss(output, x_start, x_t, t)
             output = output.chunk(2, dim=1)[0]
         target = self.prediction.target(self, x_start, x_t, t, noise)
-        assert output.shape == target.shape == x_start.shape
         terms["mse"] = mean_flat((target - output) ** 2)
         weighted = self._weighted(terms["mse"], t)
         terms["loss"] = weighted + terms["vb"] if "vb" in terms else weighted

@@ -105,7 +105,7 @@ def scale_module(module: Module, scale: float) -> Module:
 
 
 def mean_flat(tensor: th.Tensor) -> th.Tensor:
-    """Take the mean over all dimensions but the first: [N, ...] -> [N]."""
+    """Take the mean over all dimensions but the first: [N, C, ...] -> [N]."""
     return tensor.mean(dim=list(range(1, tensor.ndim)))
 
 

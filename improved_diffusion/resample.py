@@ -15,6 +15,7 @@ import numpy as np
 import torch as th
 
 from . import dist_util
+from .diffusion.process import check_image_is_left
 from .diffusion.registry import Registry
 from .errors import InputError
 from .gaussian_diffusion import GaussianDiffusion
@@ -36,7 +37,8 @@ def create_named_schedule_sampler(
     :param name: one of :data:`TIMESTEP_SAMPLERS`.
     :param logsnr_mean: mean of a density, and ``logsnr_std`` its deviation; for densities only.
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
-    :raises InputError: for a density with no mass on the schedule.
+    :raises InputError: for a density, if it has no mass on the schedule, or the schedule ends with
+        nothing of the image.
     """
     if density := density_named(name):
         return density(diffusion, logsnr_mean, logsnr_std)
@@ -183,7 +185,8 @@ class LogSnrSampler(ScheduleSampler):
 
     :param mean: of the log-SNRs.
     :param std: their standard deviation.
-    :raises InputError: if less than :data:`LEAST_MASS` of the density lies on the schedule.
+    :raises InputError: if less than :data:`LEAST_MASS` of the density lies on the schedule, or the
+        last timestep leaves nothing of the image and so has no log-SNR.
     """
 
     def __init__(
@@ -204,6 +207,7 @@ class LogSnrSampler(ScheduleSampler):
 
         :raises InputError: see the class.
         """
+        check_image_is_left(alphas_cumprod, "a density of log-SNRs")
         with np.errstate(divide="ignore", invalid="ignore"):  # what the check below is for
             log_snr = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)  # falls with t
             inner = (log_snr[1:] + log_snr[:-1]) / 2

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from .diffusion.process import check_image_is_left
 from .errors import InputError
 from .gaussian_diffusion import GaussianDiffusion
 
@@ -16,6 +17,7 @@ def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> 
     :param section_counts: how many steps to keep of each of several equal sections, as numbers or
         as a comma-separated string: ``[10, 15, 20]`` keeps 10 steps of the first third, and so on.
         ``"ddimN"`` keeps N steps a whole stride apart, as in the DDIM paper.
+    :return: timesteps, each in [0, num_timesteps).
     :raises InputError: if that many steps cannot be had, or the string is of another form.
     """
     if isinstance(section_counts, str):
@@ -52,11 +54,13 @@ def log_snr_timesteps(betas: np.ndarray, count: int) -> set[int]:
     The spacing of Lu et al. 2022 (arXiv 2206.00927, section 3.4) for small images: an ODE solver's
     error is then shared evenly by its steps.
 
-    :raises InputError: if the process has fewer timesteps.
+    :raises InputError: if the process has fewer timesteps, or leaves nothing of the image at last,
+        where the log(SNR) has no end.
     """
     if not 1 <= count <= len(betas):
         raise InputError(f"cannot keep {count} of {len(betas)} timesteps; keep 1 to {len(betas)}")
     alphas_cumprod = np.cumprod(1 - np.asarray(betas, dtype=np.float64))
+    check_image_is_left(alphas_cumprod, f"logsnr{count}")
     log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
     targets = np.linspace(log_snr[-1], log_snr[0], count)[::-1]
     nearest = np.abs(log_snr[None] - targets[:, None]).argmin(axis=1)
@@ -71,13 +75,13 @@ def _whole(text: str) -> int:
         return int(text)
     except ValueError:
         raise InputError(
-            "timestep_respacing takes counts such as 250 or 10,15,20, or ddimN, or logsnrN, "
-            f"got {text!r}"
+            "timestep_respacing takes counts such as 250 or 10,15,20, or ddimN, or, where the "
+            f"betas are known, logsnrN; got {text!r}"
         ) from None
 
 
 def _strided_timesteps(num_timesteps: int, count: int) -> set[int]:
-    for stride in range(1, num_timesteps):
+    for stride in range(1, num_timesteps + 1):
         steps = range(0, num_timesteps, stride)
         if len(steps) == count:
             return set(steps)
@@ -107,6 +111,8 @@ class SpacedDiffusion(GaussianDiffusion):
 
     :param use_timesteps: the timesteps to keep, of the original process.
     :param kwargs: arguments of the original :class:`GaussianDiffusion`.
+    :raises InputError: if the original process lacks one of the timesteps, or a beta is outside
+        (0, 1].
     """
 
     def __init__(self, use_timesteps: Iterable[int], **kwargs: Any):
@@ -114,6 +120,10 @@ class SpacedDiffusion(GaussianDiffusion):
         self._original = original = GaussianDiffusion(**kwargs)
         self.use_timesteps = set(use_timesteps)
         self.original_num_steps = original.num_timesteps
+        if missing := self.use_timesteps.difference(range(original.num_timesteps)):
+            raise InputError(
+                f"no timestep {min(missing)} in a process of {original.num_timesteps} steps"
+            )
         self.timestep_map = [i for i in range(original.num_timesteps) if i in self.use_timesteps]
         kept = original.alphas_cumprod[self.timestep_map]
         betas = 1 - kept / np.append(1.0, kept[:-1])

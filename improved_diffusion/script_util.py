@@ -246,8 +246,12 @@ def create_gaussian_diffusion(
 
 
 def _merged(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A factory's arguments, those that came as ``ours`` among the others."""
-    return {name: value for name, value in arguments.items() if name != "ours"} | arguments["ours"]
+    """A factory's arguments as options take them: ``ours`` among them, a respacing as text."""
+    merged = {k: value for k, value in arguments.items() if k != "ours"} | arguments["ours"]
+    respacing = merged.get("timestep_respacing", "")
+    if not isinstance(respacing, str):  # the published code takes lists and None, too
+        merged["timestep_respacing"] = ",".join(map(str, respacing or ()))
+    return merged
 
 
 # -- flags <-> dictionaries ----------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch as th
 from toy_models import ideal_noise
 
 from improved_diffusion import gaussian_diffusion as gd
+from improved_diffusion.errors import InputError
 from improved_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -257,3 +258,16 @@ def test_a_diffusion_of_one_step(var_type):
     assert diffusion.num_timesteps == 1
     sample = diffusion.p_sample_loop(ToyModel(var_type in LEARNED), SHAPE)
     assert sample.isfinite().all()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_model_that_learned_other_variances_is_refused(learned):
+    diffusion = create_gaussian_diffusion(steps=4, noise_schedule="cosine", learn_sigma=learned)
+
+    def model(x, t):
+        return x if learned else th.cat([x, x], dim=1)
+
+    x, t = th.zeros(2, 3, 4, 4), th.tensor([0, 3])
+    for use in (diffusion.training_losses, diffusion.p_mean_variance):
+        with pytest.raises(InputError, match="their learn_sigma must be the same"):
+            use(model, x, t)

@@ -132,3 +132,13 @@ def test_any_respacing_is_had_or_refused(text):
         assert space_timesteps(100, text) <= set(range(100))
     except InputError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("beyond", [-1, STEPS])
+def test_a_timestep_that_does_not_exist_is_refused(beyond):
+    with pytest.raises(InputError, match=f"no timestep {beyond} in a process of {STEPS} steps"):
+        SpacedDiffusion([0, 5, beyond], **settings())
+
+
+def test_all_of_one_timestep_is_a_whole_stride():
+    assert space_timesteps(1, "ddim1") == {0}

@@ -137,3 +137,10 @@ def test_the_references_arguments_go_by_position_too():
     assert (model.out_channels, model.dropout, model.attention_resolutions) == (6, 0.1, (2,))
     enlarging = script_util.sr_create_model(64, 16, 32, 1, False, True, False, "8", 2, -1, True, 0)
     assert (enlarging.in_channels, enlarging.num_classes) == (6, script_util.NUM_CLASSES)
+
+
+@pytest.mark.parametrize(("given", "kept"), [([3, 2], 5), ((4,), 4), (None, 20), ("5", 5)])
+def test_a_respacing_comes_as_in_the_published_code(given, kept):
+    settings = {"steps": 20, "noise_schedule": "cosine"}
+    diffusion = script_util.create_gaussian_diffusion(**settings, timestep_respacing=given)
+    assert diffusion.num_timesteps == kept

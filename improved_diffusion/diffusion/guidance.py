@@ -30,11 +30,20 @@ class Guidance:
         2024, arXiv 2404.07724), as sigma = sqrt((1 - alpha_bar) / alpha_bar); elsewhere the model
         is alone.
     :param high: its other end, above ``low``.
+    :raises InputError: if one of them is out of its range.
     """
 
     scale: float = 1.0
     low: float = 0.0
     high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale < math.inf:
+            raise InputError(f"guidance takes a scale of at least 0, got {self.scale}")
+        if not 0 <= self.low < self.high:
+            raise InputError(
+                f"guidance takes an interval from at least 0 upwards, got {self.low} to {self.high}"
+            )
 
     def around(self, model: Model, process: ForwardProcess, guide: Model | None = None) -> Model:
         """``model`` with guidance, to be called as it; itself, where the scale is 1.

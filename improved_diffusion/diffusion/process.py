@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch as th
 
+from ..errors import InputError
 from .noise_schedules import checked_betas
 
 
@@ -129,7 +130,19 @@ class ForwardProcess:
         return scaled / at(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape)
 
 
+def check_image_is_left(alphas_cumprod: np.ndarray, what: str) -> None:
+    """:raises InputError: if the last timestep, of a beta of 1, leaves nothing of the image.
+
+    :param what: what cannot begin there.
+    """
+    if not alphas_cumprod[-1]:
+        raise InputError(
+            f"{what} cannot begin at timestep {len(alphas_cumprod) - 1}, which leaves nothing of "
+            "the image (a beta of 1): leave that timestep out, or take ancestral steps"
+        )
+
+
 def at(table: np.ndarray, t: th.Tensor, shape: Sequence[int]) -> th.Tensor:
     """``table[t]`` as float32, expanded to ``shape``: one value for each of the N images."""
-    values = th.from_numpy(table).to(t.device)[t].float()
+    values = th.from_numpy(table).float().to(t.device)[t]  # MPS has no float64
     return values.view(-1, *[1] * (len(shape) - 1)).expand(*shape)

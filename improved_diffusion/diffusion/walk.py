@@ -5,6 +5,8 @@ from typing import Any
 
 import torch as th
 
+from ..errors import InputError
+
 # From x_t [N, C, ...] and t int64 [N] to ``sample`` (x_{t-1}) and ``pred_xstart``, each as x_t.
 Step = Callable[[th.Tensor, th.Tensor], dict[str, th.Tensor]]
 Callback = Callable[[dict[str, th.Tensor]], object]
@@ -54,8 +56,13 @@ def starting_noise(
     device: th.device | str | None,
     randn_like: RandnLike,
 ) -> th.Tensor:
-    """x_T: what was given, or new noise where the model's parameters are."""
+    """x_T: what was given, or new noise, on ``device`` or where the model's parameters are.
+
+    :raises InputError: if what was given is not of ``shape``.
+    """
     if noise is not None:
+        if noise.shape != tuple(shape):
+            raise InputError(f"noise {tuple(noise.shape)} given for images {tuple(shape)}")
         return noise
     if device is None:
         device = next(model.parameters()).device

@@ -101,8 +101,8 @@ class SamplingOptions(UseOptions, GuideOptions):
     )
     eta: str = flag(
         "",
-        "noise that each step of ddim or dpmpp adds, from 0 (none) to 1 (as much as ddpm); empty "
-        "for what is usual",
+        "noise that each step of ddim or dpmpp adds, from 0 (none) to 1 (the variance of the "
+        "posterior, as ddpm with --sigma_small True); empty for what is usual",
     )
     save_png: bool = flag(False, "also write each sample as a picture of its own, to images/")
     show_process: bool = flag(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch as th
 
+from ..diffusion.process import check_image_is_left
 from ..diffusion.walk import Step
 from ..gaussian_diffusion import GaussianDiffusion, Model, RandnLike
 
@@ -26,9 +27,11 @@ def dpm_solver(
     The variances that a model may have learned play no part.
 
     :param eta: how much noise each step adds, in [0, 1]: 0 for the ODE, which is deterministic
-        given x_T; 1 for the SDE, as much as ancestral steps.
+        given x_T; 1 for the SDE, whose steps have the variance of the posterior.
     :param settings: for ``p_mean_variance``.
+    :raises InputError: if the last timestep leaves nothing of the image.
     """
+    check_image_is_left(diffusion.alphas_cumprod, "DPM-Solver++")
     before: tuple[th.Tensor, float] | None = None  # the last step's prediction and length
 
     def step(x: th.Tensor, t: th.Tensor) -> dict[str, th.Tensor]:

@@ -20,7 +20,8 @@ class ImageNoise:
         return len(self._generators)
 
     def randn_like(self, x: th.Tensor) -> th.Tensor:
-        """Standard normal noise of the shape, dtype and device of ``x`` [N, ...]."""
+        """Standard normal noise of the shape, dtype and device of ``x`` [N, ...], N as many."""
+        assert len(x) == len(self)
         # Drawn on the CPU: a GPU's generators would give other numbers.
         rows = [th.randn(x.shape[1:], generator=g) for g in self._generators]
         return th.stack(rows).to(x.device, x.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch as th
 
+from ..diffusion.process import check_image_is_left
 from ..diffusion.registry import Registry
 from ..diffusion.walk import Callback, Step, descending, finish, starting_noise, walk
 from ..errors import InputError
@@ -55,6 +56,7 @@ def _ddpm(diffusion: GaussianDiffusion, model: Model, **settings: Any) -> Step:
 
 
 def _ddim(diffusion: GaussianDiffusion, model: Model, **settings: Any) -> Step:
+    check_image_is_left(diffusion.alphas_cumprod, "DDIM")
     return partial(diffusion.ddim_sample, model, **settings)
 
 
@@ -85,8 +87,8 @@ def draw(
 ) -> th.Tensor:
     """Draw images by a walk down all timesteps of ``diffusion``.
 
-    ``SpacedDiffusion.respaced`` gives a diffusion of fewer timesteps, such as ``"logsnr20"``, which
-    suits ``dpmpp``.
+    ``SpacedDiffusion.respaced`` gives a diffusion of fewer timesteps: ``"logsnr20"`` is what
+    ``--sampler dpmpp`` takes by itself.
 
     :param sampler: one of :data:`SAMPLERS`.
     :param shape: of the images, [N, C, H, W].
@@ -100,7 +102,8 @@ def draw(
     :param settings: ``clip_denoised``, ``denoised_fn`` and ``model_kwargs``, as
         ``p_mean_variance`` takes them.
     :return: images of ``shape``, about [-1, 1].
-    :raises InputError: for an unknown sampler, or an ``eta`` that it cannot have.
+    :raises InputError: for an unknown sampler, an ``eta`` that it cannot have, ``noise`` of another
+        shape, or a diffusion whose last timestep leaves nothing of the image, but for ``ddpm``.
     """
     chosen = SAMPLERS[sampler]
     if chosen.usual_eta is not None:

@@ -87,8 +87,11 @@ class Samples:
         return sum(map(len, self.images))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """All images, uint8 [N, H, W, C], and their classes, int64 [N], if they have any."""
-        return np.concatenate(self.images), np.concatenate(self.classes) if self.classes else None
+        """All images, uint8 [N, H, W, C], and their classes, int64 [N], if all have one."""
+        classes = np.concatenate(self.classes) if self.classes else None
+        if classes is not None and NO_LABEL in classes:
+            classes = None
+        return np.concatenate(self.images), classes
 
 
 def make_samples(
@@ -170,7 +173,7 @@ def _frame(x_t: th.Tensor) -> np.ndarray:
 def _add(made: Samples, order: Order, sample: th.Tensor, classes: th.Tensor | None) -> None:
     room = slice(order.num_samples - len(made))
     made.images.append(np.concatenate(dist_util.all_gather(to_uint8(sample).cpu().numpy()))[room])
-    if classes is not None and NO_LABEL not in classes:
+    if classes is not None:
         made.classes.append(np.concatenate(dist_util.all_gather(classes.cpu().numpy()))[room])
 
 

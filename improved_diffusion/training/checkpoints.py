@@ -155,10 +155,12 @@ def without_initial(average: Weights, initial: Weights, share: float) -> dict[st
 
     :param share: the EMA's rate to the power of its updates, below 1.
     """
-    return {
-        name: ((value.double() - share * initial[name].double()) / (1 - share)).to(value.dtype)
-        for name, value in average.items()
-    }
+
+    def corrected(value: th.Tensor, first: th.Tensor) -> th.Tensor:
+        whole = value.cpu().double() - share * first.cpu().double()  # not every device has float64
+        return (whole / (1 - share)).to(value)
+
+    return {name: corrected(value, initial[name]) for name, value in average.items()}
 
 
 def _apart(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:

@@ -80,12 +80,13 @@ def test_another_model_is_told_the_same():
 
 @th.no_grad()
 def test_the_learned_variance_is_the_better_models():
-    model, guide, diffusion = Toy(learns_variance=True), Toy(0.2), make()
+    model, guide = Toy(learns_variance=True), Toy(0.2)
+    diffusion = make(model_var_type=gd.ModelVarType.LEARNED_RANGE)
     guided = Guidance(2.0).around(model, diffusion, guide)
     settings = (noise(), th.tensor([3, 4, 5]), {"y": LABELS})
     output, better = (diffusion.call_model(m, *settings) for m in (guided, model))
     assert th.equal(output[:, 2:], better[:, 2:])
-    worse = diffusion.call_model(guide, *settings)
+    worse = make().call_model(guide, *settings)
     th.testing.assert_close(output[:, :2], by_hand(better[:, :2], worse, 2.0))
 
 
@@ -146,3 +147,11 @@ def test_there_must_be_something_to_lead_to():
     guided = Guidance(2.0).around(Toy(), make())
     with pytest.raises(InputError, match="give y"):
         guided(noise(), th.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "wrong", [(-2.0,), (math.nan,), (math.inf,), (3.0, 2.0, 1.0), (3.0, -1.0), (3.0, 0.0, 0.0)]
+)
+def test_guidance_that_cannot_be_is_refused(wrong):
+    with pytest.raises(InputError, match="guidance takes"):
+        Guidance(*wrong)

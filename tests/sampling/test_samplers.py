@@ -2,11 +2,18 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch as th
 
 from improved_diffusion.errors import InputError
-from improved_diffusion.respace import respaced_timesteps
+from improved_diffusion.gaussian_diffusion import (
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    get_named_beta_schedule,
+)
+from improved_diffusion.respace import SpacedDiffusion, respaced_timesteps
 from improved_diffusion.sampling.samplers import SAMPLERS, draw
 from improved_diffusion.script_util import create_gaussian_diffusion
 
@@ -108,3 +115,25 @@ def test_what_cannot_be_drawn(diffusion):
         draw("heun", diffusion, Half(), SHAPE)
     with pytest.raises(InputError, match=r"eta must lie in \[0, 1\], got 1.5"):
         draw("ddim", diffusion, Half(), SHAPE, eta=1.5)
+    with pytest.raises(InputError, match=r"noise \(1, 3, 4, 4\) given for images \(2, 3, 4, 4\)"):
+        draw("ddpm", diffusion, Half(), SHAPE, noise=th.randn(1, *SHAPE[1:]))
+
+
+def test_where_nothing_of_the_image_is_left_only_ancestral_steps_begin(sampler):
+    """A last beta of 1 has the model predict from noise alone, which v allows."""
+    betas = np.append(get_named_beta_schedule("cosine", STEPS)[:-1], 1.0)
+    kinds = ModelMeanType.V, ModelVarType.FIXED_SMALL, LossType.MSE
+    names = "model_mean_type", "model_var_type", "loss_type"
+    settings = {"betas": betas, **dict(zip(names, kinds, strict=True))}
+    diffusion = SpacedDiffusion(range(STEPS), **settings)
+    with pytest.raises(
+        InputError, match="logsnr3 cannot begin at timestep 5, which leaves nothing"
+    ):
+        diffusion.respaced("logsnr3")
+    if sampler == "ddpm":
+        assert draw(sampler, diffusion, Half(), SHAPE).isfinite().all()
+    else:
+        with pytest.raises(InputError, match="cannot begin at timestep 5, which leaves nothing"):
+            draw(sampler, diffusion, Half(), SHAPE)
+    without = SpacedDiffusion(range(STEPS - 1), **settings)
+    assert draw(sampler, without, Half(), SHAPE).isfinite().all()

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch as th
 from PIL import Image
 
 from improved_diffusion import dist_util, logger
+from improved_diffusion.diffusion.guidance import NO_LABEL
 from improved_diffusion.sampling import samples
 from improved_diffusion.sampling.samples import Order, Samples, make_samples, save_samples
 from improved_diffusion.script_util import create_gaussian_diffusion
@@ -163,3 +165,14 @@ def test_a_film_of_many_steps_leaves_some_out():
     made = make(diffusion, order(num_samples=20, batch_size=20, film=True))
     assert len(made.film) == samples.FILM_MOMENTS + 1
     assert len(made.film[0]) == samples.FILM_IMAGES
+
+
+def test_classes_that_only_some_images_have_are_left_out(diffusion):
+    """They would belong to other images."""
+
+    def some(indices, noise):
+        return {"y": th.tensor([0 if index < 2 else NO_LABEL for index in indices])}
+
+    images, labels = make(diffusion, order(num_samples=4), some).arrays()
+    assert len(images) == 4
+    assert labels is None
