@@ -272,16 +272,21 @@ class TrainLoop:
         """Fix how many updates the time budget has room for, once their speed is known.
 
         :param seconds: that the last update took.
-        :raises InputError: if the budget is too short for that.
+        :raises InputError: if the budget is too short for that; what was trained is saved.
         """
         self._pace.add(seconds)
-        if not dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds())):
-            return
-        pauses = [
-            (self.options.save_interval, self.save),
-            *self.samples.pauses(self.updates, self._average_to_draw_from),
-        ]
-        self._pace.plan(self.updates, self._seconds, pauses, self._follow)
+        last = self.options.max_steps
+        left = last - self.updates if last else None
+        try:
+            if not dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds(), left)):
+                return
+            pauses = [
+                (self.options.save_interval, self.save),
+                *self.samples.pauses(self.updates, self._average_to_draw_from),
+            ]
+            self._pace.plan(self.updates, self._seconds, pauses, self._follow)
+        except InputError as error:
+            raise self._once_saved(error) from error
         self._pace.say(self.options.last_update)
         self.save()  # with the number, which a run that goes on from here keeps
 
@@ -410,7 +415,7 @@ class TrainLoop:
     def _write_row_if_due(self) -> None:
         try:
             due = log_rows.write_row_if_due(self.state, self.options.log_interval, self._seconds())
-        except OSError as error:  # a full disk, or a table that another program keeps open
+        except (InputError, OSError) as error:  # a full disk, or a table that another program has
             if dist_util.world_size() > 1:  # the others' part of the row is gone
                 raise
             raise self._once_saved(error) from error

@@ -586,9 +586,30 @@ def test_another_budget_is_measured_anew(run_in, tmp_path, clock):
 
 def test_a_budget_that_is_too_short_ends_the_run(silent_log, clock):
     loop = toy_loop(data=clock.batches(10.0), time_budget=1.0)
-    with pytest.raises(InputError, match="time_budget 1 is too short"):
+    with pytest.raises(InputError, match=r"time_budget 1 is too short.*; 6 updates are saved"):
         loop.run_loop()
-    assert loop.updates == 6
+    assert (silent_log / "state000006.pt").exists()
+
+
+def test_a_budget_that_another_limit_ends_needs_no_room_for_the_measuring(silent_log, clock):
+    loop = toy_loop(data=clock.batches(10.0), time_budget=2.0, max_steps=10)
+    loop.run_loop()
+    assert loop.updates == 10
+
+
+def test_a_table_that_was_edited_meanwhile_costs_no_update(silent_log):
+    def edit_after(batches, count):
+        for number, batch in enumerate(batches):
+            if number == count:
+                path = silent_log / "progress.csv"
+                path.write_text(path.read_text().replace(",", ";"))
+                logger.logkv("remark", 1.0)  # a new column, for which the table is read again
+            yield batch
+
+    loop = toy_loop(data=edit_after(toy_data(), 3), max_steps=9)
+    with pytest.raises(InputError, match=r"progress\.csv.*; 4 updates are saved"):
+        loop.run_loop()
+    assert (silent_log / "state000004.pt").exists()
 
 
 def test_a_warm_up_takes_half_of_a_budget_at_most(silent_log, clock):

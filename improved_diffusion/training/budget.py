@@ -34,14 +34,16 @@ class Pace:
             self._measured += 1
             self._seconds += seconds
 
-    def is_known(self, elapsed: float) -> bool:
+    def is_known(self, elapsed: float, left: int | None = None) -> bool:
         """Whether enough updates are measured.
 
         :param elapsed: seconds of the budget that are over.
+        :param left: updates after which another limit ends the run.
         :raises InputError: if the budget ends before that.
         """
         missing = max(0, FEWEST - self._measured)
-        ahead = missing * self._seconds / self._measured if self._measured else 0.0
+        coming = missing if left is None else min(missing, left)
+        ahead = coming * self._seconds / self._measured if self._measured else 0.0
         if elapsed + ahead >= 60 * self.minutes:
             raise InputError(
                 f"time_budget {self.name} is too short to measure how fast updates are: "

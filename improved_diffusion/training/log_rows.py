@@ -27,7 +27,7 @@ def write_row_if_due(state: TrainState, interval: int, seconds: float) -> bool:
 
 def write_unfinished_row(state: TrainState, seconds: float) -> None:
     """Write the last few updates' means too; a resumed run replaces them by a full line."""
-    if logger.getkvs():
+    if "step" in logger.getkvs():  # a lone kid belongs to the row of the update that comes next
         _write_row(state, seconds)
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,10 @@ class RankState:
         sampler.load_state_dict(self.sampler)
         if self.data is not None and hasattr(data, "load_state_dict"):
             data.load_state_dict(self.data)
-        if not is_alike(asdict(self), asdict(fresh)):
+        known = self
+        if self.data is not None and fresh.data is not None:  # older states have no classes
+            known = replace(self, data=fresh.data | self.data)
+        if not is_alike(asdict(known), asdict(fresh)):
             raise InputError(f"{path} is no state of this run; move it away or restore it")
         restore_random_state(self.random)
 

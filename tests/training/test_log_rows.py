@@ -29,3 +29,10 @@ def test_a_row_before_its_time_counts_the_updates_in_it(updates, tmp_path):
         logger.logkv("step", 13)
         write_unfinished_row(TrainState(updates=updates, last_row_step=10), seconds=1.5)
     assert "2.0" in (tmp_path / "progress.csv").read_text()
+
+
+def test_what_is_found_before_the_next_update_is_no_row_yet(tmp_path):
+    with logger.scoped_configure(dir=tmp_path, format_strs=["csv"]):
+        logger.logkv("kid", 0.5)
+        write_unfinished_row(TrainState(updates=3, last_row_step=2), seconds=1.5)
+    assert (tmp_path / "progress.csv").read_text() == ""

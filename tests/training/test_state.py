@@ -1,12 +1,15 @@
 """What a state file holds, and random numbers that go on where they were."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch as th
 
 from improved_diffusion.errors import InputError
+from improved_diffusion.resample import UniformSampler
+from improved_diffusion.script_util import create_gaussian_diffusion
 from improved_diffusion.training import state
 from improved_diffusion.training.state import RankState, TrainState
 
@@ -86,3 +89,23 @@ def test_a_seed_decides_all_random_numbers():
         seen.append(draws())
     assert seen[0] == seen[1]
     assert all(a != b for a, b in zip(seen[0], seen[2], strict=True))
+
+
+class Stream:
+    """Data at a place that has been saved without what came later."""
+
+    def state_dict(self):
+        return {"position": 3, "classes": None}
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def test_data_of_an_earlier_version_go_on():
+    data, sampler = Stream(), UniformSampler(create_gaussian_diffusion(noise_schedule="cosine"))
+    rank = RankState.now(sampler, data)
+    earlier = replace(rank, data={"position": 2})
+    earlier.restore(sampler, data, "state.pt")
+    assert data.state == {"position": 2}
+    with pytest.raises(InputError, match="no state of this run"):
+        replace(rank, data={"position": "2"}).restore(sampler, data, "state.pt")
