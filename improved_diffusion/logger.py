@@ -178,12 +178,17 @@ def _default_formats(rank: int) -> list[str]:
     return os.getenv("OPENAI_LOG_FORMAT_MPI", "log").split(",")
 
 
-def _open_outputs(dir: str, names: Sequence[str], suffix: str) -> list[Writer]:
+def check_local(dir: str) -> None:
+    """:raises InputError: if a log directory lies behind a URL."""
     if not is_local(dir):
         raise InputError(
             f"the log directory {dir} must be a local folder; "
             "for checkpoints elsewhere set DIFFUSION_BLOB_LOGDIR"
         )
+
+
+def _open_outputs(dir: str, names: Sequence[str], suffix: str) -> list[Writer]:
+    check_local(dir)
     try:
         os.makedirs(dir, exist_ok=True)
         once = dict.fromkeys(name.strip() for name in names)  # two writers would tear one file

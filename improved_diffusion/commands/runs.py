@@ -110,6 +110,7 @@ def open_run(
         has results already.
     """
     log_dir = options.log_dir or default_log_dir(script)
+    logger.check_local(log_dir)
     chosen = os.path.abspath(os.path.expanduser(log_dir))
     folder = dist_util.from_rank_0(chosen)  # the ranks' clocks may differ
     with contextlib.ExitStack() as stack:
@@ -144,7 +145,8 @@ def new_results(folder: str, patterns: Sequence[str], overwrite: bool) -> Iterat
     What is replaced goes when the block has written anything of its own: an error before that
     leaves all as it was.
 
-    :param patterns: of the files that the block makes.
+    :param patterns: of the files that the block makes. Those in folders within only count where
+        there are others: the folder may be anybody's else.
     :raises InputError: if there are such files, and ``overwrite`` is false.
     """
     before = _identities(folder, patterns)
@@ -166,7 +168,9 @@ def new_results(folder: str, patterns: Sequence[str], overwrite: bool) -> Iterat
 
 def _identities(folder: str, patterns: Sequence[str]) -> dict[Path, tuple[int, int]]:
     """What tells each file of those patterns from another that is written in its place."""
-    found = (path for pattern in patterns for path in Path(folder).glob(pattern))
+    found = [path for pattern in patterns for path in Path(folder).glob(pattern)]
+    if all(path.parent != Path(folder) for path in found):
+        return {}
     files = {path: path.stat() for path in found if path.is_file()}
     return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in files.items()}
 

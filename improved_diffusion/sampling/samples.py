@@ -34,7 +34,13 @@ from .inpainting import Inpainting
 from .samplers import draw
 
 GRID_IMAGES = 64  # of the picture beside the .npz
-RESULTS = ("samples_*.npz", "samples_*.png", "images/*.png", "process.png", "process.gif")
+RESULTS = (
+    "samples_*.npz",
+    "samples_*.png",
+    f"images/*{'[0-9]' * 6}.png",
+    "process.png",
+    "process.gif",
+)
 SHOWN_IMAGES, SHOWN_MOMENTS = 4, 11  # of the picture of the process
 FILM_IMAGES, FILM_MOMENTS = 16, 30  # of the film of it
 NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\\/:*?"<>|]')  # of one system or another

@@ -10,6 +10,7 @@ from improved_diffusion import dist_util, logger
 from improved_diffusion.commands import runs
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.training import ImageTraining, RunOptions, TrainingOptions
+from improved_diffusion.sampling.samples import RESULTS
 from improved_diffusion.system import cpu
 
 
@@ -249,3 +250,30 @@ def test_a_checkpoint_that_kept_no_flags_goes_on():
 def test_an_empty_value_is_seen_in_the_message():
     with pytest.raises(InputError, match="--attention_resolutions was '' and is 16,8 now"):
         resume({"attention_resolutions": ""}, {})
+
+
+def test_pictures_that_others_made_are_no_results(tmp_path):
+    """Nor are they, where a script's own results lie, unless they bear such a name."""
+    (tmp_path / "images").mkdir()
+    theirs = [tmp_path / "images" / name for name in ("000001.png", "holiday.png")]
+    for path in theirs:
+        path.touch()
+    with runs.new_results(str(tmp_path), RESULTS, overwrite=False):
+        pass
+    mine = [tmp_path / "samples_1x2x2x3.npz", tmp_path / "images" / "cat_000000.png"]
+    for path in mine:
+        path.touch()
+    refused = pytest.raises(InputError, match="has results of this script already")
+    with refused, runs.new_results(str(tmp_path), RESULTS, overwrite=False):
+        pass
+    with runs.new_results(str(tmp_path), RESULTS, overwrite=True):
+        (tmp_path / "samples_2x2x2x3.npz").touch()
+    assert [path.exists() for path in (*mine, theirs[1])] == [False, False, True]
+
+
+def test_a_log_directory_behind_a_url_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = pytest.raises(InputError, match="gs://bucket/run must be a local folder")
+    with refused, runs.open_run("image_train", at("gs://bucket/run")):
+        pass
+    assert not any(tmp_path.iterdir())
