@@ -11,7 +11,6 @@ import torch as th
 from PIL import Image
 from tiny_runs import gradient
 
-from improved_diffusion.data import image_files
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_datasets import BadImageWarning, ImageDataset, load_data
 from improved_diffusion.system import files
@@ -157,8 +156,7 @@ def test_resume_says_how_the_data_differ(folder):
 
 def test_folders_behind_urls_are_read_through_blobfile(folder, monkeypatch):
     expected = take(stream(folder), 4)
-    for module in (image_files, files):
-        monkeypatch.setattr(module, "is_local", lambda path: False)
+    monkeypatch.setattr(files, "is_local", lambda path: False)
     monkeypatch.setattr("builtins.open", None)
     assert_same(take(stream(folder), 4), expected)
 

@@ -49,5 +49,6 @@ def _stamp(path: str) -> str:
     if is_local(path):
         status = os.stat(path)
         return f"{status.st_size} {status.st_mtime_ns}"
-    status = remote().stat(path)
+    with remote() as blobs:
+        status = blobs.stat(path)
     return f"{status.size} {status.mtime}"

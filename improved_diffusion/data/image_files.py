@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
-from ..system.files import is_folder, is_local, join, list_folder, open_to_read, remote
+from ..system.files import exists, is_folder, join, list_folder, open_to_read
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 # What Pillow may decode, whatever a file is called: some formats that it knows start programs.
@@ -27,7 +27,6 @@ def list_images(folder: str) -> list[str]:
     :raises InputError: if ``folder`` is no folder or holds no images.
     """
     if not is_folder(folder):
-        exists = os.path.exists if is_local(folder) else remote().exists
         reason = "is not a folder" if exists(folder) else "does not exist"
         raise InputError(f"image folder {folder} {reason}")
     names = list(_walk(folder))

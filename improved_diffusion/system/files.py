@@ -23,14 +23,23 @@ def is_local(path: str | os.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
-def remote() -> ModuleType:
-    """blobfile, which opens what lies behind URLs.
+@contextlib.contextmanager
+def remote() -> Iterator[ModuleType]:
+    """blobfile, which opens what lies behind URLs, for a block whose errors become usual ones.
 
     It is slow to import, so local runs do without it.
+
+    :raises InputError: if it knows no such place.
+    :raises OSError: if the place does not answer as it should.
     """
     import blobfile
 
-    return blobfile
+    try:
+        yield blobfile
+    except blobfile.RequestFailure as error:
+        raise OSError(str(error)) from error
+    except blobfile.Error as error:
+        raise InputError(f"{error}; give a local path, or a URL that blobfile knows") from error
 
 
 def join(folder: str, name: str) -> str:
@@ -40,14 +49,28 @@ def join(folder: str, name: str) -> str:
 
 def is_folder(path: str) -> bool:
     """Whether there is a folder at ``path``, local or behind a URL."""
-    return os.path.isdir(path) if is_local(path) else remote().isdir(path)
+    if is_local(path):
+        return os.path.isdir(path)
+    with remote() as blobs:
+        return blobs.isdir(path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is anything at ``path``, local or behind a URL."""
+    if is_local(path):
+        return os.path.exists(path)
+    with remote() as blobs:
+        return blobs.exists(path)
 
 
 def list_folder(folder: str) -> list[str]:
     """Names of what lies in ``folder``, sorted; none where there is no such folder."""
     if not is_folder(folder):
         return []
-    return sorted(os.listdir(folder) if is_local(folder) else remote().listdir(folder))
+    if is_local(folder):
+        return sorted(os.listdir(folder))
+    with remote() as blobs:
+        return sorted(blobs.listdir(folder))
 
 
 class _Sink(io.FileIO):
@@ -78,9 +101,9 @@ class _Files:
     @contextlib.contextmanager
     def open(self, path: str | os.PathLike) -> Iterator[IO[bytes]]:
         if not is_local(path):
-            if not remote().exists(os.fspath(path)):
+            if not exists(os.fspath(path)):
                 self._new.append(path)
-            with remote().BlobFile(os.fspath(path), "wb") as file:
+            with remote() as blobs, blobs.BlobFile(os.fspath(path), "wb") as file:
                 yield file
             return
         path = Path(path)
@@ -181,7 +204,8 @@ def remove_file(path: str | os.PathLike) -> None:
     if is_local(path):
         os.unlink(path)
     else:
-        remote().remove(os.fspath(path))
+        with remote() as blobs:
+            blobs.remove(os.fspath(path))
 
 
 def move_file(path: str, destination: str) -> None:
@@ -190,8 +214,9 @@ def move_file(path: str, destination: str) -> None:
         os.replace(path, destination)
         sync_folder(os.path.dirname(destination) or ".")
     else:
-        remote().copy(path, destination, overwrite=True)
-        remote().remove(path)
+        with remote() as blobs:
+            blobs.copy(path, destination, overwrite=True)
+            blobs.remove(path)
 
 
 def _remove_if_there(path: str | os.PathLike) -> None:
@@ -239,7 +264,10 @@ def _whole_number(digits: str) -> int:
 
 def open_to_read(path: str | os.PathLike) -> IO[bytes]:
     """Open a file for reading bytes, local or behind a URL."""
-    return open(path, "rb") if is_local(path) else remote().BlobFile(os.fspath(path), "rb")
+    if is_local(path):
+        return open(path, "rb")
+    with remote() as blobs:
+        return blobs.BlobFile(os.fspath(path), "rb")
 
 
 def read_file(path: str | os.PathLike) -> bytes:
@@ -249,7 +277,10 @@ def read_file(path: str | os.PathLike) -> bytes:
     """
     try:
         with open_to_read(path) as file:
-            return file.read()
+            if is_local(path):
+                return file.read()
+            with remote():
+                return file.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         reason = error.strerror or "no such file"
         raise InputError(f"cannot read {path} ({reason}); check the path") from None

@@ -2,6 +2,7 @@ import errno
 import os
 import stat
 
+import blobfile
 import pytest
 
 from improved_diffusion.errors import InputError
@@ -116,3 +117,18 @@ def test_folders_are_looked_into_wherever_they_are(tmp_path, monkeypatch, local)
     assert [name.rstrip("/") for name in files.list_folder(folder)] == ["a", "b"]
     assert files.list_folder(files.join(folder, "none")) == []
     assert files.join("gs://bucket/folder/", "name") == "gs://bucket/folder/name"
+
+
+@pytest.mark.parametrize("use", [files.is_folder, files.list_folder, files.read_file, files.exists])
+def test_a_url_that_nobody_knows_is_said(use):
+    with pytest.raises(InputError, match="Unrecognized path: 's3://bucket/x'; give a local path"):
+        use("s3://bucket/x")
+
+
+def test_a_place_that_does_not_answer_is_the_systems_failure(monkeypatch):
+    def fail(*_):
+        raise blobfile.RequestFailure("no answer", "GET /x", 500, None, None)
+
+    monkeypatch.setattr(blobfile, "isdir", fail)
+    with pytest.raises(OSError, match="no answer"):
+        files.is_folder("gs://bucket/x")
