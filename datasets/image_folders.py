@@ -37,7 +37,12 @@ class Split(NamedTuple):
 
 def is_whole(folder: Path, images: int) -> bool:
     """Whether an earlier run wrote ``images`` images into ``folder`` and all are still there."""
-    return _marked_count(folder) == images and len(os.listdir(folder)) == images + 1
+    return _marked_count(folder) == images and len(_visible(folder)) == images
+
+
+def _visible(folder: Path) -> set[str]:
+    """Names in a folder, but for hidden ones: a system may add some when one looks at it."""
+    return {name for name in os.listdir(folder) if not name.startswith(".")}
 
 
 def check_replaceable(folder: Path, overwrite: bool = False) -> None:
@@ -49,11 +54,11 @@ def check_replaceable(folder: Path, overwrite: bool = False) -> None:
     if not os.path.lexists(folder):
         return
     if folder.is_dir() and not folder.is_symlink():
-        names = set(os.listdir(folder))
-        ours = MARKER in names and all(map(OUR_FILES.fullmatch, names - {MARKER}))
-        if ours and not overwrite and is_whole(folder, len(names) - 1):
+        names = _visible(folder)
+        ours = (folder / MARKER).exists() and all(map(OUR_FILES.fullmatch, names))
+        if ours and not overwrite and is_whole(folder, len(names)):
             raise InputError(
-                f"{folder} has {len(names) - 1} images of an earlier call: choose another "
+                f"{folder} has {len(names)} images of an earlier call: choose another "
                 "--out_dir, or give --overwrite True to replace them"
             )
         if ours or not names:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,17 @@ def main() -> None:
         raise InputError(f"--image-size must be at least 1, got {args.image_size}")
     if not args.prefix or not set(args.prefix).isdisjoint("_/"):
         raise InputError(f"--prefix must be a word without _ and /, got {args.prefix!r}")
+    whole = args.out_dir / f".{args.prefix}.whole"
+    if not whole.exists():
+        write_images(args, whole)
+    for path in whole.iterdir():  # when this is stopped, another call goes on
+        path.rename(args.out_dir / path.name)
+    whole.rmdir()
+    print(f"{args.out_dir}: {len([*args.out_dir.glob(f'{args.prefix}_*.png')])} images")
+
+
+def write_images(args: Namespace, whole: Path) -> None:
+    """Decode all images into a new folder, which gets its name when they are there."""
     images = read_images(args.lmdb_path, args.image_size)
     if next(args.out_dir.glob(f"{args.prefix}_*.png"), None):
         raise InputError(f"{args.out_dir} has images of that prefix already: choose another folder")
@@ -34,11 +46,9 @@ def main() -> None:
             path = partial / f"{args.prefix}_{index:07d}.png"
             with naming(path):
                 image.save(path)
-        for path in partial.iterdir():
-            path.rename(args.out_dir / path.name)
+        partial.rename(whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{args.out_dir}: {index + 1} images")
 
 
 def create_parser() -> Parser:

@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..system.files import is_folder
+from ..system.files import is_folder, opener
 from .array_source import ArraySource
 from .image_source import Labels
 
@@ -64,12 +63,14 @@ def read_archive(path: str, splits: Iterable[str]) -> dict[str, Batch]:
     wanted = {name for split in splits for name in BATCHES[split]}
     batches = {}
     try:
-        with tarfile.open(path, tarinfo=_Member) as archive:
+        with opener(path)() as file, tarfile.open(fileobj=file, tarinfo=_Member) as archive:
             for member in archive:
                 name, kind = os.path.splitext(PurePosixPath(member.name).name)
                 if name in wanted and kind in PARSERS:
                     batches[name] = _read_batch(archive, member, PARSERS[kind], path)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # many kinds, for whatever stands in a damaged file
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read archive {path}: {reason}") from error
     missing = sorted(wanted - batches.keys())
@@ -89,9 +90,13 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
         member = super().frombuf(buf, encoding, errors)
-        if member.size > MAX_BATCH_BYTES:
-            raise InputError(f"the archive's {member.name} is larger than a batch of CIFAR-10")
+        _check_size(member)
         return member
+
+
+def _check_size(member: tarfile.TarInfo) -> None:
+    if member.size > MAX_BATCH_BYTES:
+        raise InputError(f"the archive's {member.name} is larger than a batch of CIFAR-10")
 
 
 def _read_batch(
@@ -100,6 +105,7 @@ def _read_batch(
     parse: Callable[[bytes], Batch],
     path: str,
 ) -> Batch:
+    _check_size(member)  # headers that come after the first may have changed it
     file = archive.extractfile(member) if member.isreg() else None
     if file is None:
         raise InputError(f"{member.name} in {path} is no batch of CIFAR-10: wrong kind")

@@ -111,6 +111,9 @@ def test_limit_and_repetition(unpack, tmp_path, archive):
     status, printed, _ = unpack("--overwrite", "True")
     assert (status, f"Replacing {tmp_path / 'cifar_train'}" in printed) == (0, True)
     assert len(names(tmp_path / "cifar_train")) == 20
+    (tmp_path / "cifar_train" / ".DS_Store").touch()  # as macOS does when one looks there
+    status, printed, _ = unpack()
+    assert (status, "nothing to do" in printed) == (0, True)
     (tmp_path / "cifar_train" / "plane_00000.png").unlink()  # no longer whole: made anew
     status, printed, _ = unpack()
     assert (status, "cifar_test: 4 images, there already" in printed) == (0, True)
@@ -221,6 +224,34 @@ def test_a_member_of_the_archive_cannot_fill_the_memory(unpack, tmp_path, kind):
     status, _, complaint = unpack(path)
     assert (status, complaint.count("\n")) == (2, 1)
     assert "is larger than a batch of CIFAR-10" in complaint
+
+
+@pytest.mark.parametrize(
+    "headers", [{"GNU.sparse.realsize": str(2**30)}, {"size": str(2**30)}], ids=["sparse", "pax"]
+)
+def test_a_later_header_of_a_member_cannot_make_it_larger(unpack, tmp_path, headers):
+    path = tmp_path / "archive.tar"
+    info = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"} | headers
+    info.size = 512
+    path.write_bytes(info.tobuf(tarfile.PAX_FORMAT) + b"0\n".ljust(512, b"\0") + bytes(1024))
+    status, _, complaint = unpack(path)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "is larger than a batch of CIFAR-10" in complaint
+
+
+def test_an_archive_of_nested_or_foreign_headers_is_said_to_be_broken(unpack, tmp_path):
+    link = tarfile.TarInfo("././@LongLink")
+    link.type, link.size = tarfile.GNUTYPE_LONGNAME, 1
+    nested = (link.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 1500
+    foreign = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    foreign.pax_headers = {"GNU.sparse.map": "abc"}
+    for content in (nested, foreign.tobuf(tarfile.PAX_FORMAT)):
+        path = tmp_path / "archive.tar"
+        path.write_bytes(content + bytes(1024))
+        status, _, complaint = unpack(path)
+        assert (status, complaint.count("\n")) == (2, 1)
+        assert "cannot read archive" in complaint
 
 
 def test_an_archive_cannot_write_outside_its_folder(unpack, tmp_path):
@@ -463,6 +494,26 @@ def test_lsun_images_appear_together(scripts, start, tmp_path):
     assert (status, complaint.count("\n")) == (1, 1)
     assert list(out.iterdir()) == []
     assert start(script, "--image-size", 64, database, out)[0] == 0
+    assert len(names(out)) == 3
+
+
+def test_lsun_goes_on_with_whole_images(scripts, start, tmp_path, monkeypatch):
+    """Where it was stopped while they got their places."""
+    script, out = scripts("lsun_bedroom"), tmp_path / "out"
+    database = lsun(tmp_path / "lmdb", [encoded(9, 9, "PNG")] * 3)
+    rename = Path.rename
+
+    def rename_until_stopped(path, target):
+        if target.name == "bedroom_0000001.png":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_until_stopped)
+    assert start(script, "--image-size", 8, database, out)[0] == 130
+    monkeypatch.setattr(Path, "rename", rename)
+    status, printed, _ = start(script, "--image-size", 8, database, out)
+    assert (status, "3 images" in printed) == (0, True)
+    assert sorted(path.name for path in out.iterdir()) == names(out)
     assert len(names(out)) == 3
 
 
