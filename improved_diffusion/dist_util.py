@@ -29,6 +29,7 @@ if dist.is_available():
 
 T = TypeVar("T")
 
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _device = "auto"  # what use_device was given
 _leaving_together = False
@@ -79,9 +80,12 @@ def setup_dist() -> None:
     keeps its state in this process and talks over the loopback interface only. A PyTorch without
     ``torch.distributed`` makes no group, and everything here works without one.
 
-    :raises InputError: if several processes are launched with a PyTorch that cannot join them.
+    :raises InputError: if several processes are launched with a PyTorch that cannot join them, by
+        MPI, or without what they need to find each other.
     """
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    if not launched and any(os.environ.get(name, "1") != "1" for name in _MPI_SIZES):
+        raise InputError("processes do not find each other by MPI here: start them with torchrun")
     if not dist.is_available():
         if launched and os.environ["WORLD_SIZE"] != "1":
             raise InputError("this PyTorch has no torch.distributed; start one process alone")
@@ -94,7 +98,10 @@ def setup_dist() -> None:
     backend = "nccl" if on_gpu and dist.is_nccl_available() else "gloo"
     atexit.register(_leave)
     if launched:
-        dist.init_process_group(backend, init_method="env://")
+        try:
+            dist.init_process_group(backend, init_method="env://")
+        except ValueError as error:  # RANK and WORLD_SIZE alone do not say where the others are
+            raise InputError(f"cannot join the other processes ({error}): use torchrun") from error
         return
     with _loopback_only():
         dist.init_process_group(backend, store=_own_store(), rank=0, world_size=1)

@@ -216,3 +216,18 @@ def test_of_an_error_that_all_ranks_raise_rank_0_tells(error, monkeypatch):
         monkeypatch.setattr(dist_util, "rank", lambda rank=rank: rank)
         assert dist_util.of_all_ranks(error) is error
         assert errors.told_by_rank_0 == is_told
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "start them with torchrun"),
+        ({"PMI_SIZE": "4"}, "start them with torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, r"cannot join the other processes \(.*MASTER_ADDR"),
+    ],
+)
+def test_processes_that_cannot_find_each_other_are_refused(variables, said, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        dist_util.setup_dist()

@@ -17,6 +17,7 @@ from .model import ImageModelOptions, ModelOptions, SuperResOptions
 from .presets import PRESETS
 
 MOST_THREADS = 4096  # beyond any machine: a slip of the pen
+EVAL_SAMPLES = 256
 # How the learning rate falls: its share after the share u of the fall, u in [0, 1].
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
@@ -368,7 +369,7 @@ class EvalOptions(Options):
         "updates between two times that samples are drawn and judged: kid in the log; 0 for never",
         at_least=0,
     )
-    eval_samples: int = setting(256, "how many samples to judge each time", at_least=50)
+    eval_samples: int = setting(EVAL_SAMPLES, "how many samples to judge each time", at_least=50)
     eval_dir: str = setting(
         "",
         "real images to judge them by, not those of data_dir but of the same kinds; empty for "
@@ -378,6 +379,8 @@ class EvalOptions(Options):
     def check(self) -> Iterator[str]:
         if self.eval_dir and not self.eval_interval:
             yield "--eval_dir has the images that --eval_interval judges samples by; give that, too"
+        if self.eval_samples != EVAL_SAMPLES and not self.eval_interval:
+            yield "--eval_samples is how many --eval_interval judges; give that, too"
         yield from super().check()
 
 

@@ -16,6 +16,7 @@ from improved_diffusion.options.command_line import (
     str2bool,
 )
 from improved_diffusion.options.flags import Options, flag, with_default
+from improved_diffusion.options.training import TrainingOptions
 from improved_diffusion.script_util import add_dict_to_argparser
 
 
@@ -133,3 +134,9 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(words):
         assert isinstance(parser.parse_args(words), argparse.Namespace)
     except InputError as error:
         assert str(error).strip()
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400])
+def test_a_number_that_no_checkpoint_can_hold_is_refused(value):
+    with pytest.raises(InputError, match="save_interval must be a number of at most 64 bits"):
+        TrainingOptions(save_interval=value)
