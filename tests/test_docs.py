@@ -65,6 +65,21 @@ def test_the_python_of_the_front_door_runs(tmp_path):
     assert (tmp_path / "runs" / "first" / "model000002.pt").exists()
 
 
+@pytest.mark.slow
+def test_the_python_of_sampling_runs(tmp_path):
+    code = re.search(
+        r"```python\n(.*?)```", (PROJECT / "docs/sampling.md").read_text("utf-8"), re.S
+    )
+    code = code[1].replace('"results', f'"{PROJECT.as_posix()}/results')
+    for much, little in (("logsnr20", "logsnr2"), (") * 4)", "))")):
+        assert much in code
+        code = code.replace(much, little)
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    subprocess.run([sys.executable, str(program)], cwd=tmp_path, check=True)
+    assert Image.open(tmp_path / "drawn.png").mode == "RGB"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (PROJECT / page).read_text("utf-8")

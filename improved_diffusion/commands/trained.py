@@ -4,7 +4,7 @@ import csv
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -23,9 +23,18 @@ from ..options.model import (
     SuperResOptions,
 )
 from ..options.training import ImageTraining, SuperResTraining
-from ..options.using import GuideOptions, ImageSampling, TrainedOptions, UseOptions
+from ..options.using import (
+    GuideOptions,
+    ImageSampling,
+    SuperResSampling,
+    TrainedOptions,
+    UseOptions,
+)
+from ..respace import SpacedDiffusion
+from ..script_util import build_diffusion, build_model
 from ..system.files import is_folder, join, list_folder, parse_json, read_file
 from ..training import checkpoints
+from ..unet import UNetModel
 from .runs import CONFIG_NAME, say_what_computes
 
 AnyUse = TypeVar("AnyUse", bound=TrainedOptions)
@@ -113,13 +122,25 @@ def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse
     :raises InputError: for flags that cannot work, or contradict the model's training.
     """
     values, given = parse_values(kind, description)
-    path = str(values["model_path"])
-    if not path:
+    if not values["model_path"]:
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
-    if is_folder(path):
-        path = checkpoints.choose_ema(path)
     if values["num_classes"] == AUTO:
         raise InputError("--num_classes auto is for training; leave it out, or give the number")
+    return _for_model(kind, values, given, file_of(values["model_path"]))
+
+
+def file_of(model_path: str) -> str:
+    """The file that ``--model_path`` means: of a run's folder the EMA to take."""
+    return checkpoints.choose_ema(model_path) if is_folder(model_path) else model_path
+
+
+def _for_model(
+    kind: type[AnyUse], values: dict[str, Any], given: set[str], path: str
+) -> tuple[AnyUse, Trained]:
+    """See :func:`parse_for_model`.
+
+    :param values: all flags; ``given`` names those that somebody chose.
+    """
     config = read_config(path)
     part = SuperResOptions if issubclass(kind, SuperResOptions) else ImageModelOptions
     flags, data = _read_flags(part, *config) if config else ({}, {})
@@ -127,6 +148,35 @@ def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse
     values |= recommended | adopted(part, values, given, flags, config[0] if config else "")
     options = kind(**values | {"model_path": path})
     return options, Trained(data, config is not None, int(values["num_classes"]), recommended)
+
+
+class LoadedRun(NamedTuple):
+    """A trained model on the device that is used, ready to evaluate, and what belongs to it."""
+
+    model: UNetModel
+    diffusion: SpacedDiffusion
+    trained: Trained
+
+
+def load_run(path: str | os.PathLike, **flags: Any) -> LoadedRun:
+    """Load a trained model and its diffusion.
+
+    :param path: of a run's folder, of which the EMA is taken that scripts take, too, without its
+        initial weights if they were kept; or of a ``model*.pt`` or ``ema_*.pt``.
+    :param flags: those of :class:`.ImageSampling` (or with ``large_size`` of
+        :class:`.SuperResSampling`) that no ``config.json`` beside the model has.
+    :raises InputError: if there is no model, it is damaged or does not fit its flags, or a flag
+        contradicts its training.
+    """
+    file = file_of(os.fspath(path))
+    config = read_config(file)
+    trained_flags = config[1].get("flags", {}) if config and isinstance(config[1], dict) else {}
+    enlarges = "large_size" in {*flags, *trained_flags}
+    kind: type[TrainedOptions] = SuperResSampling if enlarges else ImageSampling
+    options, trained = _for_model(kind, kind.defaults() | flags, set(flags), file)
+    model = build_model(options.of(SuperResOptions if enlarges else ImageModelOptions))
+    load_trained(model, options.model_path, options.ema_correction)
+    return LoadedRun(model, build_diffusion(options.of(DiffusionOptions)), trained)
 
 
 def _recommended(kind: type[Options], given: set[str], path: str, config: Any) -> dict[str, Any]:
@@ -137,9 +187,7 @@ def _recommended(kind: type[Options], given: set[str], path: str, config: Any) -
     try:
         values, known = parse_values(kind, None, as_words(flags))
     except (InputError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not a run's configuration (its {SAMPLING}: {error}); move it away"
-        ) from None
+        raise _no_configuration(path, f"its {SAMPLING}: {error}") from None
     other_way = {"sampler"} if "use_ddim" in given else set()
     if "guidance" in given:  # the interval was chosen for another scale
         other_way |= {"guidance_low", "guidance_high"}
@@ -155,7 +203,11 @@ def read_config(model_path: str) -> tuple[str, Any] | None:
     try:
         return path, parse_json(read_file(path))
     except ValueError as error:
-        raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
+        raise _no_configuration(path, error) from None
+
+
+def _no_configuration(path: str, why: object) -> InputError:
+    return InputError(f"{path} is not a run's configuration ({why}); move it away")
 
 
 def _read_flags(
@@ -180,7 +232,7 @@ def _read_flags(
         if type(classes) is not list or not all(isinstance(name, str) for name in classes):
             raise TypeError(f"its classes are {data['classes']!r}")
     except (AttributeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a run's configuration ({error}); move it away") from None
+        raise _no_configuration(path, error) from None
     return flags, data
 
 
@@ -224,9 +276,7 @@ def options_of_guide(options: GuideOptions, trained: Trained) -> tuple[ModelOpti
 
     :raises InputError: if it makes other images than that model, or by another process.
     """
-    path = options.guide_model
-    if is_folder(path):
-        path = checkpoints.choose_ema(path)
+    path = file_of(options.guide_model)
     part = SuperResOptions if isinstance(options, SuperResOptions) else ImageModelOptions
     own = options.of(part)
     config = read_config(path)

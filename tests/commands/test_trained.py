@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from in_process import in_process
+from tiny_runs import save_run
 
 from improved_diffusion import logger, script_util
 from improved_diffusion.commands import trained
@@ -316,3 +317,47 @@ def test_an_ema_is_used_without_its_initial_weights(tiny, images, tmp_path, caps
     flags = {"model_path": tmp_path / "further", "num_samples": 1, "num_threads": 1}
     assert in_process("image_sample.py", flags | {"log_dir": tmp_path / "on"}) == 0
     assert "initial weights" not in capsys.readouterr().out
+
+
+def test_a_run_is_loaded_as_scripts_load_it(tmp_path, tiny):
+    model, _ = save_run(tmp_path / "run", tiny, {"classes": ["cat", "dog"]}, class_cond=True)
+    loaded = trained.load_run(tmp_path / "run")
+    x, t, y = th.randn(2, 3, 16, 16), th.tensor([0, 3]), th.tensor([1, 0])
+    assert th.equal(loaded.model(x, t, y), model(x, t, y))
+    assert not loaded.model.training
+    assert loaded.diffusion.num_timesteps == tiny["diffusion_steps"]
+    assert loaded.trained.class_numbers("dog,cat") == [1, 0]
+    with pytest.raises(InputError, match="--num_channels is 64, trained with 32"):
+        trained.load_run(tmp_path / "run", num_channels=64)
+
+
+def test_a_loaded_ema_is_without_its_initial_weights(tmp_path, tiny):
+    """But for those who ask for it as it is."""
+    model, _ = save_run(tmp_path / "run", tiny)
+    ema, first = (tmp_path / "run" / name for name in ("ema_0.5_000001.pt", "model000000.pt"))
+    th.save(model.state_dict(), ema)
+    th.save({name: th.ones_like(w) for name, w in model.state_dict().items()}, first)
+    plain, corrected = (trained.load_run(ema, ema_correction=on).model for on in (False, True))
+    for name, value in plain.state_dict().items():
+        th.testing.assert_close(corrected.state_dict()[name], 2 * value - 1)
+
+
+def test_a_file_alone_needs_its_flags(tmp_path, tiny):
+    model, _ = save_run(tmp_path / "run", tiny)
+    (tmp_path / "run" / "config.json").unlink()
+    path = tmp_path / "run" / "model000900.pt"
+    loaded = trained.load_run(path, **tiny)
+    x, t = th.randn(1, 3, 16, 16), th.tensor([1])
+    assert th.equal(loaded.model(x, t), model(x, t))
+    with pytest.raises(InputError, match="does not fit"):
+        trained.load_run(path)
+
+
+def test_a_model_that_enlarges_is_loaded_too(tmp_path, tiny_sr):
+    flags = script_util.sr_model_and_diffusion_defaults() | tiny_sr
+    model, _ = script_util.sr_create_model_and_diffusion(**flags)
+    th.save(model.state_dict(), tmp_path / "model000001.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"flags": flags}))
+    loaded = trained.load_run(tmp_path / "model000001.pt").model
+    x, low = th.randn(1, 3, 16, 16), th.randn(1, 3, 8, 8)
+    assert th.equal(loaded(x, th.tensor([1]), low_res=low), model.eval()(x, th.tensor([1]), low))
