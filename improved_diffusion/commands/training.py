@@ -199,7 +199,10 @@ def _check_resumable(options: TrainingOptions) -> None:
         if not (options.log_dir or os.environ.get("OPENAI_LOGDIR")):
             raise InputError("--resume_checkpoint auto looks in --log_dir; give that too")
     elif os.path.basename(path).startswith("ema_"):
-        raise InputError(f"cannot resume from the EMA {path}; give the model*.pt beside it")
+        raise InputError(
+            f"cannot resume from the EMA {path}; give the model*.pt beside it, or to begin a run "
+            "with its weights a copy of another name"
+        )
     elif path and is_local(path) and not os.path.isfile(path):
         raise InputError(f"no checkpoint file at {path}; check --resume_checkpoint")
 
