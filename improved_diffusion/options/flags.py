@@ -68,12 +68,12 @@ class Flag:
             known = ", ".join(filter(None, self.choices))
             return f"unknown {name} {value!r}; choose from {known}"
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                return f"{name} must be a number of at most 64 bits, got {value}"
             fits = self.at_least <= value <= self.at_most and self.above < value < self.below
             if not (fits and (isinstance(value, int) or math.isfinite(value))):
                 special = "".join(f" or {v} ({meaning})" for v, meaning in self.special.items())
                 return f"{name} must be {self._range()}{special}, got {value}"
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                return f"{name} must be a number of at most 64 bits, got {value}"
         return None
 
     def _range(self) -> str:

@@ -136,7 +136,7 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(words):
         assert str(error).strip()
 
 
-@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400])
+@pytest.mark.parametrize("value", [2**63, 10**400])
 def test_a_number_that_no_checkpoint_can_hold_is_refused(value):
     with pytest.raises(InputError, match="save_interval must be a number of at most 64 bits"):
         TrainingOptions(save_interval=value)

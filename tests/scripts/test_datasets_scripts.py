@@ -113,7 +113,7 @@ def test_limit_and_repetition(unpack, tmp_path, archive):
     assert len(names(tmp_path / "cifar_train")) == 20
     (tmp_path / "cifar_train" / ".DS_Store").touch()  # as macOS does when one looks there
     status, printed, _ = unpack()
-    assert (status, "nothing to do" in printed) == (0, True)
+    assert (status, "cifar_train: 20 images, there already" in printed) == (0, True)
     (tmp_path / "cifar_train" / "plane_00000.png").unlink()  # no longer whole: made anew
     status, printed, _ = unpack()
     assert (status, "cifar_test: 4 images, there already" in printed) == (0, True)
