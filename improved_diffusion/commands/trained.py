@@ -26,7 +26,6 @@ from ..options.training import ImageTraining, SuperResTraining
 from ..options.using import (
     GuideOptions,
     ImageSampling,
-    SuperResSampling,
     TrainedOptions,
     UseOptions,
 )
@@ -126,21 +125,7 @@ def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
     if values["num_classes"] == AUTO:
         raise InputError("--num_classes auto is for training; leave it out, or give the number")
-    return _for_model(kind, values, given, file_of(values["model_path"]))
-
-
-def file_of(model_path: str) -> str:
-    """The file that ``--model_path`` means: of a run's folder the EMA to take."""
-    return checkpoints.choose_ema(model_path) if is_folder(model_path) else model_path
-
-
-def _for_model(
-    kind: type[AnyUse], values: dict[str, Any], given: set[str], path: str
-) -> tuple[AnyUse, Trained]:
-    """See :func:`parse_for_model`.
-
-    :param values: all flags; ``given`` names those that somebody chose.
-    """
+    path = file_of(values["model_path"])
     config = read_config(path)
     part = SuperResOptions if issubclass(kind, SuperResOptions) else ImageModelOptions
     flags, data = _read_flags(part, *config) if config else ({}, {})
@@ -150,33 +135,50 @@ def _for_model(
     return options, Trained(data, config is not None, int(values["num_classes"]), recommended)
 
 
+def file_of(model_path: str) -> str:
+    """The file that ``--model_path`` means: of a run's folder the EMA to take."""
+    return checkpoints.choose_ema(model_path) if is_folder(model_path) else model_path
+
+
 class LoadedRun(NamedTuple):
-    """A trained model on the device that is used, ready to evaluate, and what belongs to it."""
+    """A trained model, ready to evaluate, and what belongs to it.
+
+    ``trained`` has what else is known: the classes, and which flags of sampling suit the model
+    (``recommended``).
+    """
 
     model: UNetModel
     diffusion: SpacedDiffusion
+    options: ImageModelOptions | SuperResOptions
     trained: Trained
 
 
-def load_run(path: str | os.PathLike, **flags: Any) -> LoadedRun:
-    """Load a trained model and its diffusion.
+def load_run(path: str | os.PathLike, *, ema_correction: bool = True, **flags: Any) -> LoadedRun:
+    """Load a trained model in float32 on the device that is used, and its diffusion.
 
-    :param path: of a run's folder, of which the EMA is taken that scripts take, too, without its
-        initial weights if they were kept; or of a ``model*.pt`` or ``ema_*.pt``.
-    :param flags: those of :class:`.ImageSampling` (or with ``large_size`` of
-        :class:`.SuperResSampling`) that no ``config.json`` beside the model has.
+    :param path: a run's folder, for the EMA that scripts take of it; or a ``model*.pt`` or
+        ``ema_*.pt``.
+    :param ema_correction: take the initial weights out of an EMA, if they were kept beside it.
+    :param flags: of the model and its process, which no ``config.json`` beside it has; a
+        ``large_size`` is of a model that enlarges.
     :raises InputError: if there is no model, it is damaged or does not fit its flags, or a flag
-        contradicts its training.
+        is unknown or contradicts its training.
     """
     file = file_of(os.fspath(path))
     config = read_config(file)
-    trained_flags = config[1].get("flags", {}) if config and isinstance(config[1], dict) else {}
-    enlarges = "large_size" in {*flags, *trained_flags}
-    kind: type[TrainedOptions] = SuperResSampling if enlarges else ImageSampling
-    options, trained = _for_model(kind, kind.defaults() | flags, set(flags), file)
-    model = build_model(options.of(SuperResOptions if enlarges else ImageModelOptions))
-    load_trained(model, options.model_path, options.ema_correction)
-    return LoadedRun(model, build_diffusion(options.of(DiffusionOptions)), trained)
+    saved = config[1].get("flags") if config and isinstance(config[1], dict) else None
+    enlarges = "large_size" in flags or (isinstance(saved, dict) and "large_size" in saved)
+    part = SuperResOptions if enlarges else ImageModelOptions
+    if unknown := flags.keys() - part.flags():
+        raise InputError(f"a model has no flag {min(unknown)!r}; see docs/flags.md")
+    found, data = _read_flags(part, *config) if config else ({}, {})
+    values = part.defaults() | flags
+    values |= adopted(part, values, set(flags), found, config[0] if config else "")
+    options = part(**values)
+    load_trained(model := build_model(options), file, ema_correction)
+    recommended = _recommended(ImageSampling, set(), *config) if config else {}
+    trained = Trained(data, config is not None, int(options.num_classes), recommended)
+    return LoadedRun(model, build_diffusion(options), options, trained)
 
 
 def _recommended(kind: type[Options], given: set[str], path: str, config: Any) -> dict[str, Any]:

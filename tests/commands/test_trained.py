@@ -320,15 +320,39 @@ def test_an_ema_is_used_without_its_initial_weights(tiny, images, tmp_path, caps
 
 
 def test_a_run_is_loaded_as_scripts_load_it(tmp_path, tiny):
-    model, _ = save_run(tmp_path / "run", tiny, {"classes": ["cat", "dog"]}, class_cond=True)
-    loaded = trained.load_run(tmp_path / "run")
+    """Of a folder the EMA."""
+    run = tmp_path / "run"
+    model, _ = save_run(run, tiny, {"classes": ["cat", "dog"]}, class_cond=True)
+    others = {name: th.zeros_like(weight) for name, weight in model.state_dict().items()}
+    th.save(others, run / "model000900.pt")
+    loaded = trained.load_run(run)
     x, t, y = th.randn(2, 3, 16, 16), th.tensor([0, 3]), th.tensor([1, 0])
     assert th.equal(loaded.model(x, t, y), model(x, t, y))
     assert not loaded.model.training
     assert loaded.diffusion.num_timesteps == tiny["diffusion_steps"]
+    assert (loaded.options.size, loaded.options.in_channels) == (16, 3)
     assert loaded.trained.class_numbers("dog,cat") == [1, 0]
+    assert not trained.load_run(run / "model000900.pt").model(x, t, y).any()
     with pytest.raises(InputError, match="--num_channels is 64, trained with 32"):
-        trained.load_run(tmp_path / "run", num_channels=64)
+        trained.load_run(run, num_channels=64)
+    with pytest.raises(InputError, match="a model has no flag 'sampler'"):
+        trained.load_run(run, sampler="ddim")
+
+
+@pytest.mark.parametrize("flags", ["null", "5", '"large_size"', '{"large_size": "x"}'])
+def test_a_run_of_another_files_configuration_is_not_loaded(flags, tmp_path, tiny):
+    save_run(tmp_path / "run", tiny)
+    (tmp_path / "run" / "config.json").write_text(f'{{"flags": {flags}}}')
+    with pytest.raises(InputError, match=r"config\.json is not a run's configuration"):
+        trained.load_run(tmp_path / "run")
+
+
+def test_how_to_sample_is_known_of_a_loaded_run(tmp_path, tiny):
+    save_run(tmp_path / "run", tiny, class_cond=True)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    sampling = json.loads(RECOMMENDED)["sampling"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"sampling": sampling}))
+    assert trained.load_run(tmp_path / "run").trained.recommended == sampling
 
 
 def test_a_loaded_ema_is_without_its_initial_weights(tmp_path, tiny):
