@@ -16,6 +16,7 @@ from improved_diffusion.errors import InputError
 from improved_diffusion.system.files import naming, parse_json, sync_folder
 
 MARKER = ".dataset.json"
+SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of systems that show the folder
 OUR_FILES = re.compile(r"[a-z]+_\d{5,}\.png")
 
 
@@ -37,12 +38,11 @@ class Split(NamedTuple):
 
 def is_whole(folder: Path, images: int) -> bool:
     """Whether an earlier run wrote ``images`` images into ``folder`` and all are still there."""
-    return _marked_count(folder) == images and len(_visible(folder)) == images
+    return _marked_count(folder) == images and len(_names(folder)) == images + 1
 
 
-def _visible(folder: Path) -> set[str]:
-    """Names in a folder, but for hidden ones: a system may add some when one looks at it."""
-    return {name for name in os.listdir(folder) if not name.startswith(".")}
+def _names(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) - SYSTEM_FILES
 
 
 def check_replaceable(folder: Path, overwrite: bool = False) -> None:
@@ -54,11 +54,11 @@ def check_replaceable(folder: Path, overwrite: bool = False) -> None:
     if not os.path.lexists(folder):
         return
     if folder.is_dir() and not folder.is_symlink():
-        names = _visible(folder)
-        ours = (folder / MARKER).exists() and all(map(OUR_FILES.fullmatch, names))
-        if ours and not overwrite and is_whole(folder, len(names)):
+        names = _names(folder)
+        ours = MARKER in names and all(map(OUR_FILES.fullmatch, names - {MARKER}))
+        if ours and not overwrite and is_whole(folder, len(names) - 1):
             raise InputError(
-                f"{folder} has {len(names)} images of an earlier call: choose another "
+                f"{folder} has {len(names) - 1} images of an earlier call: choose another "
                 "--out_dir, or give --overwrite True to replace them"
             )
         if ours or not names:

@@ -24,9 +24,11 @@ def main() -> None:
     if not args.prefix or not set(args.prefix).isdisjoint("_/"):
         raise InputError(f"--prefix must be a word without _ and /, got {args.prefix!r}")
     whole = args.out_dir / f".{args.prefix}.whole"
-    if not whole.exists():
+    if whole.exists():
+        print(f"Giving the images of an earlier call their places, those in {whole}")
+    else:
         write_images(args, whole)
-    for path in whole.iterdir():  # when this is stopped, another call goes on
+    for path in whole.iterdir():
         path.rename(args.out_dir / path.name)
     whole.rmdir()
     print(f"{args.out_dir}: {len([*args.out_dir.glob(f'{args.prefix}_*.png')])} images")

@@ -145,8 +145,8 @@ def new_results(folder: str, patterns: Sequence[str], overwrite: bool) -> Iterat
     What is replaced goes when the block has written anything of its own: an error before that
     leaves all as it was.
 
-    :param patterns: of the files that the block makes. Those in folders within only count where
-        there are others: the folder may be anybody's else.
+    :param patterns: of the files that the block makes. Those in folders within are only removed
+        where there are others: without these, they may be anybody's.
     :raises InputError: if there are such files, and ``overwrite`` is false.
     """
     before = _identities(folder, patterns)
@@ -161,16 +161,15 @@ def new_results(folder: str, patterns: Sequence[str], overwrite: bool) -> Iterat
         after = _identities(folder, patterns)
         old = [path for path in before if after.get(path) == before[path]]
         if before and after != before:
-            for path in old:
+            made_here = any(path.parent == Path(folder) for path in before)
+            for path in old if made_here else ():
                 path.unlink()
             print(f"Replaced {len(before)} files of an earlier call in {folder}", flush=True)
 
 
 def _identities(folder: str, patterns: Sequence[str]) -> dict[Path, tuple[int, int]]:
     """What tells each file of those patterns from another that is written in its place."""
-    found = [path for pattern in patterns for path in Path(folder).glob(pattern)]
-    if all(path.parent != Path(folder) for path in found):
-        return {}
+    found = (path for pattern in patterns for path in Path(folder).glob(pattern))
     files = {path: path.stat() for path in found if path.is_file()}
     return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in files.items()}
 

@@ -252,23 +252,29 @@ def test_an_empty_value_is_seen_in_the_message():
         resume({"attention_resolutions": ""}, {})
 
 
-def test_pictures_that_others_made_are_no_results(tmp_path):
-    """Nor are they, where a script's own results lie, unless they bear such a name."""
+def overwrite(folder):
+    """Replace earlier results in a folder by one file."""
+    with runs.new_results(str(folder), RESULTS, overwrite=True):
+        (folder / "samples_2x2x2x3.npz").touch()
+
+
+def test_pictures_that_others_made_stay(tmp_path):
+    """Any in images/, if there are no samples beside it, and those of other names in any case."""
     (tmp_path / "images").mkdir()
-    theirs = [tmp_path / "images" / name for name in ("000001.png", "holiday.png")]
-    for path in theirs:
-        path.touch()
+    numbered, named = (tmp_path / "images" / name for name in ("IMG_000001.png", "holiday.png"))
+    named.touch()
     with runs.new_results(str(tmp_path), RESULTS, overwrite=False):
         pass
-    mine = [tmp_path / "samples_1x2x2x3.npz", tmp_path / "images" / "cat_000000.png"]
-    for path in mine:
-        path.touch()
-    refused = pytest.raises(InputError, match="has results of this script already")
+    numbered.touch()
+    refused = pytest.raises(InputError, match=r"results of this script already \(IMG_000001.png\)")
     with refused, runs.new_results(str(tmp_path), RESULTS, overwrite=False):
         pass
-    with runs.new_results(str(tmp_path), RESULTS, overwrite=True):
-        (tmp_path / "samples_2x2x2x3.npz").touch()
-    assert [path.exists() for path in (*mine, theirs[1])] == [False, False, True]
+    overwrite(tmp_path)
+    assert (numbered.exists(), named.exists()) == (True, True)
+    (tmp_path / "samples_2x2x2x3.npz").rename(tmp_path / "samples_1x2x2x3.npz")
+    overwrite(tmp_path)
+    assert (numbered.exists(), named.exists()) == (False, True)
+    assert [path.name for path in tmp_path.glob("*.npz")] == ["samples_2x2x2x3.npz"]
 
 
 def test_a_log_directory_behind_a_url_is_refused(tmp_path, monkeypatch):
