@@ -84,14 +84,17 @@ def setup_dist() -> None:
         MPI, or without what they need to find each other.
     """
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
-    if not launched and any(os.environ.get(name, "1") != "1" for name in _MPI_SIZES):
-        raise InputError("processes do not find each other by MPI here: start them with torchrun")
     if not dist.is_available():
         if launched and os.environ["WORLD_SIZE"] != "1":
             raise InputError("this PyTorch has no torch.distributed; start one process alone")
         return
     if dist.is_initialized():
         return
+    if not launched and any(os.environ.get(name, "1") != "1" for name in _MPI_SIZES):
+        raise InputError(
+            "processes do not find each other by MPI here: start them with torchrun, or each alone "
+            f"without {' and '.join(_MPI_SIZES)}"
+        )
     on_gpu = dev().type == "cuda"
     if on_gpu:
         th.cuda.set_device(dev())

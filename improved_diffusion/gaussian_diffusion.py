@@ -333,7 +333,7 @@ class GaussianDiffusion(ForwardProcess):
 
         :raises InputError: if the last timestep leaves nothing of the image, too.
         """
-        check_image_is_left(self.alphas_cumprod, "DDIM")
+        check_image_is_left(self.alphas_cumprod, "DDIM", "take p_sample_loop")
         x = starting_noise(model, shape, noise, device, randn_like)
         settings = (clip_denoised, denoised_fn, model_kwargs, eta, randn_like)
         timesteps = descending(self.num_timesteps, progress)

@@ -207,7 +207,7 @@ class LogSnrSampler(ScheduleSampler):
 
         :raises InputError: see the class.
         """
-        check_image_is_left(alphas_cumprod, "a density of log-SNRs")
+        check_image_is_left(alphas_cumprod, "a density of log-SNRs", "take uniform")
         with np.errstate(divide="ignore", invalid="ignore"):  # what the check below is for
             log_snr = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)  # falls with t
             inner = (log_snr[1:] + log_snr[:-1]) / 2

@@ -60,7 +60,8 @@ def log_snr_timesteps(betas: np.ndarray, count: int) -> set[int]:
     if not 1 <= count <= len(betas):
         raise InputError(f"cannot keep {count} of {len(betas)} timesteps; keep 1 to {len(betas)}")
     alphas_cumprod = np.cumprod(1 - np.asarray(betas, dtype=np.float64))
-    check_image_is_left(alphas_cumprod, f"logsnr{count}")
+    instead = f"give counts, such as {count}"
+    check_image_is_left(alphas_cumprod, f"logsnr{count}", instead)
     log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
     targets = np.linspace(log_snr[-1], log_snr[0], count)[::-1]
     nearest = np.abs(log_snr[None] - targets[:, None]).argmin(axis=1)
@@ -81,7 +82,7 @@ def _whole(text: str) -> int:
 
 
 def _strided_timesteps(num_timesteps: int, count: int) -> set[int]:
-    for stride in range(1, num_timesteps + 1):
+    for stride in range(1, max(num_timesteps, 2)):
         steps = range(0, num_timesteps, stride)
         if len(steps) == count:
             return set(steps)

@@ -202,9 +202,7 @@ def test_a_density_beside_the_schedule_is_refused(name, mean):
 def test_a_schedule_without_an_end_has_no_density():
     diffusion = process()
     diffusion.alphas_cumprod = np.array([0.9, 0.0, 0.0])
-    with pytest.raises(
-        InputError, match="log-SNRs cannot begin at timestep 2, which leaves nothing"
-    ):
+    with pytest.raises(InputError, match="log-SNRs cannot have timestep 2, which leaves nothing"):
         LogNormalSampler(diffusion)
 
 

@@ -140,5 +140,8 @@ def test_a_timestep_that_does_not_exist_is_refused(beyond):
         SpacedDiffusion([0, 5, beyond], **settings())
 
 
-def test_all_of_one_timestep_is_a_whole_stride():
+def test_one_timestep_alone_is_a_whole_stride_only_where_it_is_all():
+    """It is the least noisy one, where no image can begin."""
     assert space_timesteps(1, "ddim1") == {0}
+    with pytest.raises(InputError, match="exactly 1 of 1000"):
+        space_timesteps(1000, "ddim1")

@@ -130,15 +130,16 @@ class ForwardProcess:
         return scaled / at(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape)
 
 
-def check_image_is_left(alphas_cumprod: np.ndarray, what: str) -> None:
+def check_image_is_left(alphas_cumprod: np.ndarray, what: str, instead: str) -> None:
     """:raises InputError: if the last timestep, of a beta of 1, leaves nothing of the image.
 
-    :param what: what cannot begin there.
+    :param what: what needs some of it there.
+    :param instead: what to do.
     """
     if not alphas_cumprod[-1]:
         raise InputError(
-            f"{what} cannot begin at timestep {len(alphas_cumprod) - 1}, which leaves nothing of "
-            "the image (a beta of 1): leave that timestep out, or take ancestral steps"
+            f"{what} cannot have timestep {len(alphas_cumprod) - 1}, which leaves nothing of the "
+            f"image (a beta of 1): {instead}, or leave that timestep out"
         )
 
 

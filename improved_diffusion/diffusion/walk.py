@@ -62,7 +62,8 @@ def starting_noise(
     """
     if noise is not None:
         if noise.shape != tuple(shape):
-            raise InputError(f"noise {tuple(noise.shape)} given for images {tuple(shape)}")
+            given, wanted = tuple(noise.shape), tuple(shape)
+            raise InputError(f"noise {given} given for images {wanted}: give noise of that shape")
         return noise
     if device is None:
         device = next(model.parameters()).device

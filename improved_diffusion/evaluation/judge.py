@@ -147,7 +147,7 @@ def judge(
     of_real = dict.fromkeys(of_samples, UNKNOWN)
     if len(others) == len(samples):
         of_real = _figures(others, judged_by)
-    elif len(others) >= LEAST:  # the other figures depend on how many there are
+    elif len(others):  # the other figures depend on how many there are
         of_real["kid"] = kernel_distance(others, judged_by).figure
     lines = {
         name: Line(_title(name, extractor), figure, of_real[name], of_noise[name])
@@ -183,12 +183,13 @@ def _real_in_their_place(
     """Features of ``count`` real images to judge as if they were samples, and what by.
 
     They are training images; without these a part of the reference, half of it at most, by the
-    rest.
+    rest; none where that would be fewer than :data:`LEAST`.
     """
     if known is not None:
         return known[rng.permutation(len(known))[:count]], real
     order = rng.permutation(len(real))
     count = min(count, len(order) // 2)
+    count = count if count >= LEAST else 0
     return real.features[order[:count]], Reference(real.features[order[count:]])
 
 

@@ -73,7 +73,7 @@ class Flag:
                 special = "".join(f" or {v} ({meaning})" for v, meaning in self.special.items())
                 return f"{name} must be {self._range()}{special}, got {value}"
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                return f"{name} must be a number of at most 64 bits, got {value}"
+                return f"{name} must be below 2**63, got {value}"
         return None
 
     def _range(self) -> str:

@@ -205,8 +205,8 @@ class JudgeOptions(ResultOptions):
     )
     train: str = flag(
         "",
-        "the images that it was trained on, to see what figures real images have, and to find "
-        "copies; empty for neither",
+        "the images that it was trained on, to find copies, and to see what figures real images "
+        "have by the reference; empty for those of a part of the reference by the rest",
     )
     labels: str = flag(
         "auto",

@@ -31,7 +31,7 @@ def dpm_solver(
     :param settings: for ``p_mean_variance``.
     :raises InputError: if the last timestep leaves nothing of the image.
     """
-    check_image_is_left(diffusion.alphas_cumprod, "DPM-Solver++")
+    check_image_is_left(diffusion.alphas_cumprod, "DPM-Solver++", "take ddpm")
     before: tuple[th.Tensor, float] | None = None  # the last step's prediction and length
 
     def step(x: th.Tensor, t: th.Tensor) -> dict[str, th.Tensor]:

@@ -56,7 +56,7 @@ def _ddpm(diffusion: GaussianDiffusion, model: Model, **settings: Any) -> Step:
 
 
 def _ddim(diffusion: GaussianDiffusion, model: Model, **settings: Any) -> Step:
-    check_image_is_left(diffusion.alphas_cumprod, "DDIM")
+    check_image_is_left(diffusion.alphas_cumprod, "DDIM", "take ddpm")
     return partial(diffusion.ddim_sample, model, **settings)
 
 

@@ -36,10 +36,10 @@ def remote() -> Iterator[ModuleType]:
 
     try:
         yield blobfile
-    except blobfile.RequestFailure as error:
-        raise OSError(str(error)) from error
     except blobfile.Error as error:
-        raise InputError(f"{error}; give a local path, or a URL that blobfile knows") from error
+        if str(error).startswith(("Unrecognized path", "Invalid path", "Invalid URL")):
+            raise InputError(f"{error}; give a local path, or a gs:// or az:// URL") from error
+        raise OSError(str(error)) from error
 
 
 def join(folder: str, name: str) -> str:

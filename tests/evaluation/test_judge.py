@@ -64,7 +64,13 @@ def test_samples_whose_classes_take_turns_have_errors_as_in_no_order(monkeypatch
 
 @pytest.mark.parametrize(
     ("samples", "reference", "train", "real"),
-    [(100, 400, 0, 100), (300, 400, 0, 200), (100, 400, 150, 100), (100, 400, 60, 60)],
+    [
+        (100, 400, 0, 100),
+        (300, 400, 0, 200),
+        (100, 400, 150, 100),
+        (100, 400, 60, 60),
+        (100, 80, 0, 0),
+    ],
 )
 def test_real_images_stand_in_for_samples_only_where_they_are_as_many(
     samples, reference, train, real, monkeypatch
@@ -87,6 +93,6 @@ def test_real_images_stand_in_for_samples_only_where_they_are_as_many(
     found = judge.judge(extractor, *sets, spare="").as_dict()
     assert found["num_real"] == real
     assert found["num_real_reference"] == (reference if train else reference - real)
-    assert found["kid_real"] is not None
+    assert (found["kid_real"] is None) == (real == 0)
     for name in ("frechet", "precision", "recall", "density", "coverage"):
         assert (found[f"{name}_real"] is None) == (real < samples)
