@@ -164,6 +164,7 @@ def judge(
         closest = _pairs(samples, train, near)
     about = {
         "features": extractor.title,
+        "features, precision": extractor.precision.name,
         "features, sha256": extractor.fingerprint,
         "size": reference.size,
         "channels": reference.channels,

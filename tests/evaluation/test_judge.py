@@ -44,6 +44,11 @@ def test_the_probe_is_tried_on_images_that_it_has_not_seen():
     )
 
 
+def tiny_extractor():
+    precision = SimpleNamespace(name="fp32")
+    return SimpleNamespace(title="Tiny", is_fid=False, precision=precision, fingerprint="")
+
+
 def test_samples_whose_classes_take_turns_have_errors_as_in_no_order(monkeypatch):
     """Errors are by groups of every tenth sample, each of which would be of one class."""
     rng = np.random.default_rng(0)
@@ -56,7 +61,7 @@ def test_samples_whose_classes_take_turns_have_errors_as_in_no_order(monkeypatch
     monkeypatch.setattr(judge, "check_apart", lambda **_: None)
     monkeypatch.setattr(judge, "kept_features", lambda *_: draw(600))
     monkeypatch.setattr(judge, "features_of", lambda _, images: draw(len(images)))
-    extractor = SimpleNamespace(title="Tiny", is_fid=False, fingerprint="")
+    extractor = tiny_extractor()
     lines = judge.judge(extractor, *sets, spare="").lines
     frechet = frechet_figures(rng.permutation(draw(400)), Reference(draw(600))).frechet
     assert lines["frechet"].samples.error < 3 * frechet.error
@@ -89,7 +94,7 @@ def test_real_images_stand_in_for_samples_only_where_they_are_as_many(
     monkeypatch.setattr(judge, "kept_features", draw)
     monkeypatch.setattr(judge, "features_of", draw)
     monkeypatch.setattr(judge, "_pairs", lambda *_: None)
-    extractor = SimpleNamespace(title="Tiny", is_fid=False, fingerprint="")
+    extractor = tiny_extractor()
     found = judge.judge(extractor, *sets, spare="").as_dict()
     assert found["num_real"] == real
     assert found["num_real_reference"] == (reference if train else reference - real)
