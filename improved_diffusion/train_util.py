@@ -207,8 +207,8 @@ class TrainLoop:
         :raises SystemExit: with 128 plus the signal's number, after such a signal.
         :raises LostRankError: if another rank was killed; what this one has is saved.
         :raises DivergedError: after ``max_skipped`` updates in a row that were not finite.
-        :raises InputError: if the data end or hold an image that cannot be read, or the time budget
-            is too short; what was trained is saved.
+        :raises InputError: if the data end or hold an image that cannot be read, the time budget is
+            too short, or the log's table was changed meanwhile; what was trained is saved.
         :raises OSError: if a checkpoint or the log cannot be written.
         """
         last, before = self.options.last_update, self.state.seconds[0]

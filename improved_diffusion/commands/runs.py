@@ -160,9 +160,9 @@ def new_results(folder: str, patterns: Sequence[str], overwrite: bool) -> Iterat
     finally:
         after = _identities(folder, patterns)
         old = [path for path in before if after.get(path) == before[path]]
-        if before and after != before:
-            made_here = any(path.parent == Path(folder) for path in before)
-            for path in old if made_here else ():
+        made_here = any(path.parent == Path(folder) for path in before)
+        if made_here and after != before:
+            for path in old:
                 path.unlink()
             print(f"Replaced {len(before)} files of an earlier call in {folder}", flush=True)
 

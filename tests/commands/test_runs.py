@@ -258,7 +258,7 @@ def overwrite(folder):
         (folder / "samples_2x2x2x3.npz").touch()
 
 
-def test_pictures_that_others_made_stay(tmp_path):
+def test_pictures_that_others_made_stay(tmp_path, capsys):
     """Any in images/, if there are no samples beside it, and those of other names in any case."""
     (tmp_path / "images").mkdir()
     numbered, named = (tmp_path / "images" / name for name in ("IMG_000001.png", "holiday.png"))
@@ -270,7 +270,7 @@ def test_pictures_that_others_made_stay(tmp_path):
     with refused, runs.new_results(str(tmp_path), RESULTS, overwrite=False):
         pass
     overwrite(tmp_path)
-    assert (numbered.exists(), named.exists()) == (True, True)
+    assert (numbered.exists(), named.exists(), capsys.readouterr().out) == (True, True, "")
     (tmp_path / "samples_2x2x2x3.npz").rename(tmp_path / "samples_1x2x2x3.npz")
     overwrite(tmp_path)
     assert (numbered.exists(), named.exists()) == (False, True)
