@@ -107,17 +107,18 @@ class Scripts:
 
     def stop(self, process, line_start, number=signal.SIGINT):
         """Send a signal once a line of output begins so; return (stdout, stderr)."""
-        lines = []
+        lines, waits = [], True
         late = threading.Timer(HANGS, process.kill)
         late.start()
-        for line in process.stdout:
+        for line in process.stdout:  # to its end: communicate() would lose what is buffered here
             lines.append(line)
-            if line.startswith(line_start):
+            if waits and line.startswith(line_start):
                 process.send_signal(number)
-                break
-        out, err = process.communicate(timeout=HANGS)
+                waits = False
+        err = process.stderr.read()
+        process.wait()
         late.cancel()
-        return "".join(lines) + out, err
+        return "".join(lines), err
 
     @staticmethod
     def environment():

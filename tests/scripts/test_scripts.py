@@ -179,9 +179,10 @@ def test_an_interrupted_bound_keeps_what_it_has(trained, images, scripts, tmp_pa
     many = scripts.start("image_nll.py", model_path=run, log_dir=tmp_path, **settings)
     out, err = scripts.stop(many, "done 1 samples")
     assert "Traceback" not in err
-    done = out.count("done ")
-    assert json.loads((tmp_path / "bits_per_dim.json").read_text())["images"] == done
-    assert (many.returncode, done < 10) in ((130, True), (0, False))
+    said = max(int(number) for number in re.findall(r"done (\d+) samples", out))
+    kept = json.loads((tmp_path / "bits_per_dim.json").read_text())["images"]
+    assert kept in (said, said + 1), "the signal may come before the last one is told"
+    assert many.returncode == 130 or (many.returncode, kept) == (0, 10)
 
 
 def test_bits_per_dimension_of_a_folder(trained, images, scripts, tmp_path):
