@@ -52,8 +52,8 @@ soak: $(VENV)/.test
 # All tests, lint, and types on the three systems.
 test: $(VENV)/.test
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
-	for system in linux darwin win32; do \
-	    $(TYPES) --platform $$system --cache-dir .mypy_cache/$$system || exit 1; done
+	printf '%s\n' linux darwin win32 | \
+	    xargs -P 3 -I % $(TYPES) --platform % --cache-dir .mypy_cache/%
 	$(PYTEST)
 
 # Within a minute: lint, types here, and the tests that are not slow.

@@ -1,6 +1,6 @@
-"""One update of a tiny model on this rank's share of eight images; leaves what came of it.
+"""One update of a tiny model on this rank's share of eight images, in one microbatch and in two.
 
-usage: averaged_gradient.py FOLDER MICROBATCHES     (under torchrun, or alone)
+usage: averaged_gradient.py FOLDER     (under torchrun, or alone); leaves there what came of them
 """
 
 import sys
@@ -31,8 +31,17 @@ class InOrder(UniformSampler):
         return t, th.ones(batch_size)
 
 
-def main(folder: Path, microbatches: int) -> None:
+def main(folder: Path) -> None:
     dist_util.setup_dist()
+    th.randn_like = lambda x: (1000 * x).sin()  # noise that depends on the image alone
+    logger.configure(str(folder / f"log{dist_util.rank()}"), format_strs=[])
+    for microbatches in (1, 2):
+        update(folder, microbatches)
+    if dist_util.world_size() > 1:
+        th.distributed.barrier()
+
+
+def update(folder: Path, microbatches: int) -> None:
     share = IMAGES // dist_util.world_size()
     first = dist_util.rank() * share
     th.manual_seed(dist_util.rank())  # ranks must agree although they start apart
@@ -40,8 +49,6 @@ def main(folder: Path, microbatches: int) -> None:
     for p in model.parameters():
         th.nn.init.normal_(p, std=0.05)
     images = th.rand(IMAGES, 3, 8, 8, generator=th.Generator().manual_seed(1)) * 2 - 1
-    th.randn_like = lambda x: (1000 * x).sin()  # noise that depends on the image alone
-    logger.configure(str(folder / f"log{dist_util.rank()}"), format_strs=[])
     loop = TrainLoop(
         model=model,
         diffusion=diffusion,
@@ -62,10 +69,9 @@ def main(folder: Path, microbatches: int) -> None:
         "params": {name: p.data for name, p in params.items()},
         "ema": dict(zip(params, loop.ema_params[0], strict=True)),
     }
-    th.save(left, folder / f"rank{dist_util.rank()}of{dist_util.world_size()}.pt")
-    if dist_util.world_size() > 1:
-        th.distributed.barrier()
+    rank = f"rank{dist_util.rank()}of{dist_util.world_size()}"
+    th.save(left, folder / f"{rank}_{microbatches}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

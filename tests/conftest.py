@@ -1,5 +1,7 @@
 """What the tests share: a clean environment, tiny models, image folders, scripts as processes."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from in_process import in_process
 from tiny_runs import write_images
 
 from improved_diffusion import logger
@@ -82,7 +85,7 @@ def tiny_sr():
 
 
 class Scripts:
-    """Starts scripts in processes of their own, from a folder that is not the project's."""
+    """Runs scripts from a folder that is not the project's, here or in processes of their own."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -98,8 +101,20 @@ class Scripts:
             text=True,
         )
 
-    def run(self, script, *words, status=0, env=None, **flags):
-        """Run a script to its end, expect that status, and return (stdout, stderr)."""
+    def run(self, script, *words, status=0, **flags):
+        """Run a script here, expect that status, and return (stdout, stderr)."""
+        out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
+        os.chdir(self.folder)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                ended = in_process(script, flags, *words)
+        finally:
+            os.chdir(before)
+        assert ended == status, f"{script} ended with {ended}:\n{err.getvalue()}"
+        return out.getvalue(), err.getvalue()
+
+    def run_process(self, script, *words, status=0, env=None, **flags):
+        """The same in a process, where what a process does is the point, or its environment."""
         process = self.start(script, *words, env=env, **flags)
         out, err = process.communicate(timeout=HANGS)
         assert process.returncode == status, f"{script} ended with {process.returncode}:\n{err}"

@@ -17,11 +17,12 @@ ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
-def in_process(script, flags):
-    """Run a script as ``python scripts/<script> <flags>`` would; return its exit status."""
+def in_process(script, flags, *words):
+    """Run a script as ``python scripts/<script> <words> <flags>`` would; return its status."""
     before = sys.argv, sys.path
     threads, handlers = th.get_num_threads(), {n: signal.getsignal(n) for n in ENDING}
-    sys.argv, sys.path = [str(SCRIPTS / script), *as_words(flags)], [str(SCRIPTS), *sys.path]
+    sys.argv, sys.path = [str(SCRIPTS / script)], [str(SCRIPTS), *sys.path]
+    sys.argv += [*map(str, words), *as_words(flags)]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit:

@@ -398,7 +398,7 @@ AS_PROCESSES = [
 
 @pytest.mark.parametrize(("script", "flags"), AS_PROCESSES)
 def test_bad_input_to_a_process(script, flags, fill_in, scripts):
-    _, err = scripts.run(script, **fill_in(script, flags), status=2)
+    _, err = scripts.run_process(script, **fill_in(script, flags), status=2)
     assert len(err.splitlines()) == 1
     assert err.startswith(f"{script}: error: ")
 

@@ -205,7 +205,7 @@ def run_program(scripts, tmp_path):
         path = tmp_path / f"{name}.py"
         path.write_text(SHARED + textwrap.dedent(program))
         environment = {"OPENAI_LOGDIR": str(tmp_path / name)} | (env or {})
-        out, _ = scripts.run(path, env=environment, **flags)
+        out, _ = scripts.run_process(path, env=environment, **flags)
         return tmp_path / name, out
 
     return run

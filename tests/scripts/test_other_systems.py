@@ -26,7 +26,7 @@ def run(scripts, tmp_path):
     """Run a script without those modules; its output."""
     wrapper = tmp_path / "wrapper.py"
     wrapper.write_text(WRAPPER)
-    return lambda script, **settings: scripts.run(wrapper, SCRIPTS / script, **settings)
+    return lambda script, **settings: scripts.run_process(wrapper, SCRIPTS / script, **settings)
 
 
 def test_training_sampling_and_export_work_without_posix(run, images, tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""The scripts as their users run them: processes of their own, tiny models, real image files."""
+"""The scripts as their users run them, with tiny models and real image files."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def flags(tiny, images):
 def trained(flags, scripts, tmp_path_factory):
     """A run of three updates, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    out, err = scripts.run("image_train.py", **flags, max_steps=3, log_dir=folder)
+    out, err = scripts.run_process("image_train.py", **flags, max_steps=3, log_dir=folder)
     assert err == ""
     return folder, out
 
@@ -277,7 +277,8 @@ def test_a_broken_image_is_skipped_and_named(tiny, make_images, scripts, tmp_pat
     (folder / "cat_000.png").write_bytes(b"broken")
     settings = {"data_dir": folder, "batch_size": 4, "max_steps": 1, "on_bad_image": "skip"}
     run = tmp_path / "run"
-    _, err = scripts.run("image_train.py", **tiny, **settings, log_dir=run, num_threads=1)
+    settings |= {"log_dir": run, "num_threads": 1}
+    _, err = scripts.run_process("image_train.py", **tiny, **settings)
     assert "left out: cannot read image" in err
     assert "cat_000.png" in err
 

@@ -51,13 +51,19 @@ def train_on_two(images, log_dir, program=killing.SCRIPT, **flags):
     return with_flags(program, **flags)
 
 
+@pytest.fixture(scope="module")
+def updates(tmp_path_factory):
+    """Of two processes, and of one that has the whole batch."""
+    folder = tmp_path_factory.mktemp("updates")
+    for processes in (2, 1):
+        start(TESTS / "averaged_gradient.py", folder, processes=processes)
+    return folder
+
+
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_the_gradient_is_that_of_one_process_with_the_whole_batch(microbatches, tmp_path):
-    program = TESTS / "averaged_gradient.py"
-    start(program, tmp_path, microbatches)
-    start(program, tmp_path, microbatches, processes=1)
-    names = ("rank0of2", "rank1of2", "rank0of1")
-    one, two, alone = (th.load(tmp_path / f"{name}.pt", weights_only=True) for name in names)
+def test_the_gradient_is_that_of_one_process_with_the_whole_batch(microbatches, updates):
+    files = [updates / f"{name}_{microbatches}.pt" for name in ("rank0of2", "rank1of2", "rank0of1")]
+    one, two, alone = (th.load(file, weights_only=True) for file in files)
     for kind in ("grads", "params", "ema"):
         assert all(th.equal(one[kind][name], two[kind][name]) for name in one[kind]), kind
     for name, grad in alone["grads"].items():
