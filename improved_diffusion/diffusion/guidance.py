@@ -45,6 +45,10 @@ class Guidance:
                 f"guidance takes an interval from at least 0 upwards, got {self.low} to {self.high}"
             )
 
+    def covers(self, sigma: Any) -> Any:
+        """Whether a noise level lies in the interval."""
+        return (self.low < sigma) & (sigma <= self.high)
+
     def around(self, model: Model, process: ForwardProcess, guide: Model | None = None) -> Model:
         """``model`` with guidance, to be called as it; itself, where the scale is 1.
 
@@ -66,9 +70,9 @@ class Guided:
     ):
         self.model = model
         self.guide = guide
-        self.scale = guidance.scale
+        self.guidance = guidance
         sigmas = th.from_numpy(process.sqrt_recipm1_alphas_cumprod)
-        self._inside = (guidance.low < sigmas) & (sigmas <= guidance.high)  # of each timestep
+        self._inside = guidance.covers(sigmas)  # of each timestep
         self._shown = process._scale_timesteps(th.arange(process.num_timesteps))
 
     def parameters(self) -> Iterator[th.nn.Parameter]:
@@ -86,7 +90,7 @@ class Guided:
         better, worse = self._both(x, t, model_kwargs)
         prediction, variance = better[:, : x.shape[1]], better[:, x.shape[1] :]
         worse = worse[:, : x.shape[1]]
-        led = worse + self.scale * (prediction - worse)
+        led = worse + self.guidance.scale * (prediction - worse)
         chosen = th.where(inside.view(-1, *[1] * (x.ndim - 1)), led, prediction)
         return th.cat([chosen, variance], dim=1)
 

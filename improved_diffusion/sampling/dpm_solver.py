@@ -9,6 +9,7 @@ from typing import Any
 
 import torch as th
 
+from ..diffusion.guidance import Guidance, Guided
 from ..diffusion.process import check_image_is_left
 from ..diffusion.walk import Step
 from ..gaussian_diffusion import GaussianDiffusion, Model, RandnLike
@@ -33,10 +34,16 @@ def dpm_solver(
     """
     check_image_is_left(diffusion.alphas_cumprod, "DPM-Solver++", "take ddpm")
     before: tuple[th.Tensor, float] | None = None  # the last step's prediction and length
+    guidance = model.guidance if isinstance(model, Guided) else Guidance()
+    was_led = False
 
     def step(x: th.Tensor, t: th.Tensor) -> dict[str, th.Tensor]:
-        nonlocal before
+        nonlocal before, was_led
         i = int(t[0])
+        is_led = bool(guidance.covers(diffusion.sqrt_recipm1_alphas_cumprod[i]))
+        if is_led != was_led:  # across an end of the interval it would lead too far, or away
+            before = None
+        was_led = is_led
         pred_xstart = diffusion.p_mean_variance(model, x, t, **settings)["pred_xstart"]
         here, there = diffusion.alphas_cumprod[i], diffusion.alphas_cumprod_prev[i]
         length = half_log_snr(there) - half_log_snr(here)
@@ -58,7 +65,8 @@ def extrapolate(
 ) -> th.Tensor:
     """The prediction at the middle of the coming step, from this one and the last (algorithm 2).
 
-    There is no second order where there is no earlier prediction, nor into the clean image.
+    There is no second order where there is no earlier prediction that was guided as this one is,
+    nor into the clean image.
     """
     if before is None or math.isinf(length):
         return pred_xstart

@@ -9,6 +9,7 @@ import torch as th
 from toy_models import ideal_noise
 
 from improved_diffusion import gaussian_diffusion as gd
+from improved_diffusion.diffusion.guidance import Guidance
 from improved_diffusion.respace import log_snr_timesteps
 from improved_diffusion.sampling.samplers import draw
 from improved_diffusion.script_util import create_gaussian_diffusion
@@ -110,13 +111,40 @@ def test_noise_makes_up_for_an_error():
     assert half > sde
 
 
-def test_log_snr_timesteps_are_distinct_and_even():
-    betas = gd.get_named_beta_schedule("linear", 1000)
-    for count in (1, 2, 20, 40, 500, 999, 1000):
+def test_no_step_leads_further_than_its_guidance():
+    """Extrapolated across an end of the interval, a scale of 3 would become 4, or none at all."""
+    diffusion = spaced(12, predict_xstart=True)
+    worse, better, guided = 0.1, 0.2, 0.4  # guidance 3
+
+    def model(x, t, y):
+        return 0 * x + th.where(y < 0, worse, better).view(-1, 1, 1, 1)
+
+    sigmas = diffusion.sqrt_recipm1_alphas_cumprod
+    guidance = Guidance(3.0, low=sigmas[3], high=sigmas[7])
+    led, path = guidance.around(model, diffusion), []
+    x = th.zeros(SHAPE, dtype=th.float64)
+    solve(diffusion, led, x, model_kwargs={"y": th.zeros(len(x))}, callback=path.append)
+    taken = []
+    for i, step in zip(reversed(range(12)), path, strict=True):
+        here, there = diffusion.alphas_cumprod[i], diffusion.alphas_cumprod_prev[i]
+        kept = math.sqrt((1 - there) / (1 - here))
+        moved = step["sample"] - kept * step["x_t"]
+        taken.append(float(moved.mean()) / (math.sqrt(there) - kept * math.sqrt(here)))
+    expected = [guided if 4 <= i <= 7 else better for i in reversed(range(12))]
+    assert taken == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "last", "evenness"),
+    [("linear", 1000, 999, 0.4), ("cosine", 1000, 995, 0.5), ("cosine", 4000, 3983, 0.8)],
+)
+def test_log_snr_timesteps_are_distinct_and_even(schedule, steps, last, evenness):
+    betas = gd.get_named_beta_schedule(schedule, steps)
+    for count in (1, 2, 20, 40, 500, steps - 1, steps):
         assert len(log_snr_timesteps(betas, count)) == count
     chosen = sorted(log_snr_timesteps(betas, 20))
     assert chosen[0] == 0
-    assert chosen[-1] == 999
+    assert chosen[-1] == last, "where nothing of an image is left, and not far beyond"
     alphas_cumprod = np.cumprod(1 - betas)[chosen]
     gaps = np.diff(np.log(alphas_cumprod / (1 - alphas_cumprod)))
-    assert gaps.min() / gaps.max() > 0.4
+    assert gaps.min() / gaps.max() > evenness
