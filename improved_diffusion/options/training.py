@@ -355,6 +355,11 @@ class ModelTraining(TrainingOptions, ModelOptions):
         if self.guidance != 1 and not self.label_dropout:
             yield "--guidance needs a model that learns without labels, too: give --label_dropout"
         density = density_named(self.schedule_sampler)
+        if density and self.use_kl:
+            yield (
+                f"--schedule_sampler {self.schedule_sampler} changes what each timestep counts, so "
+                "--use_kl True would train on no bound; take uniform or loss-second-moment"
+            )
         if density and not problems:  # without a schedule there is nothing to hold it against
             normal = self.logsnr_mean, self.logsnr_std
             yield from complaint(lambda: density.masses(self.alphas_cumprod, *normal))

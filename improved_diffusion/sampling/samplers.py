@@ -108,7 +108,7 @@ def draw(
     chosen = SAMPLERS[sampler]
     if chosen.usual_eta is not None:
         settings["eta"] = _checked_eta(chosen.usual_eta if eta is None else eta)
-    elif eta:
+    elif eta is not None:
         raise InputError(f"the noise of the sampler {sampler} cannot be chosen: leave eta out")
     make_step = partial(chosen.make_step, diffusion, model, randn_like=randn_like, **settings)
     x = starting_noise(model, shape, noise, device, randn_like)

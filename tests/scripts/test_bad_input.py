@@ -50,6 +50,7 @@ BAD_INPUT = [
     (TRAIN, DENSITY | {"logsnr_mean": 99}, "has no mass on the schedule, whose log-SNRs go from"),
     (TRAIN, DENSITY | {"logsnr_std": 0}, "logsnr_std must be above 0"),
     (TRAIN, {"loss_weight": "min_snr", "use_kl": True}, "which --use_kl True does not train on"),
+    (TRAIN, DENSITY | {"use_kl": True}, "--use_kl True would train on no bound; take uniform or"),
     (TRAIN, {"min_snr_gamma": 0}, "min_snr_gamma must be above 0"),
     # precision
     (TRAIN, {"use_fp16": True}, "fp16 needs a GPU.*bf16"),
