@@ -64,7 +64,14 @@ def find_device(name: str) -> th.device:
 
 
 def _gpu() -> int:
-    return int(os.environ.get("LOCAL_RANK", rank() % th.cuda.device_count()))
+    count = th.cuda.device_count()
+    number = int(os.environ.get("LOCAL_RANK", rank() % count))
+    if number >= count:
+        raise InputError(
+            f"process {number} finds no GPU of its own, of {count} here: start {count} at most, or "
+            "give --device cpu"
+        )
+    return number
 
 
 def dev() -> th.device:

@@ -20,7 +20,7 @@ class DivergedError(RuntimeError):
 
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, which torch says in its own words on each system and device."""
-    words = ("allocate memory", "not enough memory", "out of memory")
+    words = ("allocate memory", "not enough memory", "out of memory", "calculation overflowed")
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in said for word in words)

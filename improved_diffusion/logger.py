@@ -169,7 +169,11 @@ def _temporary_dir() -> str:
 
 
 def _rank() -> int:
-    return next((int(os.environ[name]) for name in _RANK_VARIABLES if os.getenv(name)), 0)
+    """This process's number among those that were started together."""
+    names = [name for name in _RANK_VARIABLES if os.getenv(name)]
+    if "WORLD_SIZE" not in os.environ:  # without which RANK is somebody else's
+        names = [name for name in names if name != "RANK"]
+    return int(os.environ[names[0]]) if names else 0
 
 
 def _default_formats(rank: int) -> list[str]:

@@ -181,6 +181,9 @@ def test_each_rank_has_its_gpu(machine, monkeypatch):
     assert dist_util.dev() == th.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert dist_util.dev() == th.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="process 2 finds no GPU of its own, of 2 here"):
+        dist_util.dev()
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps", "tpu"])

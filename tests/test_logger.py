@@ -82,10 +82,18 @@ def test_use_without_configure_speaks_on_stdout(capsys):
 @pytest.mark.parametrize("variable", ["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"])
 def test_other_ranks_write_only_their_own_text(tmp_path, monkeypatch, capsys, variable):
     monkeypatch.setenv(variable, "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
     logger.configure(dir=tmp_path / "run")
     log_line(x=1)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["log-rank002.txt"]
     assert capsys.readouterr().out == ""
+
+
+def test_a_rank_among_no_others_is_somebody_elses(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "x")
+    logger.configure(dir=tmp_path, format_strs=["csv"])
+    log_line(x=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.csv"]
 
 
 def test_levels(tmp_path, capsys):

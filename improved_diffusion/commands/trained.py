@@ -123,8 +123,7 @@ def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse
     values, given = parse_values(kind, description)
     if not values["model_path"]:
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
-    if values["num_classes"] == AUTO:
-        raise InputError("--num_classes auto is for training; leave it out, or give the number")
+    _check_classes(values)
     path = file_of(values["model_path"])
     config = read_config(path)
     part = SuperResOptions if issubclass(kind, SuperResOptions) else ImageModelOptions
@@ -173,12 +172,18 @@ def load_run(path: str | os.PathLike, *, ema_correction: bool = True, **flags: A
         raise InputError(f"a model has no flag {min(unknown)!r}; see docs/flags.md")
     found, data = _read_flags(part, *config) if config else ({}, {})
     values = part.defaults() | flags
+    _check_classes(values)
     values |= adopted(part, values, set(flags), found, config[0] if config else "")
     options = part(**values)
     load_trained(model := build_model(options), file, ema_correction)
     recommended = _recommended(ImageSampling, set(), *config) if config else {}
     trained = Trained(data, config is not None, int(options.num_classes), recommended)
     return LoadedRun(model, build_diffusion(options), options, trained)
+
+
+def _check_classes(values: dict[str, Any]) -> None:
+    if values["num_classes"] == AUTO:
+        raise InputError("--num_classes auto is for training; leave it out, or give the number")
 
 
 def _recommended(kind: type[Options], given: set[str], path: str, config: Any) -> dict[str, Any]:

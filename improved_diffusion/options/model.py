@@ -319,8 +319,9 @@ class Levels(NamedTuple):
 
 
 def parse_numbers(text: str) -> tuple[int, ...] | None:
-    """The whole numbers from 1 up of ``"1,2,2"``, none of ``""``; None for another form."""
-    if not re.fullmatch(r"( *[1-9][0-9]* *(, *[1-9][0-9]* *)*)?", text):
+    """The numbers of ``"1,2,2"``, 1 to 999,999,999, none of ``""``; None for another form."""
+    number = " *[1-9][0-9]{0,8} *"
+    if not re.fullmatch(f"({number}(,{number})*)?", text):
         return None
     return tuple(map(int, text.split(","))) if text.strip() else ()
 

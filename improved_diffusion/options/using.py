@@ -118,9 +118,9 @@ class SamplingOptions(UseOptions, GuideOptions):
         return SAMPLERS[self.sampler or ("ddim" if self.use_ddim else self.USUAL_SAMPLER)]
 
     @property
-    def chosen_eta(self) -> float:
-        """The noise of each step: what ``eta`` says, or what is usual for the sampler."""
-        return float(self.eta) if self.eta else self.chosen_sampler.usual_eta or 0.0
+    def chosen_eta(self) -> float | None:
+        """The noise of each step: what ``eta`` says, or is usual; None if it cannot be chosen."""
+        return float(self.eta) if self.eta else self.chosen_sampler.usual_eta
 
     @property
     def spacing(self) -> str:
@@ -320,7 +320,8 @@ class InterpolationOptions(UseOptions, GuidedLabelOptions):
         for name in ("first", "last"):
             if not getattr(self, name):
                 yield f"no --{name} given; name a picture, or give a number"
-        ends = [int(end) if end.isdecimal() else end for end in (self.first, self.last)]
+        # One number may be written in two ways.
+        ends = [end.lstrip("0") if end.isdecimal() else end for end in (self.first, self.last)]
         if self.first and ends[0] == ends[1]:
             yield f"--first and --last are both {self.first}; give two that differ"
         if self.sampling_steps and self.timestep_respacing:

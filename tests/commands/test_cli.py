@@ -58,6 +58,7 @@ def test_a_script_ends_with_what_its_main_returns(returned, status, capsys):
         (MemoryError(), 1, "not enough memory, take a smaller batch or model"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "take a smaller batch"),
         (RuntimeError("DefaultCPUAllocator: not enough memory"), 1, "take a smaller batch"),
+        (RuntimeError("Storage size calculation overflowed with sizes=[1]"), 1, "take a smaller"),
         (OutOfMemoryError("CUDA out of memory."), 1, "take a smaller batch"),
     ],
 )

@@ -337,6 +337,8 @@ def test_a_run_is_loaded_as_scripts_load_it(tmp_path, tiny):
         trained.load_run(run, num_channels=64)
     with pytest.raises(InputError, match="a model has no flag 'sampler'"):
         trained.load_run(run, sampler="ddim")
+    with pytest.raises(InputError, match="num_classes auto is for training"):
+        trained.load_run(run, num_classes="auto")
 
 
 @pytest.mark.parametrize("flags", ["null", "5", '"large_size"', '{"large_size": "x"}'])
