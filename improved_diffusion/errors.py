@@ -18,6 +18,11 @@ class DivergedError(RuntimeError):
     """
 
 
+def as_word(value: object) -> str:
+    """A flag's value as it stands on a command line, for a message."""
+    return "''" if value == "" else str(value)
+
+
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, which torch says in its own words on each system and device."""
     words = ("allocate memory", "not enough memory", "out of memory", "calculation overflowed")

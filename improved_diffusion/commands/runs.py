@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import __version__, dist_util, logger
-from ..errors import InputError
-from ..options.flags import Options, as_word
+from ..errors import InputError, as_word
+from ..options.flags import Options
 from ..options.training import RunningOptions, RunOptions
 from ..options.using import ResultOptions
 from ..system import cpu
@@ -240,21 +240,8 @@ def write_config(folder: str, script: str, options: Options, **about: Any) -> No
     }
     if dist_util.rank() == 0:
         text = json.dumps(config, indent=2, default=str) + "\n"
-        for place in {folder, _folder_of_checkpoints() or folder}:
+        for place in {folder, os.getenv("DIFFUSION_BLOB_LOGDIR") or folder}:
             atomic_write_text(join(place, CONFIG_NAME), text)
-
-
-def _folder_of_checkpoints() -> str:
-    """``$DIFFUSION_BLOB_LOGDIR``, made if it is missing."""
-    folder = os.environ.get("DIFFUSION_BLOB_LOGDIR", "")
-    try:
-        if folder and is_local(folder):
-            os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make DIFFUSION_BLOB_LOGDIR {folder} ({error.strerror}); set another"
-        ) from None
-    return folder
 
 
 def _started(path: str) -> str | None:

@@ -8,9 +8,8 @@ import torch as th
 
 from .. import dist_util, logger
 from ..diffusion.guidance import NO_LABEL
-from ..errors import InputError
+from ..errors import InputError, as_word
 from ..gaussian_diffusion import GaussianDiffusion
-from ..options.flags import as_word
 from ..options.model import DiffusionOptions
 from ..options.using import (
     GuideOptions,
@@ -165,14 +164,12 @@ def load_guide(options: GuideOptions, trained: Trained) -> th.nn.Module | None:
     :raises InputError: if it makes other images than the model, or by another process; or if the
         model is to be guided by itself, and was trained with all its labels.
     """
-    if options.guidance != 1 and not options.guide_model:
-        if trained.has_config and not options.label_dropout:
-            raise InputError(
-                "--guidance needs a model that was trained without labels, too, and this one was "
-                "not (--label_dropout 0); leave it out, or give a --guide_model"
-            )
-        return None
-    if not options.guide_model:
-        return None
-    theirs, path = options_of_guide(options, trained)
-    return load_trained(build_model(theirs), path, options.ema_correction)
+    if options.guide_model:
+        theirs, path = options_of_guide(options, trained)
+        return load_trained(build_model(theirs), path, options.ema_correction)
+    if options.guidance != 1 and trained.has_config and not options.label_dropout:
+        raise InputError(
+            "--guidance needs a model that was trained without labels, too, and this one was "
+            "not (--label_dropout 0); leave it out, or give a --guide_model"
+        )
+    return None

@@ -11,10 +11,10 @@ import torch as th
 
 from .. import dist_util, logger
 from ..data.image_source import ImageSource
-from ..errors import InputError
+from ..errors import InputError, as_word
 from ..models.architecture import check_fit
 from ..options.command_line import as_words, parse_values
-from ..options.flags import Flag, Options, as_word
+from ..options.flags import Flag, Options
 from ..options.model import (
     AUTO,
     DiffusionOptions,

@@ -6,18 +6,16 @@ arXiv 2406.02507).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch as th
 
 from ..errors import InputError
-from .process import ForwardProcess
+from ..gaussian_diffusion import GaussianDiffusion, Model
 
 NO_LABEL = -1  # the label of an image whose class a model is not told
-
-Model = Callable[..., th.Tensor]  # called as model(x, t, **model_kwargs)
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Guidance:
         """Whether a noise level lies in the interval."""
         return (self.low < sigma) & (sigma <= self.high)
 
-    def around(self, model: Model, process: ForwardProcess, guide: Model | None = None) -> Model:
+    def around(self, model: Model, process: GaussianDiffusion, guide: Model | None = None) -> Model:
         """``model`` with guidance, to be called as it; itself, where the scale is 1.
 
         :param process: the diffusion to sample with, or that of all its timesteps.
@@ -66,7 +64,11 @@ class Guided:
     """
 
     def __init__(
-        self, model: Model, process: ForwardProcess, guidance: Guidance, guide: Model | None = None
+        self,
+        model: Model,
+        process: GaussianDiffusion,
+        guidance: Guidance,
+        guide: Model | None = None,
     ):
         self.model = model
         self.guide = guide

@@ -47,10 +47,6 @@ class ForwardProcess:
         )
         self.fixed_large_variance = np.append(second, betas[1:])
 
-    def _scale_timesteps(self, t: th.Tensor) -> th.Tensor:
-        """The timesteps as a model is shown them."""
-        return t
-
     def q_mean_variance(
         self, x_start: th.Tensor, t: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:

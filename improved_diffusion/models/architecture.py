@@ -7,7 +7,7 @@ from typing import Any
 
 import torch as th
 
-from ..errors import InputError
+from ..errors import InputError, as_word
 
 Weights = Mapping[str, th.Tensor]
 
@@ -114,18 +114,12 @@ def _height(image_size: int | None, factor: int) -> str:
     return f"image_size/{factor}" if image_size is None else str(image_size // factor)
 
 
-def load_weights(model: th.nn.Module, weights: Weights, source: str) -> None:
-    """``model.load_state_dict(weights)`` that explains a misfit in one line.
+def check_fit(model: th.nn.Module, weights: Weights, source: str) -> None:
+    """Have ``model.load_state_dict(weights)`` succeed.
 
     :param source: the file's path, for the message.
     :raises InputError: naming the flags that differ, or the first entry that does not fit.
     """
-    check_fit(model, weights, source)
-    model.load_state_dict(weights)
-
-
-def check_fit(model: th.nn.Module, weights: Weights, source: str) -> None:
-    """:raises InputError: if ``weights`` are not for ``model``; see :func:`load_weights`."""
     own = model.state_dict()
     misfits = sorted(own.keys() ^ weights.keys()) + sorted(
         name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
@@ -150,7 +144,7 @@ def _difference(
     differing = [flag for flag in there if here.get(flag) != there[flag]]
     if here and differing:
         said = (
-            f"{flag} is {_as_word(there[flag])} there and {_as_word(here[flag])} here"
+            f"{flag} is {as_word(there[flag])} there and {as_word(here[flag])} here"
             for flag in differing
         )
         return f"{'; '.join(said)}; give the flags that the checkpoint was trained with"
@@ -162,8 +156,3 @@ def _difference(
     else:
         what = f"has shape {list(weights[name].shape)} there, {list(own[name].shape)} here"
     return f"{len(misfits)} entries differ, first {name}, which {what}"
-
-
-def _as_word(value: object) -> str:
-    """A flag's value as it stands on a command line."""
-    return "''" if value == "" else str(value)

@@ -160,11 +160,6 @@ def complaint(make: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
-def as_word(value: Any) -> str:
-    """A flag's value as it stands on a command line."""
-    return "''" if value == "" else str(value)
-
-
 def _flags(options: Options | type[Options]) -> Iterator[tuple[str, Flag]]:
     for f in dataclasses.fields(options):
         yield f.name, f.metadata["flag"]

@@ -160,11 +160,7 @@ class GuidanceOptions(Options):
         yield from super().check()
         if self.guidance == 1 and (self.guidance_low or self.guidance_high):
             yield "--guidance_low and --guidance_high are for --guidance other than 1; give that"
-        if 0 < self.guidance_high <= self.guidance_low:
-            yield (
-                f"guidance_high must be above guidance_low, {self.guidance_low:g}, "
-                f"got {self.guidance_high:g}"
-            )
+        yield from complaint(lambda: self.chosen_guidance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,8 +70,10 @@ class GuideOptions(TrainedOptions, GuidanceOptions, ModelOptions):
         yield from super().check()
 
 
-def _without_noise(spacing: str, diffusion_steps: int) -> Iterator[str]:
-    if spacing == "1" and diffusion_steps > 1:
+def _check_spacing(options: "SamplingOptions | InterpolationOptions") -> Iterator[str]:
+    if options.sampling_steps and options.timestep_respacing:
+        yield "--sampling_steps and --timestep_respacing both given; give one of them"
+    if options.spacing == "1" and options.diffusion_steps > 1:
         yield (
             "a single step would be at the least noisy timestep, where no image can begin; give "
             "more --sampling_steps, or image_sample.py --sampler dpmpp"
@@ -132,9 +134,7 @@ class SamplingOptions(UseOptions, GuideOptions):
         return self.chosen_sampler.respacing.format(steps)
 
     def check(self) -> Iterator[str]:
-        yield from _without_noise(self.spacing, self.diffusion_steps)
-        if self.sampling_steps and self.timestep_respacing:
-            yield "--sampling_steps and --timestep_respacing both given; give one of them"
+        yield from _check_spacing(self)
         if self.use_ddim and self.sampler not in ("", "ddim"):
             yield f"--use_ddim True contradicts --sampler {self.sampler}; give one of them"
         yield from self._check_eta()
@@ -316,7 +316,7 @@ class InterpolationOptions(UseOptions, GuidedLabelOptions):
         return self.timestep_respacing or str(self.sampling_steps or usual)
 
     def check(self) -> Iterator[str]:
-        yield from _without_noise(self.spacing, self.diffusion_steps)
+        yield from _check_spacing(self)
         for name in ("first", "last"):
             if not getattr(self, name):
                 yield f"no --{name} given; name a picture, or give a number"
@@ -324,8 +324,6 @@ class InterpolationOptions(UseOptions, GuidedLabelOptions):
         ends = [end.lstrip("0") if end.isdecimal() else end for end in (self.first, self.last)]
         if self.first and ends[0] == ends[1]:
             yield f"--first and --last are both {self.first}; give two that differ"
-        if self.sampling_steps and self.timestep_respacing:
-            yield "--sampling_steps and --timestep_respacing both given; give one of them"
         yield from super().check()
 
 

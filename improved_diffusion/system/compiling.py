@@ -1,7 +1,7 @@
 """``torch.compile`` that falls back to eager mode where nothing can be compiled."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -25,10 +25,6 @@ class Compiled:
         if self._call is None:
             return self._first_call(*args, **kwargs)
         return self._call(*args, **kwargs)
-
-    def parameters(self) -> Iterator[th.nn.Parameter]:
-        """Those of the model, which say where it computes."""
-        return self.model.parameters()
 
     def _first_call(self, *args: Any, **kwargs: Any) -> th.Tensor:
         started = time.perf_counter()

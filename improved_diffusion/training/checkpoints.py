@@ -17,7 +17,7 @@ import torch as th
 
 from .. import dist_util, logger
 from ..errors import InputError
-from ..models.architecture import Weights, is_plain, load_weights
+from ..models.architecture import Weights, check_fit, is_plain
 from ..system.archives import find_damage
 from ..system.files import (
     atomic_files,
@@ -354,7 +354,9 @@ def load_into(model: th.nn.Module, path: str) -> None:
 
     :raises InputError: if it cannot be loaded, or does not fit; names the flag that differs.
     """
-    load_weights(model, load_model_file(path), path)
+    weights = load_model_file(path)
+    check_fit(model, weights, path)
+    model.load_state_dict(weights)
 
 
 def load_into_optimizer(opt: th.optim.Optimizer, params: Sequence[th.Tensor], path: str) -> None:

@@ -102,10 +102,8 @@ class TrainState:
 
         :raises InputError: if it is no run's state, or of another version.
         """
-        if not isinstance(content, dict) or not content.keys() >= FIRST_KEYS:
-            raise InputError(f"{path} is no run's state; move it away or restore it")
-        version = content["version"]
-        if not isinstance(version, int):
+        version = content.get("version") if isinstance(content, dict) else None
+        if not isinstance(version, int) or not content.keys() >= FIRST_KEYS:
             raise InputError(f"{path} is no run's state; move it away or restore it")
         if version != VERSION:
             raise InputError(

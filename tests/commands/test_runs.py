@@ -156,15 +156,11 @@ def test_the_configuration_describes_the_run(tmp_path):
 
 
 def test_the_configuration_lies_beside_the_checkpoints_too(tmp_path, monkeypatch):
-    blobs = tmp_path / "new" / "blobs"
+    (blobs := tmp_path / "blobs").mkdir()
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(blobs))
     runs.write_config(str(tmp_path), "image_train", TrainingOptions(lr=0.5))
     texts = {(folder / "config.json").read_text() for folder in (tmp_path, blobs)}
     assert len(texts) == 1
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"cannot make DIFFUSION_BLOB_LOGDIR .*set another"):
-        runs.write_config(str(tmp_path), "image_train", TrainingOptions(lr=0.5))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

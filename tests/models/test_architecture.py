@@ -3,7 +3,7 @@ import torch as th
 
 from improved_diffusion import script_util
 from improved_diffusion.errors import InputError
-from improved_diffusion.models.architecture import infer_flags, load_weights
+from improved_diffusion.models.architecture import check_fit, infer_flags
 
 FLAGS = {
     "image_size": 16,
@@ -65,7 +65,7 @@ def test_each_flag_is_read_and_a_misfit_names_it(changes, flag, value):
     theirs, ours = (infer_flags(m.state_dict(), 16)[flag] for m in (trained, model))
     assert theirs == value != ours
     with pytest.raises(InputError) as raised:
-        load_weights(model, trained.state_dict(), "model.pt")
+        check_fit(model, trained.state_dict(), "model.pt")
     said = str(raised.value)
     assert said.startswith("model.pt does not fit the model: ")
     assert f"{flag} is {value if value != '' else repr('')} there and {ours} here" in said
@@ -75,8 +75,8 @@ def test_each_flag_is_read_and_a_misfit_names_it(changes, flag, value):
 def test_the_advised_attention_fits_whatever_the_image_size():
     trained = build(attention_resolutions="16,8").state_dict()
     with pytest.raises(InputError, match="attention_resolutions is 32,16 there and 16 here"):
-        load_weights(build(image_size=32, attention_resolutions="16"), trained, "model.pt")
-    load_weights(build(image_size=32, attention_resolutions="32,16"), trained, "model.pt")
+        check_fit(build(image_size=32, attention_resolutions="16"), trained, "model.pt")
+    check_fit(build(image_size=32, attention_resolutions="32,16"), trained, "model.pt")
 
 
 @pytest.mark.parametrize("make", [build, build_sr])
@@ -102,14 +102,14 @@ def test_super_resolution_is_told_from_images(channels, learn_sigma):
         expected = flags | {"super_resolution": super_resolution}
         assert infer_flags(model.state_dict()).items() >= expected.items()
     with pytest.raises(InputError, match="it is a super-resolution model; use the super_res"):
-        load_weights(image_model, sr_model.state_dict(), "model.pt")
+        check_fit(image_model, sr_model.state_dict(), "model.pt")
     with pytest.raises(InputError, match="it is no super-resolution model; use the image_"):
-        load_weights(sr_model, image_model.state_dict(), "model.pt")
+        check_fit(sr_model, image_model.state_dict(), "model.pt")
 
 
 def test_foreign_weights_name_the_first_entry():
     with pytest.raises(InputError, match=r"entries differ, first .* there"):
-        load_weights(build(), {"weight": th.ones(1)}, "model.pt")
+        check_fit(build(), {"weight": th.ones(1)}, "model.pt")
     assert infer_flags({"weight": th.ones(1)}) == {}
 
 
@@ -130,4 +130,4 @@ def test_a_missing_entry_is_named(name):
     with pytest.raises(
         InputError, match=rf"1 entries differ, first {name}, which is missing there"
     ):
-        load_weights(build(), weights, "model.pt")
+        check_fit(build(), weights, "model.pt")

@@ -14,11 +14,6 @@ def model():
     return th.nn.Sequential(th.nn.Linear(4, 3), th.nn.SiLU())
 
 
-def test_samplers_see_where_the_model_computes(model):
-    compiled = compiling.Compiled(model, print)
-    assert [*map(id, compiled.parameters())] == [*map(id, model.parameters())]
-
-
 @pytest.mark.slow
 def test_without_a_compiler_the_model_runs_as_it_is(model):
     said = []
