@@ -33,6 +33,8 @@ def usage(options: ExportOptions, diffusion: SpacedDiffusion) -> list[str]:
     lines = [f"Pipeline is in {out_dir}: diffusers.DDPMPipeline.from_pretrained({out_dir!r})"]
     if options.class_cond:
         lines.append("DDPMPipeline gives no labels: call its unet with class_labels, step by step")
+        if options.label_dropout:
+            lines.append(f"No label, for guidance, is class {options.num_classes} there")
     else:
         lines.append(f"All timesteps: pipeline(num_inference_steps={diffusion.num_timesteps})")
     if diffusers.tabulates_time(diffusion):

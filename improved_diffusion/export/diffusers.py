@@ -13,6 +13,7 @@ from typing import Any
 
 import torch as th
 
+from ..diffusion.guidance import NO_LABEL
 from ..errors import InputError
 from ..gaussian_diffusion import ModelMeanType, ModelVarType
 from ..nn import NORM_GROUPS, timestep_embedding
@@ -109,7 +110,7 @@ def unet_config(model: UNetModel, diffusion: SpacedDiffusion, image_size: int) -
         "norm_eps": model.out[0].eps,
         "downsample_padding": 1,
         "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
-        "num_class_embeds": model.num_classes,
+        "num_class_embeds": model.num_classes and model.num_classes + bool(model.label_dropout),
         **_time_config(diffusion),
     }
 
@@ -219,7 +220,10 @@ def split_qkv(qkv: th.Tensor, heads: int) -> tuple[th.Tensor, th.Tensor, th.Tens
 
 
 def convert_weights(model: UNetModel, diffusion: SpacedDiffusion) -> dict[str, th.Tensor]:
-    """The ``state_dict`` of the ``UNet2DModel`` that :func:`unet_config` describes."""
+    """The ``state_dict`` of the ``UNet2DModel`` that :func:`unet_config` describes.
+
+    Where labels were dropped, no label is the one after the last: it adds nothing.
+    """
     found: dict[str, th.Tensor] = {}
     for name, value in model.state_dict().items():
         new = diffusers_name(name, model.num_res_blocks)
@@ -231,6 +235,9 @@ def convert_weights(model: UNetModel, diffusion: SpacedDiffusion) -> dict[str, t
                 found[new.replace("to_qkv", f"to_{letter}")] = part
         else:
             found[new] = value
+    if model.label_dropout:
+        known = found["class_embedding.weight"]
+        found["class_embedding.weight"] = th.cat([known, th.zeros_like(known[:1])])
     if tabulates_time(diffusion):
         found["time_proj.weight"] = embedding_table(diffusion, model.model_channels)
     return found
@@ -338,6 +345,13 @@ def _settle_files(folder: Path) -> None:
 # -- the comparison ------------------------------------------------------------------------------
 
 
+def class_labels(y: th.Tensor | None, model: UNetModel) -> th.Tensor | None:
+    """What the pipeline's network calls our labels ``y``, of which some may be ``NO_LABEL``."""
+    if y is None or model.num_classes is None:
+        return None
+    return th.where(y == NO_LABEL, model.num_classes, y)
+
+
 def largest_difference(
     unet: Any, model: UNetModel, diffusion: SpacedDiffusion, image_size: int
 ) -> float:
@@ -348,12 +362,14 @@ def largest_difference(
     labels = None
     if model.num_classes is not None:
         labels = th.randint(model.num_classes, (2,), generator=generator)
+        if model.label_dropout:
+            labels[0] = NO_LABEL
     last = diffusion.num_timesteps - 1
     differences = []
     with th.no_grad():
         for i in sorted({0, min(1, last), (last + 1) // 2, last}):
             t = th.full((2,), i)
             ours = diffusion.call_model(model, x, t, None if labels is None else {"y": labels})
-            theirs = unet(x, t[0], class_labels=labels).sample
+            theirs = unet(x, t[0], class_labels=class_labels(labels, model)).sample
             differences.append((ours - theirs).abs().max())
     return float(th.stack(differences).max())

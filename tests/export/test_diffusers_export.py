@@ -11,6 +11,7 @@ import torch as th
 from tiny_runs import save_run
 
 from improved_diffusion import gaussian_diffusion as gd
+from improved_diffusion.diffusion.guidance import NO_LABEL
 from improved_diffusion.errors import InputError
 from improved_diffusion.export import diffusers as export
 from improved_diffusion.respace import SpacedDiffusion
@@ -40,6 +41,8 @@ ARCHITECTURES = {
         "attention_resolutions": "",
     },
     "classes": {"class_cond": True, "num_classes": 3},
+    "classes of which some are dropped": {"class_cond": True, "num_classes": 3}
+    | {"label_dropout": 0.1},
     "grey images": {"in_channels": 1},
     "learned variances": {"learn_sigma": True, "noise_schedule": "cosine"},
     "image predicted": {"predict_xstart": True, "sigma_small": True},
@@ -166,12 +169,15 @@ def test_outputs_are_equal(exported):
     generator = th.Generator().manual_seed(5)
     x = th.randn(2, exported.model.in_channels, SIZE, SIZE, generator=generator)
     labels = th.tensor([0, 2]) if exported.model.num_classes else None
+    if exported.model.label_dropout:
+        labels = th.tensor([0, NO_LABEL])
+    there = export.class_labels(labels, exported.model)
     kwargs = {} if labels is None else {"y": labels}
     for t in range(0, exported.diffusion.num_timesteps, 7 * exported.diffusion.num_timesteps // 30):
         with th.no_grad():
             steps = th.tensor([t, t])
             ours = exported.diffusion.call_model(exported.model, x, steps, kwargs)
-            theirs = exported.pipeline.unet(x, t, class_labels=labels).sample
+            theirs = exported.pipeline.unet(x, t, class_labels=there).sample
         assert ours.std() > 0.1  # zeros would agree, too
         th.testing.assert_close(theirs, ours, rtol=0, atol=export.TOLERANCE)
 
@@ -233,12 +239,13 @@ def test_an_empty_folder_is_filled(diffusers, tmp_path):
 @pytest.mark.slow
 def test_the_script(diffusers, scripts, tmp_path):
     run, out_dir = tmp_path / "run", tmp_path / "out"
-    save_run(run, BASE, class_cond=True, num_classes=3, diffusion_steps=40)
+    save_run(run, BASE, class_cond=True, num_classes=3, label_dropout=0.1, diffusion_steps=40)
     flags = {"model_path": run, "out_dir": out_dir, "num_threads": 1}
     out, err = scripts.run("export_diffusers.py", **flags)
     assert err == ""
     assert "ema_0.5_000900.pt" in out
     assert float(re.search(r"outputs: (\S+)", out).group(1)) < export.TOLERANCE
     assert "class_labels" in out
+    assert "No label, for guidance, is class 3 there" in out
     assert "whole timesteps only" in out
-    assert export.load_pipeline(diffusers, out_dir).unet.config.num_class_embeds == 3
+    assert export.load_pipeline(diffusers, out_dir).unet.config.num_class_embeds == 4
