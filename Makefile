@@ -14,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --timeout 20 --retries 1
 DIGITS := zero,one,two,three,four,five,six,seven,eight,nine
 
 TYPES := $(PY) -m mypy
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart results test check types docs soak lint clean
 

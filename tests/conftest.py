@@ -12,12 +12,23 @@ from pathlib import Path
 # Models this small are computed fastest by one thread, above all where others compute beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 from in_process import in_process
 from tiny_runs import write_images
 
 from improved_diffusion import logger
 from improved_diffusion.options.command_line import as_words
+
+# Whatever the tests were started by, such as nohup: they and their children end on signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _name in ("SIGTERM", "SIGHUP"):
+    if hasattr(signal, _name):
+        signal.signal(getattr(signal, _name), signal.SIG_DFL)
+
+# The same examples every time; `make soak` looks for new ones.
+hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("same")
 
 PROJECT = Path(__file__).resolve().parent.parent
 HANGS = 120  # seconds after which a script is not slow but waits for ever

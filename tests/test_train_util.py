@@ -203,8 +203,14 @@ def test_a_line_holds_the_means_since_the_last(silent_log):
     log = rows(silent_log)
     assert [row["step"] for row in log] == ["0", "3", "6"]
     assert [row["samples"] for row in log] == ["4", "16", "28"]
-    assert all(float(row["grad_norm"]) > 0 for row in log)
     assert log[0].keys() >= TIME_COLUMNS
+    with logger.scoped_configure(dir=silent_log / "each", format_strs=["csv"]):
+        toy_loop(max_steps=7, log_interval=1).run_loop()
+    each = rows(silent_log / "each")
+    for row, updates in zip(log, (each[:1], each[1:4], each[4:]), strict=True):
+        for name in ("loss", "mse", "grad_norm"):
+            mean = np.mean([float(update[name]) for update in updates])
+            assert float(row[name]) == pytest.approx(mean, rel=1e-6)
 
 
 def test_losses_are_logged_by_quarter_of_the_timesteps(silent_log):

@@ -1,7 +1,10 @@
 import errno
+import os
+import signal
 import warnings
 
 import pytest
+from in_process import ENDING
 from PIL import Image
 from torch import OutOfMemoryError
 
@@ -67,6 +70,27 @@ def test_an_expected_end_is_one_line(error, status, said, capsys):
     assert code == status
     assert len(lines) == 1
     assert said in lines[0]
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_other_signals_end_a_script_as_orderly_as_ctrl_c(name, status, capsys):
+    if not hasattr(signal, name):
+        pytest.skip("this system does not have the signal")
+    number, closed = getattr(signal, name), []
+    before = {n: signal.getsignal(n) for n in ENDING}
+
+    def main():
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            closed.append(True)
+
+    try:
+        assert outcome(main, capsys) == (status, [])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert closed
 
 
 def test_a_defect_keeps_its_traceback():

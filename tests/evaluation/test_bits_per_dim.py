@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch as th
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import load_workbook
 from tiny_runs import rows_of
@@ -22,7 +22,6 @@ from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.script_util import create_gaussian_diffusion
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000).flatmap(lambda t: st.tuples(st.just(t), st.integers(1, t))))
 def test_ranges_cover_every_timestep_once(sizes):
     timesteps, count = sizes

@@ -272,9 +272,12 @@ def test_threads_share_the_batches_and_leave_no_trace(extractor, monkeypatch, fa
     if fails:
         extractor.module.conv.weight.data.fill_(th.nan)
     workers, forward = [], extractor.module.forward
+    both = threading.Barrier(2)
 
     def watched(x):
         workers.append((threading.get_ident(), th.get_num_threads()))
+        if len(workers) <= 2:
+            both.wait(10)  # for the other one, which must come
         return forward(x)
 
     extractor.module.forward = watched

@@ -125,7 +125,7 @@ def test_other_words(word):
         str2bool(word)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(words=st.lists(st.text("-ab=1 ", min_size=1), max_size=4))
 def test_any_command_line_is_parsed_or_refused_in_one_line(words):
     parser = Parser("test", add_help=False)

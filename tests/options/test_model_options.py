@@ -98,7 +98,7 @@ ODD_FLAGS = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     size=st.integers(-1, 70), small_size=st.integers(-1, 70), flags=st.fixed_dictionaries(ODD_FLAGS)
 )

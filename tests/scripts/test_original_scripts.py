@@ -198,14 +198,15 @@ save("samples.npz", np.concatenate(images, axis=0)[: args.num_samples])
 
 
 @pytest.fixture
-def run_program(scripts, tmp_path):
+def run_program(scripts, tmp_path, monkeypatch):
     """Run a program with flags, its log going to a folder of that name."""
 
     def run(name, program, env=None, **flags):
         path = tmp_path / f"{name}.py"
-        path.write_text(SHARED + textwrap.dedent(program))
-        environment = {"OPENAI_LOGDIR": str(tmp_path / name)} | (env or {})
-        out, _ = scripts.run_process(path, env=environment, **flags)
+        path.write_text(f"{SHARED}{textwrap.dedent(program)}\nraise SystemExit(0)\n")
+        for key, value in {"OPENAI_LOGDIR": str(tmp_path / name), **(env or {})}.items():
+            monkeypatch.setenv(key, value)
+        out, _ = scripts.run(path, **flags)
         return tmp_path / name, out
 
     return run

@@ -158,12 +158,12 @@ def test_publishing_is_whole_or_not_at_all(reproduce, monkeypatch):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_waits_for_the_script_to_save(number, status, tmp_path):
-    """The script takes a second to save after the signal; it must get that second."""
+    """The script takes a while to save after the signal; it must get that while."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "slow.py").write_text(
         "import signal, sys, time\n"
         "def save(*_):\n"
-        "    time.sleep(1)\n"
+        "    time.sleep(0.7)\n"
         "    open('saved', 'w').close()\n"
         "    sys.exit(1)\n"
         "signal.signal(signal.SIGINT, save)\n"
@@ -190,9 +190,9 @@ def test_an_interruption_waits_for_the_script_to_save(number, status, tmp_path):
     # A terminal sends Ctrl-C to all of its processes, SIGTERM comes to one.
     send = os.killpg if number == signal.SIGINT else os.kill
     send(process.pid, number)
-    process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.wait(60) == status
     assert (tmp_path / "saved").exists()
+    process.communicate()
 
 
 OPTIONS = {

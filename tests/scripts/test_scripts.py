@@ -13,6 +13,8 @@ from openpyxl import load_workbook
 from PIL import Image
 from tiny_runs import rows_of
 
+from improved_diffusion.evaluation import bits_per_dim
+
 # --- images: training, going on, sampling, bits/dim, the workbook
 
 
@@ -87,13 +89,12 @@ def test_a_run_goes_on_with_auto(trained, flags, scripts, tmp_path):
     assert after["flags"]["resume_checkpoint"] == "auto"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(number, status, flags, scripts, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_go_on(flags, scripts, tmp_path):
     folder = tmp_path / "stopped run"
     settings = flags | {"save_interval": 10**6, "log_dir": folder}
     process = scripts.start("image_train.py", **settings)
-    out, err = scripts.stop(process, "step 3 ", number)
-    assert process.returncode == status
+    out, err = scripts.stop(process, "step 3 ")
+    assert process.returncode == 130
     assert "Traceback" not in err
     (state,) = folder.glob("state*.pt")
     updates = int(state.stem[-6:])
@@ -157,15 +158,12 @@ def test_samples_of_chosen_classes_one_by_one(trained, scripts, tmp_path):
     assert "the model knows no class 'cow'; it knows cat, dog" in err
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_interrupted_sampling_keeps_what_it_has_made(number, status, trained, scripts, tmp_path):
+def test_interrupted_sampling_keeps_what_it_has_made(trained, scripts, tmp_path):
     run, _ = trained
     settings = {"model_path": run, "num_samples": 10**6, "batch_size": 1, "num_threads": 1}
     process = scripts.start("image_sample.py", log_dir=tmp_path, **settings)
-    out, err = scripts.stop(process, "created 2 of", number)
-    assert process.returncode == status
+    out, err = scripts.stop(process, "created 2 of", signal.SIGTERM)
+    assert process.returncode == 143
     assert "Traceback" not in err
     path, content = arrays(tmp_path)
     made = len(content["arr_0"])
@@ -173,16 +171,23 @@ def test_interrupted_sampling_keeps_what_it_has_made(number, status, trained, sc
     assert f"Saved {made} samples to {path}" in out
 
 
-def test_an_interrupted_bound_keeps_what_it_has(trained, images, scripts, tmp_path):
+def test_an_interrupted_bound_keeps_what_it_has(trained, images, scripts, tmp_path, monkeypatch):
     run, _ = trained
+    images_of, calls = bits_per_dim.estimate_bpd, []
+
+    def until_the_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return images_of(*args, **kwargs)
+
+    monkeypatch.setattr(bits_per_dim, "estimate_bpd", until_the_third)
     settings = {"num_samples": 10, "batch_size": 1, "data_dir": images, "num_threads": 1}
-    many = scripts.start("image_nll.py", model_path=run, log_dir=tmp_path, **settings)
-    out, err = scripts.stop(many, "done 1 samples")
-    assert "Traceback" not in err
-    said = max(int(number) for number in re.findall(r"done (\d+) samples", out))
-    kept = json.loads((tmp_path / "bits_per_dim.json").read_text())["images"]
-    assert kept in (said, said + 1), "the signal may come before the last one is told"
-    assert many.returncode == 130 or (many.returncode, kept) == (0, 10)
+    flags = settings | {"model_path": run, "log_dir": tmp_path}
+    out, err = scripts.run("image_nll.py", **flags, status=130)
+    assert "interrupted" in err
+    assert out.count("done ") == 2
+    assert json.loads((tmp_path / "bits_per_dim.json").read_text())["images"] == 2
 
 
 def test_bits_per_dimension_of_a_folder(trained, images, scripts, tmp_path):
@@ -270,17 +275,6 @@ def test_other_places_of_images_than_folders(tiny, tiny_sr, images, scripts, tmp
     large = tiny_sr | {"data_dir": arrays, "batch_size": 4, "max_steps": 1}
     scripts.run("super_res_train.py", **large, log_dir=tmp_path / "large")
     assert (tmp_path / "large" / "model000001.pt").exists()
-
-
-def test_a_broken_image_is_skipped_and_named(tiny, make_images, scripts, tmp_path):
-    folder = make_images(tmp_path / "images", count=4)
-    (folder / "cat_000.png").write_bytes(b"broken")
-    settings = {"data_dir": folder, "batch_size": 4, "max_steps": 1, "on_bad_image": "skip"}
-    run = tmp_path / "run"
-    settings |= {"log_dir": run, "num_threads": 1}
-    _, err = scripts.run_process("image_train.py", **tiny, **settings)
-    assert "left out: cannot read image" in err
-    assert "cat_000.png" in err
 
 
 # --- super-resolution
