@@ -1,6 +1,7 @@
 import random
 import subprocess
 import sys
+import threading
 import warnings
 from functools import partial
 from itertools import islice
@@ -120,6 +121,21 @@ def test_resume_goes_on_bit_for_bit_over_the_end_of_an_epoch(folder, num_workers
         resumed.load_state_dict(state)
         assert_same(take(resumed, 11 - stop), expected[stop:])
         resumed.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_threads_read_ahead_if_asked(folder, num_workers, monkeypatch):
+    data, readers = stream(folder, num_workers=num_workers), set()
+    read = data.dataset.read
+
+    def watched(index):
+        readers.add(threading.get_ident())
+        return read(index)
+
+    monkeypatch.setattr(data.dataset, "read", watched)
+    take(data, 3)
+    data.close()
+    assert (threading.get_ident() in readers) == (num_workers == 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

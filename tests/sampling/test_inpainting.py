@@ -118,6 +118,7 @@ def test_what_is_made_takes_the_colour_of_what_is_known(sampler):
 
 
 def test_what_is_known_is_as_noisy_as_each_timestep():
+    th.manual_seed(0)
     diffusion = create_gaussian_diffusion(steps=12, noise_schedule="cosine")
     task = Inpainting(np.full((16, 16, 1), 255, dtype=np.uint8), LEFT, 3, 2)
     seen = []

@@ -128,6 +128,20 @@ def test_a_negative_number_of_threads_is_refused():
         cpu.configure_cpu(-1)
 
 
+@pytest.mark.parametrize(("variable", "threads"), [("5", 5), ("4,2", 3), ("", 3)])
+def test_threads_are_those_of_the_environment_or_as_many_as_processors(
+    variable, threads, monkeypatch
+):
+    chosen = []
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(cpu, "available_processors", lambda: 3)
+    monkeypatch.setattr(cpu, "configured", None)
+    monkeypatch.setattr(th, "set_num_threads", chosen.append)
+    monkeypatch.setattr(th, "set_flush_denormal", lambda on: True)
+    cpu.configure_cpu(tune_memory=False)
+    assert chosen == [threads]
+
+
 @pytest.mark.parametrize("threads", [64, 999])
 def test_more_threads_than_processors_are_warned_of(threads, many_processors, monkeypatch):
     monkeypatch.setattr(cpu, "configured", cpu.Processor("some", threads, False, True, False))
