@@ -22,6 +22,8 @@ from pathlib import Path
 import torch as th
 from tiny_runs import rows_of, write_images
 
+from improved_diffusion.training import lost_rank
+
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "image_train.py"
 TIME_COLUMNS = ("wall_time", "steps_per_second")
 STEPS = 11
@@ -168,18 +170,24 @@ def exit_code(process) -> int | None:
 
 
 ONE_CLOCK = "RANKS_HAVE_ONE_CLOCK"
+NOTHING_ALONE = "SURVIVORS_SAVE_NOTHING"
 
 
-def start_two(images: Path, log_dir: Path, *, kill_at=(None, None), **flags) -> list:
+def start_two(
+    images: Path, log_dir: Path, *, kill_at=(None, None), survivor_saves=True, **flags
+) -> list:
     """Start, or continue, the training on two processes.
 
     :param kill_at: which of its events each of the two does not survive.
+    :param survivor_saves: False where the other one is killed, and what it had saved until then
+        would be chance.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {ONE_CLOCK: ""} if any(kill_at) else {}
+    shared |= {} if survivor_saves else {NOTHING_ALONE: ""}
     return [
         start(
             images,
@@ -318,6 +326,8 @@ def _train(
     sys.stderr = open(f"{log_dir}.err", "a", buffering=1)  # noqa: SIM115
     if kill_at is not None:
         die_at(*kill_at, log_dir)
+    if NOTHING_ALONE in environment:
+        lost_rank.save_alone = lambda *_: time.sleep(HANGS)
     if signals_in_step is not None:
         _send_to_self(*signals_in_step)
     if seconds_an_update is not None:

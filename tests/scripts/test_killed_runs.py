@@ -137,7 +137,8 @@ def test_two_processes_are_killed(photos, tmp_path):
         (("half of .pt", 17), None),
         (None, ("update begins", 1)),
     ):
-        pair = killing.start_two(photos, killed, kill_at=kill_at, **TWO_PROCESSES)
+        lone = {"kill_at": kill_at, "survivor_saves": False}
+        pair = killing.start_two(photos, killed, **lone, **TWO_PROCESSES)
         assert -signal.SIGKILL in killing.end_both(pair)
     assert killing.end_both(killing.start_two(photos, killed, **TWO_PROCESSES)) == [0, 0]
     assert killing.differences(whole, killed, 9) == []
