@@ -1,5 +1,6 @@
-"""Files that users would not make: harmful ones, and pictures that claim to be huge; archives."""
+"""Files that users would not make: harmful, broken, or claiming to be huge; and full disks."""
 
+import contextlib
 import io
 import pickle
 import struct
@@ -7,6 +8,7 @@ import tarfile
 import zlib
 
 import numpy as np
+import pytest
 
 
 class Harmful:
@@ -72,3 +74,15 @@ def tar_of(members, kinds=None):
             info.size = len(payload) if info.type == tarfile.REGTYPE else 0
             tar.addfile(info, io.BytesIO(payload))
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """A disk on which no file can grow beyond so many bytes."""
+    resource = pytest.importorskip("resource", reason="the system limits no file's size")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch as th
-from test_train_util import TIME_COLUMNS, rows, toy_data, toy_loop
+from made_files import room_for
+from toy_training import TIME_COLUMNS, rows, toy_data, toy_loop
 
 from improved_diffusion import logger
 from improved_diffusion.commands import cli
@@ -40,17 +41,6 @@ class Failing:
         if self.calls == self.after + 1 or (self.lasting and self.calls > self.after):
             raise OSError(self.number, os.strerror(self.number))
         return self.original(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def room_for(size):
-    """A disk on which no file can grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # --- one file

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch as th
 from in_process import SCRIPTS
-from test_train_util import toy_loop
 from torch import nn
+from toy_training import toy_loop
 
 from improved_diffusion import train_util
 from improved_diffusion.commands import sampling, training

@@ -15,9 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_files import Harmful, cifar_batches, cifar_members, laughs, png_claiming, tar_of
+from made_files import (
+    Harmful,
+    cifar_batches,
+    cifar_members,
+    laughs,
+    png_claiming,
+    room_for,
+    tar_of,
+)
 from PIL import Image
-from test_faults import room_for
 
 from improved_diffusion.commands import cli
 from improved_diffusion.data import cifar_archive
