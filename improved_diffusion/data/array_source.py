@@ -1,9 +1,8 @@
 """Images in one array: an .npz or .npy file, or memory."""
 
-import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -33,10 +32,9 @@ class ArraySource(ImageSource):
         self.pixels, self.labels, self.path = pixels, labels, path
         self.names = [f"{number:06d}" for number in range(len(pixels))]
 
-    @contextlib.contextmanager
-    def open(self, index: int) -> Iterator[Image.Image]:
+    def open(self, index: int) -> Image.Image:
         pixels = self.pixels[index]
-        yield Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
     @cached_property
     def stamp(self) -> str:

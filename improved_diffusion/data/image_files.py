@@ -72,11 +72,9 @@ def explaining(name: str) -> Iterator[None]:
         raise InputError(f"cannot read image {name}: {' '.join(reason.split())}") from error
 
 
-@contextlib.contextmanager
-def decoding(file: IO[bytes]) -> Iterator[Image.Image]:
+def decoding(file: IO[bytes]) -> Image.Image:
     """Open an image of a known format; its pixels are decoded when they are asked for."""
-    with Image.open(file, formats=FORMATS) as image:
-        yield image
+    return Image.open(file, formats=FORMATS)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,11 @@
 """The .parquet files of Hugging Face's image data sets."""
 
-import contextlib
 import glob
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -52,10 +50,8 @@ class ParquetSource(ImageSource):
         """The bytes of image ``index``, as a buffer."""
         return self._cells[index].as_buffer() or b""
 
-    @contextlib.contextmanager
-    def open(self, index: int) -> Iterator[Image.Image]:
-        with decoding(io.BytesIO(self._file(index))) as image:
-            yield image
+    def open(self, index: int) -> Image.Image:
+        return decoding(io.BytesIO(self._file(index)))
 
     @cached_property
     def stamp(self) -> str:

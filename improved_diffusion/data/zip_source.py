@@ -1,11 +1,9 @@
 """A .zip of image files, read in place: nothing is unpacked to the disk."""
 
-import contextlib
 import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
@@ -90,11 +88,8 @@ class ZipSource(Files):
         with open_packed(self._archive(), info) as file:
             return file.read(info.file_size)  # without a number, zipfile unpacks 2 GB at a time
 
-    @contextlib.contextmanager
-    def open(self, index: int) -> Iterator[Image.Image]:
-        data = self._unpack(self._infos[self.names[index]], MAX_FILE)
-        with decoding(io.BytesIO(data)) as image:
-            yield image
+    def open(self, index: int) -> Image.Image:
+        return decoding(io.BytesIO(self._unpack(self._infos[self.names[index]], MAX_FILE)))
 
     @property
     def stamp(self) -> str:

@@ -354,11 +354,7 @@ class Probe:
     def _standardised(self, features: np.ndarray) -> th.Tensor:
         return th.from_numpy((features - self.mean) / self.scale).float()
 
-    def classes(self, features: np.ndarray) -> np.ndarray:
-        """The most likely class of each row, int64 [N]."""
-        logits = th.nn.functional.linear(self._standardised(features), self.weight, self.bias)
-        return logits.argmax(1).numpy()
-
     def recognised(self, features: np.ndarray, labels: np.ndarray) -> th.Tensor:
         """Of which rows their class is the most likely one, bool [N]."""
-        return th.from_numpy(self.classes(features) == labels)
+        logits = th.nn.functional.linear(self._standardised(features), self.weight, self.bias)
+        return logits.argmax(1) == th.from_numpy(labels)

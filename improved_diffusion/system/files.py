@@ -276,11 +276,8 @@ def read_file(path: str | os.PathLike) -> bytes:
     :raises InputError: if there is no such file.
     """
     try:
-        with open_to_read(path) as file:
-            if is_local(path):
-                return file.read()
-            with remote():
-                return file.read()
+        with open_to_read(path) as file, contextlib.nullcontext() if is_local(path) else remote():
+            return file.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         reason = error.strerror or "no such file"
         raise InputError(f"cannot read {path} ({reason}); check the path") from None
