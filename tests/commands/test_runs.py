@@ -222,6 +222,13 @@ def test_the_command_to_continue(monkeypatch):
         "python scripts/image_train.py --lr 0.1 --data_dir 'a b' "
         "--log_dir /run --resume_checkpoint auto"
     )
+    monkeypatch.setattr(runs.dist_util, "world_size", lambda: 2)
+    command = runs.command_to_continue("/run", "/run/model000003.pt")
+    assert command.startswith(
+        "torchrun --standalone --nproc_per_node 2 scripts/image_train.py --lr"
+    )
+    assert command.endswith("--log_dir /run --resume_checkpoint /run/model000003.pt")
+    monkeypatch.setattr(runs.dist_util, "world_size", lambda: 1)
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", "/large disk")
     command = runs.command_to_continue("/run")
     assert command.startswith("DIFFUSION_BLOB_LOGDIR='/large disk' python scripts/image_train.py")
