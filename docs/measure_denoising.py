@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from improved_diffusion.commands.trained import load_run
 from improved_diffusion.data.image_grid import make_grid, save_png
 from improved_diffusion.diffusion.guidance import NO_LABEL
+from improved_diffusion.dist_util import dev
 from improved_diffusion.sampling.denoising import (
     denoise,
     estimate_sigma,
@@ -34,7 +35,7 @@ MARGIN = 100  # pixels of the picture, for what its rows are
 
 def main(run: str, folder: str, out: str) -> None:
     model, diffusion, options, _ = load_run(run)
-    label = {"y": th.tensor([NO_LABEL])} if options.class_cond else {}
+    label = {"y": th.tensor([NO_LABEL], device=dev())} if options.class_cond else {}
     names = sorted(path.name for path in Path(folder).iterdir())
     chosen = np.random.default_rng(0).choice(names, COUNT, replace=False)
     clean = [read_picture(str(Path(folder, name)), 3, SIZE, SIZE) for name in chosen]
@@ -44,7 +45,9 @@ def main(run: str, folder: str, out: str) -> None:
         noisy = [to_8_bits(image + noise * rng.standard_normal(image.shape)) for image in clean]
         sigmas = [estimate_sigma(to_tensor(image)[0]) for image in noisy]
         cleaned = [
-            to_picture(denoise(diffusion, model, to_tensor(image), sigma, model_kwargs=label))
+            to_picture(
+                denoise(diffusion, model, to_tensor(image).to(dev()), sigma, model_kwargs=label)
+            )
             for image, sigma in zip(noisy, sigmas, strict=True)
         ]
         scores = scores_of(cleaned, clean)

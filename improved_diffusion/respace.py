@@ -58,7 +58,7 @@ def log_snr_timesteps(betas: np.ndarray, count: int) -> set[int]:
 
     The spacing of Lu et al. 2022 (arXiv 2206.00927, section 3.4) for small images: an ODE solver's
     error is then shared evenly by its steps. None is spent below :data:`LEAST_LOG_SNR` while there
-    are others: a walk can begin there as well.
+    are others: a walk can as well begin there.
 
     :raises InputError: if the process has fewer timesteps, or leaves nothing of the image at last,
         where the log(SNR) has no end.
@@ -69,13 +69,14 @@ def log_snr_timesteps(betas: np.ndarray, count: int) -> set[int]:
     instead = f"give counts, such as {count}"
     check_image_is_left(alphas_cumprod, f"logsnr{count}", instead)
     log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
-    lowest = min(max(log_snr[-1], LEAST_LOG_SNR), log_snr[0])
+    lowest = LEAST_LOG_SNR if log_snr[-1] < LEAST_LOG_SNR < log_snr[0] else log_snr[-1]
+    usable = max(count, int((log_snr >= lowest).sum()))
     targets = np.linspace(lowest, log_snr[0], count)[::-1]
     nearest = np.abs(log_snr[None] - targets[:, None]).argmin(axis=1)
     # Several targets may share a nearest timestep: duplicates move up, what passed the end down.
     rank = np.arange(count)
     distinct = np.maximum.accumulate(nearest - rank) + rank
-    return set(np.minimum(distinct, len(betas) - count + rank).tolist())
+    return set(np.minimum(distinct, usable - count + rank).tolist())
 
 
 def _whole(text: str) -> int:

@@ -1,6 +1,7 @@
 """What the tests share: a clean environment, tiny models, image folders, scripts as processes."""
 
 import contextlib
+import faulthandler
 import io
 import os
 import signal
@@ -20,13 +21,13 @@ from tiny_runs import write_images
 from improved_diffusion import logger
 from improved_diffusion.options.command_line import as_words
 
-# Whatever the tests were started by, such as nohup: they and their children end on signals.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for _name in ("SIGTERM", "SIGHUP"):
-    if hasattr(signal, _name):
-        signal.signal(getattr(signal, _name), signal.SIG_DFL)
+# Who started the tests may ignore signals, as nohup does: what is tested must not, nor end them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # which programs that are started do not inherit
 
-# The same examples every time; `make soak` looks for new ones.
+# The same examples every time.
 hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("same")
 
@@ -116,10 +117,12 @@ class Scripts:
         """Run a script here, expect that status, and return (stdout, stderr)."""
         out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
         os.chdir(self.folder)
+        faulthandler.dump_traceback_later(HANGS, exit=True)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 ended = in_process(script, flags, *words)
         finally:
+            faulthandler.cancel_dump_traceback_later()
             os.chdir(before)
         assert ended == status, f"{script} ended with {ended}:\n{err.getvalue()}"
         return out.getvalue(), err.getvalue()

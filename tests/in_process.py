@@ -1,17 +1,20 @@
 """Scripts in this process, which saves the seconds of a new one, and programs in another."""
 
 import os
+import random
 import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch as th
 import torch.distributed as dist
 
-from improved_diffusion import logger
+from improved_diffusion import dist_util, logger
 from improved_diffusion.options.command_line import as_words
+from improved_diffusion.system import cpu
 
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -21,6 +24,8 @@ def in_process(script, flags, *words):
     """Run a script as ``python scripts/<script> <words> <flags>`` would; return its status."""
     before = sys.argv, sys.path
     threads, handlers = th.get_num_threads(), {n: signal.getsignal(n) for n in ENDING}
+    numbers = random.getstate(), np.random.get_state(), th.get_rng_state()
+    machine = dist_util._device, cpu.configured
     sys.argv, sys.path = [str(SCRIPTS / script)], [str(SCRIPTS), *sys.path]
     sys.argv += [*map(str, words), *as_words(flags)]
     try:
@@ -33,6 +38,10 @@ def in_process(script, flags, *words):
             signal.signal(number, handler)
         th.set_num_threads(threads)
         th.set_flush_denormal(False)
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])
+        th.set_rng_state(numbers[2])
+        dist_util._device, cpu.configured = machine
         logger.reset()
         if dist.is_initialized():
             dist.destroy_process_group()

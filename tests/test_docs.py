@@ -1,5 +1,6 @@
 """The pages: flags as the code has them, links that lead somewhere, a short front door."""
 
+import os
 import re
 import runpy
 import shlex
@@ -57,8 +58,14 @@ def run_python(page, folder, *changes):
         code = code.replace(much, little)
     program = folder / "program.py"
     program.write_text(code, "utf-8")
-    said = subprocess.run([sys.executable, program], cwd=folder, check=True, capture_output=True)
-    return said.stdout.decode()
+    done = subprocess.run(
+        [sys.executable, program],
+        cwd=folder,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        check=True,
+        capture_output=True,
+    )
+    return done.stdout.decode()
 
 
 @pytest.mark.slow

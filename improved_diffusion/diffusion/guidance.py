@@ -40,7 +40,8 @@ class Guidance:
             raise InputError(f"guidance takes a scale of at least 0, got {self.scale}")
         if not 0 <= self.low < self.high:
             raise InputError(
-                f"guidance takes an interval from at least 0 upwards, got {self.low} to {self.high}"
+                "guidance takes a guidance_low of at least 0 and a guidance_high above it, got "
+                f"{self.low:g} and {self.high:g}"
             )
 
     def covers(self, sigma: Any) -> Any:

@@ -235,7 +235,7 @@ def convert_weights(model: UNetModel, diffusion: SpacedDiffusion) -> dict[str, t
                 found[new.replace("to_qkv", f"to_{letter}")] = part
         else:
             found[new] = value
-    if model.label_dropout:
+    if model.num_classes and model.label_dropout:
         known = found["class_embedding.weight"]
         found["class_embedding.weight"] = th.cat([known, th.zeros_like(known[:1])])
     if tabulates_time(diffusion):

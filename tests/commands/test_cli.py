@@ -1,5 +1,4 @@
 import errno
-import os
 import signal
 import warnings
 
@@ -81,7 +80,7 @@ def test_other_signals_end_a_script_as_orderly_as_ctrl_c(name, status, capsys):
 
     def main():
         try:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         finally:
             closed.append(True)
 

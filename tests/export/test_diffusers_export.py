@@ -241,7 +241,7 @@ def test_the_script(diffusers, scripts, tmp_path):
     run, out_dir = tmp_path / "run", tmp_path / "out"
     save_run(run, BASE, class_cond=True, num_classes=3, label_dropout=0.1, diffusion_steps=40)
     flags = {"model_path": run, "out_dir": out_dir, "num_threads": 1}
-    out, err = scripts.run("export_diffusers.py", **flags)
+    out, err = scripts.run_process("export_diffusers.py", **flags)
     assert err == ""
     assert "ema_0.5_000900.pt" in out
     assert float(re.search(r"outputs: (\S+)", out).group(1)) < export.TOLERANCE

@@ -231,7 +231,7 @@ def pair(tmp_path_factory):
 @pytest.mark.slow
 def test_the_script_cleans_a_folder(trained, pair, scripts, tmp_path):
     noisy, clean = pair
-    out, err = scripts.run(
+    out, err = scripts.run_process(
         SCRIPT, input=noisy, clean=clean, model_path=trained["plain"], log_dir=tmp_path
     )
     assert err == ""

@@ -10,7 +10,7 @@ from toy_models import ideal_noise
 
 from improved_diffusion import gaussian_diffusion as gd
 from improved_diffusion.diffusion.guidance import Guidance
-from improved_diffusion.respace import log_snr_timesteps
+from improved_diffusion.respace import LEAST_LOG_SNR, log_snr_timesteps
 from improved_diffusion.sampling.samplers import draw
 from improved_diffusion.script_util import create_gaussian_diffusion
 
@@ -132,6 +132,19 @@ def test_no_step_leads_further_than_its_guidance():
         taken.append(float(moved.mean()) / (math.sqrt(there) - kept * math.sqrt(here)))
     expected = [guided if 4 <= i <= 7 else better for i in reversed(range(12))]
     assert taken == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1000, 20), (1000, 500), (100, 20), (100, 99)])
+def test_no_step_is_spent_where_nothing_is_left_while_there_are_others(steps, count):
+    betas = gd.get_named_beta_schedule("cosine", steps)
+    alphas_cumprod = np.cumprod(1 - betas)
+    useful = int((np.log(alphas_cumprod / (1 - alphas_cumprod)) >= LEAST_LOG_SNR).sum())
+    assert useful < steps
+    assert max(log_snr_timesteps(betas, count)) == max(useful, count) - 1
+
+
+def test_timesteps_that_all_lie_beyond_are_shared_evenly_too():
+    assert log_snr_timesteps(np.array([0.99999, 0.5, 0.5, 0.5, 0.5]), 3) == {0, 2, 4}
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,11 @@ BAD_INPUT = [
     (SAMPLE, {"guidance": "inf"}, "guidance must be at least 0, got inf"),
     (SAMPLE, {"guidance_low": 1}, "are for --guidance other than 1"),
     (SAMPLE, {"guide_model": "{run}"}, "--guide_model does nothing with --guidance 1"),
-    (SAMPLE, GUIDED | {"guidance_low": 2, "guidance_high": 1}, "guidance takes an interval from"),
+    (
+        SAMPLE,
+        GUIDED | {"guidance_low": 2, "guidance_high": 1},
+        "guidance_high above it, got 2 and 1",
+    ),
     (SAMPLE, GUIDED | {"guide_model": "{missing}"}, "cannot read .*missing"),
     (SAMPLE, GUIDED | {"guide_model": "{sr_run}"}, "image_size is 64 there and 16 here"),
     (SAMPLE, GUIDED | {"guide_model": "{opt}"}, "is an optimizer's file"),

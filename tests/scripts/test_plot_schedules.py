@@ -85,7 +85,7 @@ def test_powers(program, text, powers):
 
 
 def test_the_script_writes_a_png_and_prints_the_ends(scripts, tmp_path):
-    out, err = scripts.run("plot_schedules.py", out=tmp_path / "a.png", poly_powers="1,3")
+    out, err = scripts.run_process("plot_schedules.py", out=tmp_path / "a.png", poly_powers="1,3")
     assert err == ""
     assert out.splitlines()[-1] == str(tmp_path / "a.png")
     assert re.search(r"^linear +0\.0001 +0\.02 +4\.04e-05 +-10\.12$", out, re.MULTILINE)
