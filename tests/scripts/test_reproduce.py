@@ -89,12 +89,12 @@ def test_samples_are_judged_and_weights_published_in_half_the_size(reproduce, mo
     run = Path("runs/results/cifar10_hour")
     run.mkdir(parents=True)
     weights, initial = {"w": th.randn(2000)}, {"w": th.randn(2000)}
-    th.save(weights, run / "ema_0.998_004400.pt")
+    th.save(weights, run / "ema_0.998_018600.pt")
     th.save(initial, run / "model000000.pt")
     random = RankState(random_state())
     state = TrainState(updates=4400, averaged={"0.998": 4400}, ranks=[random])
-    th.save(state.as_file(), run / "state004400.pt")
-    for name in ("model004400.pt", "progress.csv", "config.json"):
+    th.save(state.as_file(), run / "state018600.pt")
+    for name in ("model018600.pt", "progress.csv", "config.json"):
         (run / name).touch()
     called = start(reproduce, monkeypatch, "--only", "cifar10_hour")
     assert called[:-1] == ["image_nll.py", *["image_sample.py"] * 2, *["image_eval.py"] * 2]
@@ -103,7 +103,7 @@ def test_samples_are_judged_and_weights_published_in_half_the_size(reproduce, mo
         Path(flags["log_dir"]).name: flags["samples"] for _, flags, _ in reproduce.called[3:5]
     }
     assert judged[".judged_guided_ema_0.998"] == "runs/results/cifar10_hour/guided_ema_0.998"
-    published = Path("results/cifar10_hour/ema_0.998_004400.pt")
+    published = Path("results/cifar10_hour/ema_0.998_018600.pt")
     assert Path("results/cifar10_hour/judged_guided_ema_0.998/evaluation.npz").exists()
     half = th.load(published, weights_only=True)["w"]
     assert half.dtype == th.float16
