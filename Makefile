@@ -56,7 +56,7 @@ test: $(VENV)/.test
 	    xargs -P 3 -I % $(TYPES) --platform % --cache-dir .mypy_cache/%
 	$(PYTEST)
 
-# Within a minute: lint, types here, and the tests that are not slow.
+# In about a minute: lint, types here, and the tests that are not slow.
 check: $(VENV)/.test
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(TYPES) --cache-dir .mypy_cache/here

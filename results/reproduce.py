@@ -129,7 +129,6 @@ HOUR = Job(
         "lr_anneal_steps": 18_600,
         "lr_hold_steps": 9_300,
         "sample_interval": 2_000,
-        "keep_checkpoints": 0,
     },
     18_600,
     settings=AUTO | {"data_dir": TRAIN_DATA},
