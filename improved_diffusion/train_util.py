@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from . import dist_util, logger
 from .errors import DivergedError, InputError, LostRankError
 from .gaussian_diffusion import GaussianDiffusion
 from .logs.progress import progress_bar
-from .options.training import TrainingOptions
+from .options.training import LoopOptions
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .system import allocator, cpu
 from .system.compiling import Compiled
@@ -45,19 +45,21 @@ class TrainLoop:
 
     The arguments up to ``lr_anneal_steps`` are the reference's.
 
-    :param model: its parameters become views of larger tensors. In bf16 and fp16 a copy of it
-        computes, which follows its weights and its mode, but not hooks and layers that come later.
+    :param model: moves to :func:`.dist_util.dev`, and its parameters become views of larger
+        tensors. In bf16 and fp16 a copy of it computes, which follows its weights and its mode,
+        but not hooks and layers that come later.
     :param diffusion: the process to train on, whose ``training_losses`` are minimised.
     :param data: endless iterator of ``(images [N, C, H, W] in [-1, 1], cond)``; its ``state_dict``
         and ``load_state_dict``, if it has them, make resuming exact.
     :param batch_size: images of an update on this rank.
-    :param microbatch: images to hold activations of at a time; -1 for the whole batch. Gradients
-        of microbatches are summed, as in the reference.
+    :param microbatch: images to hold activations of at a time; -1 or 0 for the whole batch.
+        Gradients of microbatches are summed, as in the reference.
     :param lr: learning rate, at its highest where it changes.
     :param ema_rate: a rate, or several as a comma-separated string.
     :param log_interval: updates between two log lines, each the mean over them.
     :param save_interval: updates between two checkpoints.
-    :param resume_checkpoint: path of a ``modelNNNNNN.pt`` to go on from, or "".
+    :param resume_checkpoint: path of a ``modelNNNNNN.pt`` to go on from, or "". Where the folder
+        of checkpoints holds a run it must be the newest of them.
     :param use_fp16: the same as ``precision="fp16"``; needs a GPU.
     :param fp16_scale_growth: what fp16's log2 of the loss scale grows by with each update.
     :param schedule_sampler: which timesteps to train on; uniform by default.
@@ -67,8 +69,11 @@ class TrainLoop:
     :param preview: draws samples every ``sample_interval`` updates.
     :param examiner: judges samples every so many updates.
     :param flags: plain values to keep in the checkpoint, for whoever resumes it.
-    :param ours: further flags of :class:`.options.training.TrainingOptions`.
-    :raises InputError: for numbers out of range, or a checkpoint that does not fit.
+    :param ours: further flags of :class:`.options.training.LoopOptions`. Those of data, seed,
+        threads, device, folder and guidance are the scripts'.
+    :raises InputError: for numbers out of range, a checkpoint that does not fit, or a folder with
+        another run.
+    :raises TypeError: for a flag that the loop does not use.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class TrainLoop:
         ema_rate: float | str,
         log_interval: int,
         save_interval: int,
-        resume_checkpoint: str,
+        resume_checkpoint: str | os.PathLike,
         use_fp16: bool = False,
         fp16_scale_growth: float = 1e-3,
         schedule_sampler: ScheduleSampler | None = None,
@@ -94,22 +99,29 @@ class TrainLoop:
         flags: dict[str, Any] | None = None,
         **ours: Any,
     ):
-        given = {name: value for name, value in locals().items() if name in TrainingOptions.flags()}
-        given |= {"ema_rate": str(ema_rate), "schedule_sampler": "uniform"} | ours
-        given["device"] = dist_util.dev().type  # use_device chooses it
-        self.options = self._given = options = TrainingOptions(**given)
+        given = {name: value for name, value in locals().items() if name in LoopOptions.flags()}
+        given |= {"ema_rate": str(ema_rate), "resume_checkpoint": os.fspath(resume_checkpoint)}
+        self.options = self._given = options = LoopOptions(**given, **ours)
         self.model = model
         self.diffusion = diffusion
         self.data = data
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
+        if not isinstance(self.schedule_sampler, ScheduleSampler):
+            raise InputError(
+                f"schedule_sampler must be a ScheduleSampler, got {schedule_sampler!r}; "
+                "resample.create_named_schedule_sampler makes one by its name"
+            )
+        if options.sample_interval and preview is None:
+            raise InputError("sample_interval needs a preview, which draws the samples")
         self.lr = lr
         self.batch_size = batch_size
         self.microbatch = microbatch if microbatch > 0 else batch_size
         self.global_batch = batch_size * dist_util.world_size()
         self.ema_rate = options.ema_rates
-        self.resume_checkpoint = find_resume_checkpoint() or resume_checkpoint
+        self.resume_checkpoint = find_resume_checkpoint() or options.resume_checkpoint
 
         device = dist_util.dev()
+        model.to(device)
         self.precision = Precision(options.number_format, device, fp16_scale_growth)
         self.model_params = list(model.parameters())
         self.weights = MasterWeights(model, self.precision.dtype)
@@ -123,7 +135,9 @@ class TrainLoop:
         dist_util.sync_params(self.model_params)
         self.averages = Averages(self.weights, self.ema_rate, options.ema_correction)
         self.ema_params = self.averages.params
-        self.samples = SamplesOnTheWay(options, model, self.precision, preview, examiner)
+        self.samples = SamplesOnTheWay(
+            options, model, self.precision, preview, examiner, self._average_to_draw_from
+        )
 
         averaged = {str(rate): 0 for rate in self.ema_rate}
         self.state = TrainState(flags=flags or {}, averaged=averaged)
@@ -132,6 +146,7 @@ class TrainLoop:
         self.last_saved: int | None = None
         self._gathered: TrainState | None = None  # what all ranks knew after an update
         with dist_util.agreeing():
+            checkpoints.check_continues(get_blob_logdir(), self.resume_checkpoint)
             if self.resume_checkpoint:
                 self._resume(self.resume_checkpoint)
             log_rows.cut_log(self.state.last_row_step + 1)
@@ -193,7 +208,7 @@ class TrainLoop:
         self.state = replace(saved, updates=self.resume_step, flags=flags, averaged=averaged)
         if planned := saved.planned.get(self._pace.name):
             self._follow(planned)
-            self._pace.say(self.options.last_update)
+            self._pace.say(planned)
         self.precision.load_state_dict(saved.precision)
         mine.restore(self.schedule_sampler, self.data, path)
 
@@ -211,6 +226,7 @@ class TrainLoop:
             too short, or the log's table was changed meanwhile; what was trained is saved.
         :raises OSError: if a checkpoint or the log cannot be written.
         """
+        self.model.train()
         last, before = self.options.last_update, self.state.seconds[0]
         self._started = time.monotonic()
         bar_of_steps = progress_bar(last, "step", self.updates, lines=False)
@@ -247,7 +263,7 @@ class TrainLoop:
             self.step += 1
             took = time.monotonic() - began
             # What is found goes into the line in hand.
-            self.samples.examine_if_due(self.updates, self._average_to_draw_from)
+            self.samples.examine_if_due(self.updates)
             began = time.monotonic() - took  # an examination is no part of an update
             if dist_util.world_size() > 1:
                 self._gather_ranks()
@@ -257,7 +273,7 @@ class TrainLoop:
             if self.options.time_budget:
                 self._plan_if_measured(time.monotonic() - began)
                 bar.total = self.options.last_update
-            self.samples.draw_if_due(self.updates, self._average_to_draw_from)
+            self.samples.draw_if_due(self.updates)
             if self.updates % self.options.save_interval == 0:
                 self.save()
                 if os.environ.get("DIFFUSION_TRAINING_TEST", ""):
@@ -280,15 +296,28 @@ class TrainLoop:
         try:
             if not dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds(), left)):
                 return
-            pauses = [
-                (self.options.save_interval, self.save),
-                *self.samples.pauses(self.updates, self._average_to_draw_from),
-            ]
-            self._pace.plan(self.updates, self._seconds, pauses, self._follow)
+            self._plan([], last=0.0)  # no checkpoint from here on is without a number
+            saving = self._seconds_of(self.save)
+            pauses = [(self.options.save_interval, saving)]
+            for every, make in self.samples.pauses(self.updates):
+                pauses.append((every, self._seconds_of(make)))
+            self._plan(pauses, last=2 * saving)
         except InputError as error:
             raise self._once_saved(error) from error
-        self._pace.say(self.options.last_update)
+        self._pace.say(self.state.planned[self._pace.name])
         self.save()  # with the number, which a run that goes on from here keeps
+
+    def _plan(self, pauses: list[tuple[int, float]], last: float) -> None:
+        """Fix the number of updates for all ranks, by rank 0's clock; see :meth:`.Pace.fitting`."""
+        fitting = dist_util.by_rank_0(lambda: self._pace.fitting(self._seconds(), pauses, last))
+        with dist_util.agreeing():
+            self._follow(self.updates + fitting)
+
+    def _seconds_of(self, make: Callable[[], None]) -> float:
+        """How long something takes, done once."""
+        before = self._seconds()
+        make()
+        return self._seconds() - before
 
     def _follow(self, updates: int) -> None:
         """Take so many updates for the time budget."""

@@ -17,7 +17,7 @@ from improved_diffusion import logger
 from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser, as_words, parse_options
-from improved_diffusion.options.training import ImageTraining, TrainingOptions
+from improved_diffusion.options.training import ImageTraining, LoopOptions
 from improved_diffusion.resample import create_named_schedule_sampler
 from improved_diffusion.script_util import build_diffusion, build_model
 from improved_diffusion.system import cpu
@@ -58,17 +58,17 @@ def updates(job: Job, num_threads: int) -> Iterator[float]:
     cpu.configure_cpu(num_threads)
     words = as_words(job.settings | job.flags | {"num_threads": num_threads, "num_classes": 10})
     options = parse_options(ImageTraining, __doc__, words)
-    settings = options.of(TrainingOptions).as_dict()
+    settings = options.of(LoopOptions).but(sample_interval=0, save_gif=False)
     model, diffusion = build_model(options), build_diffusion(options)
     density = options.logsnr_mean, options.logsnr_std
-    sampler = create_named_schedule_sampler(settings.pop("schedule_sampler"), diffusion, *density)
+    sampler = create_named_schedule_sampler(options.schedule_sampler, diffusion, *density)
     loop = TrainLoop(
         model=model,
         diffusion=diffusion,
         data=iter(()),
         schedule_sampler=sampler,
         flags=options.as_dict(),
-        **settings,
+        **settings.as_dict(),
     )
     size = options.image_size
     images = th.rand(options.batch_size, options.in_channels, size, size) * 2 - 1

@@ -22,7 +22,36 @@ from improved_diffusion.training.state import seed_everything
 # --- one update
 
 
-@pytest.mark.parametrize("microbatch", [1, 3, 4])
+def test_a_flag_that_the_loop_does_not_use_is_refused(silent_log):
+    with pytest.raises(TypeError, match="random_flip"):
+        toy_loop(random_flip=True)
+
+
+def test_a_model_in_eval_mode_is_trained_in_training_mode(silent_log, tmp_path):
+    modes = []
+
+    class Watched(ToyModel):
+        def forward(self, x, t):
+            modes.append(self.training)
+            return super().forward(x, t)
+
+    toy_loop(model=Watched().eval(), max_steps=2).run_loop()
+    assert modes == [True, True]
+
+
+def test_another_run_in_the_folder_of_one_is_refused(tmp_path):
+    logger.configure(str(tmp_path), ["csv"])
+    toy_loop(max_steps=3, save_interval=3).run_loop()
+    before = (tmp_path / "progress.csv").read_bytes()
+    with pytest.raises(InputError, match=r"already holds a run, up to model000003\.pt"):
+        toy_loop(max_steps=2)
+    assert (tmp_path / "progress.csv").read_bytes() == before
+    going_on = toy_loop(max_steps=4, resume_checkpoint=tmp_path / "model000003.pt")
+    going_on.run_loop()
+    assert going_on.updates == 4
+
+
+@pytest.mark.parametrize("microbatch", [-1, 0, 1, 3, 4])
 def test_gradients_of_microbatches_are_summed(microbatch, silent_log):
     loop = toy_loop(microbatch=microbatch)
     batch, cond = next(loop.data)
@@ -32,7 +61,7 @@ def test_gradients_of_microbatches_are_summed(microbatch, silent_log):
 
     seed_everything(5)
     total = 0.0
-    for part in batch.split(microbatch):
+    for part in batch.split(microbatch if microbatch > 0 else len(batch)):
         t, weights = loop.schedule_sampler.sample(len(part), "cpu")
         losses = loop.diffusion.training_losses(loop.model, part, t)
         total = total + (losses["loss"] * weights).mean()
@@ -350,6 +379,7 @@ def test_an_ema_that_began_later_holds_other_weights(run_in, tmp_path):
 
 @pytest.mark.parametrize("settings", [{"ema_correction": False}, {"ema_rate": "0"}])
 def test_initial_weights_are_kept_for_a_use_only(settings, silent_log):
+    (silent_log / "model000000.pt").write_bytes(b"of a run that was killed early")
     toy_loop(max_steps=2, **settings).run_loop()
     assert not (silent_log / "model000000.pt").exists()
 
@@ -692,7 +722,8 @@ def test_changed_settings_hold_after_going_on(run_in, tmp_path, silent_log):
     ("changes", "said"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"microbatch": 0}, "microbatch must be at least 1 or -1"),
+        ({"sample_interval": 5}, "sample_interval needs a preview"),
+        ({"schedule_sampler": "lognormal"}, "must be a ScheduleSampler, got 'lognormal'"),
         ({"microbatch": -2}, "microbatch must be at least 1 or -1"),
         ({"log_interval": 0}, "log_interval"),
         ({"save_interval": 0}, "save_interval"),

@@ -18,7 +18,13 @@ from ..logs.columns import COLUMNS, IN_EVERY_LOG
 from ..logs.tables import check_columns
 from ..options.model import AUTO, NUM_CLASSES
 from ..options.presets import PRESETS
-from ..options.training import EvalOptions, ImageTraining, ModelTraining, TrainingOptions
+from ..options.training import (
+    EvalOptions,
+    ImageTraining,
+    LoopOptions,
+    ModelTraining,
+    TrainingOptions,
+)
 from ..resample import create_named_schedule_sampler
 from ..respace import SpacedDiffusion
 from ..system.files import is_local
@@ -86,28 +92,26 @@ def train(
     preview = make_sampler(options, images, diffusion, PREVIEW_IMAGES, preview_kwargs or {})
     with dist_util.agreeing():
         _check_resumable(options)
-        judging = _open_judge(options) if dist_util.rank() == 0 else None
+        judging = _open_judge(options, images) if dist_util.rank() == 0 else None
     with runs.open_run(script, options, table=True, checkpoints=True) as folder:
         found = dist_util.by_rank_0(lambda: _checkpoint_to_resume(options.resume_checkpoint))
         going = options.but(resume_checkpoint=found)
         with dist_util.agreeing():
             _check_against_checkpoint(going, images)
         _say_what_is_ahead(going, model, summary)
-        settings = going.of(TrainingOptions).as_dict()
         density = options.logsnr_mean, options.logsnr_std
-        name = settings.pop("schedule_sampler")
-        sampler = create_named_schedule_sampler(name, diffusion, *density)
+        sampler = create_named_schedule_sampler(options.schedule_sampler, diffusion, *density)
         with dist_util.agreeing():
             examiner = judging and _make_examiner(options, images, diffusion, folder, *judging)
         loop = TrainLoop(
-            model=model.to(dist_util.dev()),
+            model=model,
             diffusion=diffusion,
             data=data,
             schedule_sampler=sampler,
             preview=preview,
             examiner=examiner,
             flags=going.as_dict(),
-            **settings,
+            **going.of(LoopOptions).as_dict(),
         )
         with dist_util.agreeing():
             runs.write_config(folder, script, options, data=summary, **_how_to_sample(options))
@@ -167,7 +171,9 @@ def make_sampler(
     )
 
 
-def _open_judge(options: ModelTraining) -> tuple[EvalOptions, Extractor, ImageSet] | None:
+def _open_judge(
+    options: ModelTraining, images: BatchStream
+) -> tuple[EvalOptions, Extractor, ImageSet] | None:
     """What ``--eval_interval`` needs, checked; None where nothing is to be judged."""
     if not isinstance(options, EvalOptions) or not options.eval_interval:
         return None
@@ -176,6 +182,13 @@ def _open_judge(options: ModelTraining) -> tuple[EvalOptions, Extractor, ImageSe
     check_count("eval_dir", real)
     if os.path.realpath(folder) == os.path.realpath(options.data_dir):
         raise InputError("--eval_dir is --data_dir: judge by images that are not trained on")
+    training = ImageSet(images.source, options.size, options.in_channels)
+    if real.has_colours != training.has_colours:
+        kinds = ("in colour", "grey") if real.has_colours else ("grey", "in colour")
+        raise InputError(
+            f"the images of --eval_dir ({folder}) are {kinds[0]}, those of --data_dir {kinds[1]}; "
+            "judge by images of their own kind"
+        )
     return options, Extractor("lite0"), real
 
 
@@ -215,18 +228,12 @@ def _checkpoint_to_resume(resume_checkpoint: str) -> str:
     :raises InputError: if the checkpoint is broken, or another run's while this folder has one.
     """
     folder = get_blob_logdir()
-    newest = checkpoints.newest_checkpoint(folder)
     if resume_checkpoint != "auto":
-        # Going on from anything else would mix the checkpoints and the log of two runs.
-        if newest and os.path.realpath(resume_checkpoint) != os.path.realpath(newest):
-            raise InputError(
-                f"{os.path.dirname(newest)} already holds a run, up to {os.path.basename(newest)}; "
-                "give --resume_checkpoint auto to continue it, or another --log_dir"
-            )
+        checkpoints.check_continues(folder, resume_checkpoint)
         if resume_checkpoint and is_local(resume_checkpoint):
             _check_whole(resume_checkpoint)
         return resume_checkpoint
-    if newest is None:
+    if checkpoints.newest_checkpoint(folder) is None:
         logger.log("No complete checkpoint in the log directory: starting fresh")
         return ""
     whole, damages = checkpoints.newest_whole_checkpoint(folder)
@@ -281,8 +288,8 @@ def _say_what_is_ahead(
         logger.log(f"Training: the run has {done} updates already, no fewer than it was to have")
     elif options.time_budget:
         logger.log(
-            f"Training: {options.time_budget:g} minutes; how many updates these are is measured "
-            "over the first, and then fixed"
+            f"Training: {options.time_budget:g} minutes, of which the first tell how many updates "
+            "these are"
         )
     elif options.last_update:
         seen = options.last_update * options.batch_size * dist_util.world_size()

@@ -9,10 +9,12 @@ what sampling may override all follow from that one line::
 """
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
 from ..errors import InputError
@@ -22,6 +24,13 @@ OnResume = Literal["must stay", "may change"]
 # whatever this script's command line says.
 InUse = Literal["as trained", "free", "not adopted"]
 Self = TypeVar("Self", bound="Options")
+# What a flag of each type takes, and how a message calls that.
+TAKEN: dict[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +113,7 @@ def with_default(owner: type["Options"], name: str, default: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Frozen values of flags that are known to work.
+    """Frozen values of flags that are known to work, each of the type of its annotation.
 
     A script's flags are one class that inherits from those of its parts, so a function that needs
     a part only says so by its annotation.
@@ -113,11 +122,20 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        said = ((name, rules.problem(name, getattr(self, name))) for name, rules in _flags(self))
-        problems = [problem for _, problem in said if problem]
+        problems = list(self._settle_types())
+        said = (rules.problem(name, getattr(self, name)) for name, rules in _flags(self))
+        problems = problems or [problem for problem in said if problem]
         # Flags are held against each other only when each by itself can be.
         if problems := problems or list(self.check()):
             raise InputError("; ".join(problems))
+
+    def _settle_types(self) -> Iterator[str]:
+        """Have each value as its annotation says; tell which cannot be had so."""
+        for name, kind in self.types().items():
+            try:
+                object.__setattr__(self, name, as_kind(getattr(self, name), kind))
+            except TypeError as error:
+                yield f"{name} must be {error}"
 
     def check(self) -> Iterator[str]:
         """What is wrong with flags that must fit each other; classes below add to it."""
@@ -134,7 +152,8 @@ class Options:
         return {f.name: f.default for f in dataclasses.fields(cls)}
 
     @classmethod
-    def types(cls) -> dict[str, Any]:
+    @functools.cache
+    def types(cls) -> Mapping[str, Any]:
         """The annotation of each flag, by name."""
         hints = typing.get_type_hints(cls)
         return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
@@ -150,6 +169,20 @@ class Options:
     def but(self: Self, **changes: Any) -> Self:
         """The same options with some values changed, checked anew."""
         return dataclasses.replace(self, **changes)
+
+
+def as_kind(value: Any, kind: Any) -> Any:
+    """A value as an annotation has it: numpy's as Python's, 2 as 2.0 for a float, 1 as True.
+
+    :param kind: a key of :data:`TAKEN`, or several as a union.
+    :raises TypeError: saying what was wanted and what was given.
+    """
+    kinds = typing.get_args(kind) or (kind,)
+    for each in kinds:
+        is_one = isinstance(value, TAKEN[each][0]) and not isinstance(value, bool)
+        if value in (0, 1) if each is bool else is_one:
+            return each(value)
+    raise TypeError(f"{' or '.join(TAKEN[each][1] for each in kinds)}, got {value!r}")
 
 
 def complaint(make: Callable[[], object]) -> Iterator[str]:

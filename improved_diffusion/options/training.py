@@ -4,14 +4,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch as th
+
 from .. import dist_util
 from ..data.image_source import BY
 from ..data.sources import KNOWN
 from ..diffusion.guidance import Guidance
 from ..errors import InputError
 from ..resample import LOGSNR_MEAN, LOGSNR_STD, TIMESTEP_SAMPLERS, density_named
-from ..system import cpu
-from ..system.precision import DTYPES, check_precision
+from ..system.precision import DTYPES, check_precision, fastest_precision
 from .flags import Options, complaint, flag, setting
 from .model import ImageModelOptions, ModelOptions, SuperResOptions
 from .presets import PRESETS
@@ -24,12 +25,6 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda u: 1 - u,
     "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,  # Loshchilov & Hutter 2017, 1608.03983
 }
-
-
-def precision_or_auto(text: str) -> str:
-    """A precision by its name; for ``auto`` the one to take on this processor."""
-    fast = "bf16" if cpu.has_native_bfloat16() else "fp32"
-    return fast if text == "auto" else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +61,14 @@ class EmaOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeOptions(ThreadOptions):
-    """Flags of what computes, and in which numbers."""
+class PrecisionOptions(Options):
+    """Flags of which numbers to compute in."""
 
-    device: str = setting(
-        "auto",
-        "what computes; auto takes a CUDA GPU if there is one, or else the CPU",
-        choices=dist_util.DEVICES,
-    )
     precision: str = setting(
         "fp32",
         "arithmetic of the model; fp16 needs a GPU; auto takes bf16 where the processor has it, "
         "or else fp32",
         choices=("auto", *DTYPES),
-        parse=precision_or_auto,
     )
     allow_slow_bf16: bool = setting(
         False, "let bf16 compute on a CPU without native bfloat16, 10 to 80 times slower than fp32"
@@ -87,16 +76,38 @@ class ComputeOptions(ThreadOptions):
 
     @property
     def number_format(self) -> str:
-        """The precision that all flags together ask for."""
+        """The precision that all flags together ask for: one of ``DTYPES``."""
         return self.precision
+
+    def find_device(self) -> th.device:
+        """What computes."""
+        return dist_util.dev()
+
+    def __post_init__(self) -> None:
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", fastest_precision())
+        super().__post_init__()
 
     def check(self) -> Iterator[str]:
         yield from super().check()
         yield from complaint(self._check_precision)
 
     def _check_precision(self) -> None:
-        device = dist_util.find_device(self.device)
-        check_precision(self.number_format, device, self.allow_slow_bf16)
+        check_precision(self.number_format, self.find_device(), self.allow_slow_bf16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions(ThreadOptions, PrecisionOptions):
+    """Flags of what computes, and in which numbers."""
+
+    device: str = setting(
+        "auto",
+        "what computes; auto takes a CUDA GPU if there is one, or else the CPU",
+        choices=dist_util.DEVICES,
+    )
+
+    def find_device(self) -> th.device:
+        return dist_util.find_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,18 +175,9 @@ class GuidanceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(RunningOptions, CompileOptions, DataOptions, GuidanceOptions, EmaOptions):
-    """Flags of a training."""
+class LoopOptions(PrecisionOptions, CompileOptions, EmaOptions):
+    """Flags that the training loop itself uses."""
 
-    schedule_sampler: str = flag(
-        "uniform",
-        "which timesteps to train on; "
-        f"{' and '.join(filter(density_named, TIMESTEP_SAMPLERS))} are densities of log-SNRs and "
-        "change the objective",
-        choices=TIMESTEP_SAMPLERS,
-    )
-    logsnr_mean: float = flag(LOGSNR_MEAN, "mean of a density of log-SNRs")
-    logsnr_std: float = flag(LOGSNR_STD, "standard deviation of a density of log-SNRs", above=0)
     lr: float = setting(1e-4, "learning rate", at_least=0)
     optimizer: str = setting(
         "adamw",
@@ -220,7 +222,7 @@ class TrainingOptions(RunningOptions, CompileOptions, DataOptions, GuidanceOptio
         -1,
         "images whose activations are held at a time while training",
         at_least=1,
-        special={-1: "batch_size"},
+        special={-1: "batch_size", 0: "batch_size, too"},
     )
     ema_rate: str = setting(
         "0.9999", "rates of the moving averages of the weights, comma-separated"
@@ -283,7 +285,7 @@ class TrainingOptions(RunningOptions, CompileOptions, DataOptions, GuidanceOptio
         falls = self.lr_anneal_steps or (self.time_budget and self.lr_schedule != "constant")
         return bool(self.warmup_steps or falls)
 
-    def planned(self, updates: int) -> "TrainingOptions":
+    def planned(self, updates: int) -> "LoopOptions":
         """The same options with so many updates in place of the time budget.
 
         The warm-up takes half of them at most: a slow machine has few.
@@ -339,6 +341,21 @@ class TrainingOptions(RunningOptions, CompileOptions, DataOptions, GuidanceOptio
             yield "--save_gif makes a film of the grids of --sample_interval; give that, too"
         yield from complaint(lambda: self.ema_rates)
         yield from super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(LoopOptions, RunningOptions, DataOptions, GuidanceOptions):
+    """Flags of a training."""
+
+    schedule_sampler: str = flag(
+        "uniform",
+        "which timesteps to train on; "
+        f"{' and '.join(filter(density_named, TIMESTEP_SAMPLERS))} are densities of log-SNRs and "
+        "change the objective",
+        choices=TIMESTEP_SAMPLERS,
+    )
+    logsnr_mean: float = flag(LOGSNR_MEAN, "mean of a density of log-SNRs")
+    logsnr_std: float = flag(LOGSNR_STD, "standard deviation of a density of log-SNRs", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,11 @@ class Precision:
             self.lg_loss_scale = scale
 
 
+def fastest_precision() -> str:
+    """What ``auto`` means: the precision to take on this processor."""
+    return "bf16" if cpu.has_native_bfloat16() else "fp32"
+
+
 def check_precision(name: str, device: th.device | str, allow_slow_bf16: bool = True) -> None:
     """:raises InputError: if ``name`` is no precision, not one for ``device``, or slow there."""
     if name not in DTYPES:

@@ -74,19 +74,23 @@ class Averages:
     def keep_initial_weights(self, state: TrainState, folder: str, begun: str) -> None:
         """Write ``model000000.pt``: what a new run begins with, or what the continued one did.
 
+        One that a run without checkpoints has left is removed: it would be taken for this run's.
+
         :param begun: path of the model's file that the run goes on from, or "".
         """
-        if not (self.correct and state.averaged and any(self.rates)):
-            return
         with dist_util.agreeing():
-            if dist_util.rank() != 0:
+            if dist_util.rank() != 0 or (begun and checkpoints.lies_in(begun, folder)):
+                return
+            checkpoints.remove_initial_weights(folder)
+            if not (self.correct and state.averaged and any(self.rates)):
                 return
             if not begun:
-                checkpoints.save_checkpoint(folder, 0, {"model": self.weights.model.state_dict()})
-            elif (path := checkpoints.companion(begun, "model", 0)) and not checkpoints.lies_in(
-                path, folder
-            ):
-                checkpoints.save_checkpoint(folder, 0, {"model": checkpoints.load_model_file(path)})
+                initial = self.weights.model.state_dict()
+            elif path := checkpoints.companion(begun, "model", 0):
+                initial = checkpoints.load_model_file(path)
+            else:
+                return
+            checkpoints.save_checkpoint(folder, 0, {"model": initial})
 
     # -- files of a checkpoint -----------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """How many updates a budget of time has room for, measured over the first ones."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from .. import dist_util, logger
+from .. import logger
 from ..errors import InputError
 
 UNMEASURED = 5  # first updates of a process, in which memory is fetched and code compiled
@@ -11,7 +11,7 @@ SHARE = 0.05  # of the budget to measure them for, at least
 
 
 class Pace:
-    """Measures updates until it can tell how many fit into a budget, and then plans them.
+    """Measures updates until it can tell how many fit into a budget.
 
     :param minutes: the budget, of which earlier processes of a run have used a part.
     """
@@ -71,39 +71,6 @@ class Pace:
             )
         return fitting
 
-    def plan(
-        self,
-        done: int,
-        elapsed: Callable[[], float],
-        pauses: Iterable[tuple[int, Callable[[], None]]],
-        follow: Callable[[int], None],
-    ) -> None:
-        """Fix the number of updates for all ranks, by rank 0's clock.
-
-        What pauses them is done once, to see how long it takes.
-
-        :param done: updates that are finished.
-        :param elapsed: tells the seconds of the budget that are over.
-        :param pauses: pairs of an interval in updates and what is done at it; the first is saving.
-        :param follow: takes the number, at first one without the pauses, so that no checkpoint
-            from here on is without a number.
-        :raises InputError: if there is no room for an update.
-        """
-
-        def fix(pauses: Iterable[tuple[int, float]], last: float) -> None:
-            fitting = dist_util.by_rank_0(lambda: self.fitting(elapsed(), pauses, last))
-            with dist_util.agreeing():
-                follow(done + fitting)
-
-        fix([], last=0.0)
-        measured = []
-        for every, make in pauses:
-            before = elapsed()
-            make()
-            measured.append((every, elapsed() - before))
-        saving = measured[0][1]
-        fix(measured, last=2 * saving)
-
-    def say(self, updates: int | None) -> None:
+    def say(self, updates: int) -> None:
         """Say how many updates were planned."""
         logger.log(f"Training: {updates} updates in the time budget of {self.name} minutes")

@@ -184,6 +184,12 @@ def _remove_stale_state(folder: str, step: int) -> None:
             sync_folder(folder)
 
 
+def remove_initial_weights(folder: str) -> None:
+    """Remove the initial weights of another run, with which this one's would be mistaken."""
+    if INITIAL in list_folder(folder):
+        remove_file(join(folder, INITIAL))
+
+
 def complete_steps(folder: str) -> list[int]:
     """Numbers of updates of the complete checkpoints in ``folder``, ascending."""
     found: dict[int, set[str]] = {}
@@ -196,6 +202,19 @@ def newest_checkpoint(folder: str) -> str | None:
     """Path of the model's file of the newest complete checkpoint in ``folder``."""
     steps = complete_steps(folder)
     return model_path(folder, steps[-1]) if steps else None
+
+
+def check_continues(folder: str, resume_checkpoint: str) -> None:
+    """Refuse to mix the checkpoints and the log of two runs.
+
+    :raises InputError: if ``folder`` holds a run and ``resume_checkpoint`` is not its newest.
+    """
+    newest = newest_checkpoint(folder)
+    if newest and os.path.realpath(resume_checkpoint) != os.path.realpath(newest):
+        raise InputError(
+            f"{os.path.dirname(newest)} already holds a run, up to {os.path.basename(newest)}; "
+            "give --resume_checkpoint auto to continue it, or another --log_dir"
+        )
 
 
 def model_path(folder: str, step: int) -> str:

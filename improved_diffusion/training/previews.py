@@ -21,7 +21,7 @@ from ..evaluation.features import Extractor, features_of
 from ..evaluation.image_sets import in_memory
 from ..evaluation.quality import KernelDistance, Reference, kernel_distance
 from ..gaussian_diffusion import Model
-from ..options.training import TrainingOptions
+from ..options.training import LoopOptions
 from ..respace import SpacedDiffusion
 from ..sampling.image_noise import ImageNoise
 from ..sampling.samplers import SAMPLERS, draw
@@ -156,57 +156,54 @@ class SamplesOnTheWay:
     :param options: of the training, with ``sample_interval`` and ``save_gif``.
     :param preview: draws samples to see, if there are to be any.
     :param examiner: judges samples, if they are to be judged.
+    :param find_average: chooses what to draw from, where something is drawn.
     """
 
-    options: TrainingOptions
+    options: LoopOptions
     model: th.nn.Module
     precision: Precision
     preview: Preview | None
     examiner: Examiner | None
+    find_average: Callable[[], Average]
 
-    def draw_if_due(self, updates: int, find_average: Callable[[], Average]) -> None:
+    def draw_if_due(self, updates: int) -> None:
         """:meth:`draw` after each ``sample_interval`` updates."""
         every = self.options.sample_interval
         if every and updates % every == 0:
-            self.draw(updates, find_average)
+            self.draw(updates)
 
-    def draw(self, updates: int, find_average: Callable[[], Average]) -> None:
-        """Write a grid of samples, and if the options ask for it the film of all grids.
-
-        :param find_average: chooses what to draw from, where something is drawn.
-        """
+    def draw(self, updates: int) -> None:
+        """Write a grid of samples, and if the options ask for it the film of all grids."""
         folder = logger.get_dir()
         if self.preview is None or dist_util.rank() != 0 or not folder:
             return
         with survived("samples"), self.precision.autocast():
-            self.preview.draw(folder, updates, self.model, find_average())
+            self.preview.draw(folder, updates, self.model, self.find_average())
         if self.options.save_gif:
             with survived("film"):
                 save_film(folder, updates)
 
-    def examine_if_due(self, updates: int, find_average: Callable[[], Average]) -> None:
+    def examine_if_due(self, updates: int) -> None:
         """:meth:`examine` at the examiner's interval."""
         if self.examiner and updates % self.examiner.interval == 0:
-            self.examine(find_average)
+            self.examine()
 
-    def examine(self, find_average: Callable[[], Average]) -> None:
+    def examine(self) -> None:
         """Judge samples; the log line in hand has what was found."""
         if self.examiner is None or dist_util.rank() != 0:
             return
         with survived("figures of samples"):
-            average = find_average()
+            average = self.find_average()
             kernel = self.examiner.examine(self.model, average, self.precision.autocast())
             logger.logkv("kid", kernel.value)
 
-    def pauses(
-        self, updates: int, find_average: Callable[[], Average]
-    ) -> list[tuple[int, Callable[[], None]]]:
+    def pauses(self, updates: int) -> list[tuple[int, Callable[[], None]]]:
         """What interrupts the updates: after each so many of them, what is done."""
         pauses: list[tuple[int, Callable[[], None]]] = []
         if every := self.options.sample_interval:
-            pauses.append((every, partial(self.draw, updates, find_average)))
+            pauses.append((every, partial(self.draw, updates)))
         if self.examiner:
-            pauses.append((self.examiner.interval, partial(self.examine, find_average)))
+            pauses.append((self.examiner.interval, self.examine))
         return pauses
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,6 +62,30 @@ def test_a_flag_is_declared_once_and_known_everywhere():
 def test_values_that_cannot_work(values, said):
     with pytest.raises(InputError, match=said):
         Painted(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sides": 4.5}, "^sides must be a whole number, got 4.5$"),
+        ({"sides": True}, "^sides must be a whole number, got True$"),
+        ({"size": "3"}, "^size must be a number, got '3'$"),
+        ({"size": None}, "^size must be a number, got None$"),
+        ({"filled": "False"}, "^filled must be True or False, got 'False'$"),
+        ({"filled": 2}, "^filled must be True or False, got 2$"),
+        ({"colour": 3, "sides": "4"}, "^sides must be .*; colour must be text, got 3$"),
+    ],
+)
+def test_values_of_another_type(values, said):
+    with pytest.raises(InputError, match=said):
+        Painted(**values)
+
+
+def test_values_become_the_type_of_the_annotation():
+    made = Painted(sides=np.int64(5), size=2, colour=np.str_("blue"), filled=np.bool_(True))
+    assert made == Painted(sides=5, size=2.0, colour="blue", filled=True)
+    assert [type(value) for value in made.as_dict().values()] == [int, float, str, bool]
+    assert Painted(filled=1).filled is True
 
 
 def test_special_values_are_out_of_bounds():

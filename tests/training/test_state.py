@@ -1,7 +1,7 @@
 """What a state file holds, and random numbers that go on where they were."""
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -109,3 +109,21 @@ def test_data_of_an_earlier_version_go_on():
     assert data.state == {"position": 2}
     with pytest.raises(InputError, match="no state of this run"):
         replace(rank, data={"position": "2"}).restore(sampler, data, "state.pt")
+
+
+def test_a_field_that_is_younger_than_the_file_is_not_asked_of_it(monkeypatch):
+    @dataclass
+    class Younger(RankState):
+        heat: dict | None = None
+
+        @classmethod
+        def now(cls, sampler, data):
+            return cls(**vars(RankState.now(sampler, data)), heat={"degrees": 20})
+
+    sampler = UniformSampler(create_gaussian_diffusion(noise_schedule="cosine"))
+    monkeypatch.setattr(state, "RankState", Younger)
+    whole = Younger.now(sampler, None)
+    for known in (whole, replace(whole, heat=None)):
+        known.restore(sampler, None, "state.pt")
+    with pytest.raises(InputError, match="no state of this run"):
+        replace(whole, heat={"degrees": "20"}).restore(sampler, None, "state.pt")
