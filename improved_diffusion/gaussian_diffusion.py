@@ -7,7 +7,7 @@ arXiv 2102.09672) and Song et al. 2020 (DDIM, arXiv 2010.02502). Images ``x_star
 """
 
 import enum
-import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
@@ -69,12 +69,17 @@ P = ParamSpec("P")
 
 def _to_the_end(progressive: Callable[P, Iterator[dict[str, th.Tensor]]]) -> Callable[P, th.Tensor]:
     """Make the method that returns the last sample of a progressive one, with its arguments."""
+    name = progressive.__name__
 
     def loop(*args: P.args, **kwargs: P.kwargs) -> th.Tensor:
         diffusion, *others = args  # whose class may have another progressive method
-        return finish(getattr(diffusion, progressive.__name__)(*others, **kwargs))
+        return finish(getattr(diffusion, name)(*others, **kwargs))
 
-    return functools.update_wrapper(loop, progressive, assigned=["__doc__"])
+    signature = inspect.signature(progressive).replace(return_annotation=th.Tensor)
+    loop.__signature__ = signature  # type: ignore[attr-defined]
+    loop.__name__ = loop.__qualname__ = name.removesuffix("_progressive")
+    loop.__doc__ = f"The last sample of :meth:`{name}`, of the ``shape`` that it is given."
+    return loop
 
 
 class GaussianDiffusion(ForwardProcess):
@@ -305,7 +310,7 @@ class GaussianDiffusion(ForwardProcess):
         :param progress: show a tqdm bar.
         :param randn_like: source of all noise (ours; default torch's global generator).
         :return: after each step its ``sample``, about [-1, 1] at last, its ``pred_xstart``, and the
-            ``x_t`` and ``t`` that it began at. ``p_sample_loop`` returns the last sample alone.
+            ``x_t`` and ``t`` that it began at.
         :raises InputError: if ``noise`` is not of ``shape``, or the model's output has a shape that
             the diffusion does not take.
         """

@@ -20,7 +20,9 @@ def normal_kl(
     example = next((a for a in (mean1, logvar1, mean2, logvar2) if isinstance(a, th.Tensor)), None)
     if example is None:
         raise TypeError("normal_kl needs at least one tensor among its four arguments")
-    logvar1, logvar2 = (th.as_tensor(v).to(example) for v in (logvar1, logvar2))
+    logvar1, logvar2 = (
+        v if isinstance(v, th.Tensor) else th.as_tensor(v).to(example) for v in (logvar1, logvar2)
+    )
     squared_distance = (mean1 - mean2) ** 2 * th.exp(-logvar2)
     return 0.5 * (logvar2 - logvar1 - 1.0 + th.exp(logvar1 - logvar2) + squared_distance)
 

@@ -84,8 +84,13 @@ def update_ema(
     source_params: Iterable[th.Tensor],
     rate: float = 0.99,
 ) -> None:
-    """Move ``target_params`` towards ``source_params`` in place: t <- rate t + (1 - rate) s."""
-    th._foreach_lerp_(list(target_params), list(source_params), 1 - rate)
+    """Move ``target_params`` towards ``source_params`` in place: t <- rate t + (1 - rate) s.
+
+    Each keeps its dtype: float32 averages of bfloat16 weights, for example.
+    """
+    if target := list(target_params):
+        source = [s.to(t.dtype) for t, s in zip(target, source_params, strict=True)]
+        th._foreach_lerp_(target, source, 1 - rate)
 
 
 @th.no_grad()

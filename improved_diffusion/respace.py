@@ -36,14 +36,14 @@ def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> 
     return chosen
 
 
-def respaced_timesteps(betas: np.ndarray, respacing: str) -> set[int]:
+def respaced_timesteps(betas: np.ndarray, respacing: str | Sequence[int]) -> set[int]:
     """Choose timesteps of the process with these ``betas`` as ``timestep_respacing`` says.
 
     :param respacing: empty for all timesteps, ``"logsnrN"`` for :func:`log_snr_timesteps`, or
         whatever :func:`space_timesteps` takes.
     :raises InputError: if it cannot be had.
     """
-    if respacing.startswith("logsnr"):
+    if isinstance(respacing, str) and respacing.startswith("logsnr"):
         return log_snr_timesteps(betas, _whole(respacing[len("logsnr") :]))
     return space_timesteps(len(betas), respacing or [len(betas)])
 
@@ -138,9 +138,10 @@ class SpacedDiffusion(GaussianDiffusion):
         betas = 1 - kept / np.append(1.0, kept[:-1])
         super().__init__(**{**kwargs, "betas": betas})
 
-    def respaced(self, timestep_respacing: str) -> "SpacedDiffusion":
+    def respaced(self, timestep_respacing: str | Sequence[int]) -> "SpacedDiffusion":
         """The same process with fewer of its timesteps.
 
+        :param timestep_respacing: as :func:`respaced_timesteps` takes it.
         :raises InputError: for a respacing that cannot be had.
         """
         kept = respaced_timesteps(self.betas, timestep_respacing)

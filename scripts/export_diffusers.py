@@ -19,9 +19,7 @@ def main() -> None:
     model, diffusion = build_model(options), build_diffusion(options)
     load_trained(model, options.model_path, options.ema_correction)
     print(*about_model(options, trained, model), sep="\n")
-    difference = diffusers.write_pipeline(
-        model.cpu(), diffusion, options.image_size, options.out_dir
-    )
+    difference = diffusers.write_pipeline(model, diffusion, options.image_size, options.out_dir)
     print(f"Largest difference of the outputs: {difference:.1e}")
     for line in usage(options, diffusion):
         print(line)

@@ -24,6 +24,8 @@ def main() -> None:
     says_classes = made.lower().endswith((".npz", ".npy"))  # and has no names to take them from
     by = "auto" if says_classes and options.labels != "none" else options.labels
     samples = open_images(made, by=by)
+    if samples.labels is None and options.labels not in ("auto", "none"):
+        raise InputError(f"the samples in {made} have no classes; leave --labels out")
     how = samples.size, samples.channels, options.labels
     reference = open_images(options.reference, *how)
     train = open_images(options.train, *how) if options.train else None

@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import math
 
@@ -45,6 +46,16 @@ def some_noise(seed=1, shape=SHAPE):
 
 def steps_of(diffusion, count=4):
     return th.linspace(0, diffusion.num_timesteps - 1, count).long()
+
+
+@pytest.mark.parametrize("name", ["p_sample_loop", "ddim_sample_loop"])
+def test_a_loop_says_what_it_is(name):
+    loop, progressive = getattr(GaussianDiffusion, name), f"{name}_progressive"
+    assert loop.__name__ == name
+    assert f"`{progressive}`" in loop.__doc__
+    mine, its = inspect.signature(loop), inspect.signature(getattr(GaussianDiffusion, progressive))
+    assert mine.parameters == its.parameters
+    assert mine.return_annotation is th.Tensor
 
 
 class ToyModel(th.nn.Module):

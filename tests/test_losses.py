@@ -25,6 +25,12 @@ def test_kl_broadcasts_tensors_against_numbers():
     th.testing.assert_close(out, th.full((2, 3), 0.5))
 
 
+def test_kl_is_as_precise_as_its_log_variances():
+    out = normal_kl(th.zeros(1, dtype=th.bfloat16), th.tensor([1.2345]), 0.0, 0.0)
+    th.testing.assert_close(out, normal_kl(th.zeros(1), th.tensor([1.2345]), 0.0, 0.0))
+    assert out.dtype == th.float32
+
+
 def test_kl_of_numbers_alone_is_refused():
     with pytest.raises(TypeError, match="at least one tensor"):
         normal_kl(0.0, 0.0, 1.0, 1.0)

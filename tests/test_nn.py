@@ -53,6 +53,13 @@ def test_update_ema():
     th.testing.assert_close(target[0], th.tensor([1.5, 1.5]))
     update_ema(target, source)
     th.testing.assert_close(target[0], th.tensor([1.515, 1.485]))
+    update_ema([], [])
+
+
+def test_an_average_keeps_its_dtype():
+    target, source = th.ones(2), th.full((2,), 3.0, dtype=th.bfloat16)
+    update_ema([target], [source], rate=0.75)
+    assert target.tolist() == [1.5, 1.5]
 
 
 def test_zero_and_scale_module():

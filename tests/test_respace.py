@@ -49,6 +49,11 @@ def test_the_kept_steps_keep_their_noise(spec):
     np.testing.assert_allclose(spaced.alphas_cumprod, original.alphas_cumprod[kept], rtol=1e-9)
 
 
+def test_a_respacing_is_text_or_numbers():
+    spaced = SpacedDiffusion(range(STEPS), **settings())
+    assert spaced.respaced([3, 4]).use_timesteps == spaced.respaced("3,4").use_timesteps
+
+
 def test_all_timesteps_kept_is_the_original_process():
     original = GaussianDiffusion(**settings())
     spaced = SpacedDiffusion(range(STEPS), **settings())

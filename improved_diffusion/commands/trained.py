@@ -26,6 +26,7 @@ from ..options.training import ImageTraining, SuperResTraining
 from ..options.using import (
     GuideOptions,
     ImageSampling,
+    LabelOptions,
     TrainedOptions,
     UseOptions,
 )
@@ -284,6 +285,8 @@ def options_of_guide(options: GuideOptions, trained: Trained) -> tuple[ModelOpti
     :raises InputError: if it makes other images than that model, or by another process.
     """
     path = file_of(options.guide_model)
+    if os.path.realpath(path) == os.path.realpath(options.model_path):
+        raise InputError(f"--guide_model {path} is the model itself; name a worse one")
     part = SuperResOptions if isinstance(options, SuperResOptions) else ImageModelOptions
     own = options.of(part)
     config = read_config(path)
@@ -297,6 +300,9 @@ def options_of_guide(options: GuideOptions, trained: Trained) -> tuple[ModelOpti
         if (name in OF_THE_IMAGES or _of_the_process(name, rules))
         and getattr(theirs, name) != getattr(own, name)
     ]
+    without_label = isinstance(options, LabelOptions) and not options.label
+    if without_label and theirs.class_cond and not theirs.label_dropout:
+        differing.append("it has not learned to do without a label (its label_dropout is 0)")
     if own.class_cond and theirs.num_classes != own.num_classes:
         differing.append(f"num_classes is {theirs.num_classes} there and {own.num_classes} here")
     names = list(data.get("classes") or ())

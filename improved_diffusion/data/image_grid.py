@@ -26,6 +26,9 @@ HELD_MS = 2000  # of a frame that is to be looked at
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
     """Turn model output into pictures.
 
+    As in the reference, values between two levels take the lower: an image that was read from a
+    file may come back one level darker.
+
     :param x: [N, C, H, W], floating point; [-1, 1] is the visible range, the rest is clipped.
     :return: [N, H, W, C], uint8, contiguous.
     """
@@ -49,7 +52,7 @@ def make_grid(
     :return: [rows * (H * scale + 2) + 2, columns * (W * scale + 2) + 2, C], higher with headings
     :raises InputError: if a shape or type is not as said.
     """
-    images = _checked(images, dimensions=4)
+    images = checked_pictures(images)
     count, height, width, channels = images.shape
     if columns is None:
         columns = math.ceil(math.sqrt(count))
@@ -96,7 +99,7 @@ def save_png(path: str | os.PathLike, image: Images) -> None:
     """
     from PIL import Image
 
-    image = _checked(image, dimensions=3)
+    image = checked_pictures(image, dimensions=3)
     with atomic_write(path) as file:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
 
@@ -157,7 +160,7 @@ def save_gif(
 
     if len(shapes := {frame.shape for frame in frames}) != 1:
         raise InputError(f"the frames of a film must have one shape, not {sorted(shapes)}")
-    film = _checked(np.stack(frames), dimensions=4)
+    film = checked_pictures(np.stack(frames))
     if film.shape[-1] == 4:
         alpha = film[..., 3:] / 255
         film = (film[..., :3] * alpha + WHITE * (1 - alpha)).round().astype(np.uint8)
@@ -184,7 +187,11 @@ def evenly(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / max(shown - 1, 1)) for i in range(shown)]
 
 
-def _checked(images: Images, dimensions: int) -> np.ndarray:
+def checked_pictures(images: Images, dimensions: int = 4) -> np.ndarray:
+    """Pictures as an array, [N, H, W, C], or [H, W, C] for 3 ``dimensions``.
+
+    :raises InputError: if they have another shape, are not uint8, or there are none.
+    """
     array = images.numpy(force=True) if isinstance(images, torch.Tensor) else np.asarray(images)
     shape = "[N, H, W, C]" if dimensions == 4 else "[H, W, C]"
     if array.ndim != dimensions or array.shape[-1] not in (1, 3, 4) or not array.size:

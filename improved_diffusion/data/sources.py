@@ -49,7 +49,9 @@ KINDS = (
 KNOWN = ", ".join(kind.name for kind in (KINDS[-1], *KINDS[:-1]))  # for help and messages
 
 
-def open_source(path: str, by: str = "auto", needs_labels: bool = True) -> ImageSource:
+def open_source(
+    path: str | os.PathLike, by: str = "auto", needs_labels: bool = True
+) -> ImageSource:
     """The images at a path, of whatever kind.
 
     :param by: what classes are taken from, one of :data:`.image_source.BY`.
@@ -58,6 +60,7 @@ def open_source(path: str, by: str = "auto", needs_labels: bool = True) -> Image
     """
     if by not in BY:
         raise InputError(f"unknown labels {by!r}; choose from {', '.join(BY)}")
+    path = os.fspath(path)
     kind = next(kind for kind in KINDS if kind.fits(path))
     if kind is KINDS[-1] and is_local(path) and os.path.isfile(path):
         raise InputError(f"{path} is a file of no known kind; images can be {KNOWN}")

@@ -67,6 +67,7 @@ def estimate_bpd(
     The bound is a sum over all timesteps (DDPM eq. 5); a term drawn from a range, times the
     range's length, has the range's sum as its expectation.
 
+    :param model: in eval mode: in training mode it drops labels and activations.
     :param x_start: [N, C, ...] in [-1, 1].
     :param num_timesteps: ranges; with as many as the diffusion has timesteps it is the bound.
     :param noise: of the N images.

@@ -12,6 +12,7 @@ import torch as th
 from torch.nn import functional as F
 
 from .. import dist_util, logger
+from ..data.image_grid import checked_pictures
 from ..diffusion.registry import Registry
 from ..errors import InputError
 from ..logs.progress import progress_bar
@@ -19,7 +20,7 @@ from ..system.archives import read_arrays
 from ..system.files import atomic_write, is_local, join
 from ..system.precision import Precision
 from .efficientnet import EfficientNetLite0, open_lite0
-from .image_sets import ImageSet
+from .image_sets import FEATURES, ImageSet
 from .inception import InceptionV3, open_inception
 
 VERSION = 1  # of the preprocessing and of the networks here: one more where features change
@@ -106,13 +107,15 @@ class Extractor:
 
         :param images: uint8 [N, H, W, C]; C = 1 is grey, a fourth channel is left out.
         :return: float32 [N, dimension].
-        :raises InputError: if features are not finite, as of weights that are not.
+        :raises InputError: for images of another shape or type, and if features are not finite, as
+            of weights that are not.
         """
+        images = checked_pictures(images)
         parts = [
             self._of_batch(images[first : first + BATCH_SIZE])
             for first in range(0, len(images), BATCH_SIZE)
         ]
-        features = np.concatenate([np.empty((0, self.dimension), np.float32), *parts])
+        features = np.concatenate(parts)
         if not np.isfinite(features).all():
             raise InputError(f"{self.title} gives features that are not finite; check its weights")
         return features
@@ -177,7 +180,7 @@ def cached_features(extractor: Extractor, images: ImageSet, folders: Sequence[st
     :return: float32 [N, dimension].
     :raises InputError: if an image cannot be read.
     """
-    name = f"{images.name}.{extractor.name}-{extractor.precision.name}.features.npz"
+    name = f"{images.name}.{extractor.name}-{extractor.precision.name}{FEATURES}"
     paths = [join(folder, name) for folder in folders if is_local(folder)]
     key = hashlib.sha256(f"{images.identity} {extractor.fingerprint}".encode()).hexdigest()
     for path in filter(os.path.exists, paths):

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..system.files import is_local
 
 RUN_CONFIG = "config.json"  # lies in a run's folder
+FEATURES = ".features.npz"  # how the names of files of features end
 GLANCE = 50  # images that say whether all are in colour
 TINGE = 16  # difference of channels, of 255, that JPEG may give to grey
 
@@ -82,7 +83,7 @@ def in_memory(pixels: np.ndarray) -> ImageSet:
 
 
 def open_images(
-    path: str, size: int | None = None, channels: int | None = None, by: str = "auto"
+    path: str | os.PathLike, size: int | None = None, channels: int | None = None, by: str = "auto"
 ) -> ImageSet:
     """Images at ``path``, of any kind that training takes, at the size that is asked for.
 
@@ -109,7 +110,8 @@ def find_samples(path: str) -> str:
 
     :raises InputError: if there are no or several ``samples_*.npz`` in a run's folder.
     """
-    found = files_below(path, "samples_*.npz")
+    made = files_below(path, "samples_*.npz")
+    found = [name for name in made if not name.endswith(FEATURES)]  # of samples once judged by
     if len(found) > 1:
         raise InputError(f"several samples in {path}: give one of {', '.join(found)}")
     if not found and os.path.isfile(os.path.join(path, RUN_CONFIG)):

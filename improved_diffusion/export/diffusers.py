@@ -5,6 +5,7 @@ express is refused, and what is written is loaded and compared before it stands 
 diffusers itself is imported where it is used only: the mapping needs nothing of it.
 """
 
+import copy
 import os
 import re
 import tempfile
@@ -284,6 +285,7 @@ def write_pipeline(
 ) -> float:
     """Write the folder for ``DDPMPipeline.from_pretrained``; it appears once it has been checked.
 
+    :param model: stays as it is, on its device and in its mode.
     :param out_dir: a folder that is not there yet, or empty.
     :return: the largest difference of the network's outputs once it was written and loaded again.
     :raises InputError: if diffusers is missing or cannot express the model, the folder is taken,
@@ -294,6 +296,7 @@ def write_pipeline(
     if reasons:
         raise InputError(f"diffusers cannot express this model: {'; '.join(reasons)}")
     diffusers = import_diffusers()
+    model = copy.deepcopy(model).cpu().eval()
     out = Path(out_dir).absolute()
     with tempfile.TemporaryDirectory(UNFINISHED, f".{out.name}.", out.parent) as temporary:
         made = Path(temporary, out.name)
@@ -355,8 +358,10 @@ def class_labels(y: th.Tensor | None, model: UNetModel) -> th.Tensor | None:
 def largest_difference(
     unet: Any, model: UNetModel, diffusion: SpacedDiffusion, image_size: int
 ) -> float:
-    """The largest difference of the two networks' outputs at several timesteps; NaN if one is."""
-    model.eval()
+    """The largest difference of the two networks' outputs at several timesteps; NaN if one is.
+
+    Both are on the CPU and in eval mode.
+    """
     generator = th.Generator().manual_seed(0)
     x = th.randn((2, model.in_channels, image_size, image_size), generator=generator)
     labels = None

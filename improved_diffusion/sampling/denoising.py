@@ -39,9 +39,13 @@ def estimate_sigma(image: th.Tensor) -> float:
     estimates were 4.5 +- 2.0 (of 255) without noise, 7.2 +- 1.4 for a noise of 5, 11.4 +- 1.0 for
     10, 25.6 +- 1.0 for 25, 48.7 +- 1.5 for 50, 67 +- 2 for 75 and 81 +- 3 for 100.
 
-    :param image: [C, H, W], sides of at least ``MASK``.
-    :return: sigma, never below what rounding to 8 bits leaves.
+    :param image: float [C, H, W] in [-1, 1], sides of at least ``MASK``.
+    :return: sigma on that scale (2 / 255 for one step of 8 bits), never below what rounding to 8
+        bits leaves.
+    :raises InputError: for whole numbers, which are on another scale.
     """
+    if not image.is_floating_point():
+        raise InputError(f"pictures must be floats in [-1, 1] here, not {image.dtype}")
     cross = th.tensor([1.0, -2.0, 1.0], device=image.device)
     difference = _filtered(image, cross[:, None] * cross)
     level = _filtered(image, th.full((MASK, MASK), 1 / MASK**2, device=image.device))
@@ -59,6 +63,7 @@ def _filtered(image: th.Tensor, mask: th.Tensor) -> th.Tensor:
 def matching_timestep(diffusion: GaussianDiffusion, sigma: float) -> int:
     """The timestep whose noise is nearest to ``sigma``.
 
+    :param sigma: standard deviation on the scale of [-1, 1]: 2 / 255 for one step of 8 bits.
     :raises InputError: if ``sigma`` is no positive number, or more than the last timestep has.
     """
     said = f"noise of sigma {sigma * 127.5:g} (of 255)"
@@ -85,7 +90,10 @@ def denoise(
 ) -> th.Tensor:
     """Take Gaussian noise of that ``sigma`` out of pictures.
 
-    :param noisy: [N, C, H, W], each side at least ``multiple``.
+    :param model: in eval mode: in training mode it drops labels and activations.
+    :param noisy: [N, C, H, W], the clean pictures' values in [-1, 1]; each side at least
+        ``multiple``.
+    :param sigma: standard deviation on the scale of [-1, 1]: 2 / 255 for one step of 8 bits.
     :param method: ``"mean"`` for the predicted x_0, which is the expected clean picture and so has
         the least squared error; ``"sample"`` for the ancestral steps from there down to 0, which
         draw one of the clean pictures that are possible: sharper, and further from the true one.

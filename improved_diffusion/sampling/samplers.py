@@ -91,6 +91,7 @@ def draw(
     ``--sampler dpmpp`` takes by itself.
 
     :param sampler: one of :data:`SAMPLERS`.
+    :param model: in eval mode: in training mode it drops labels and activations.
     :param shape: of the images, [N, C, H, W].
     :param noise: x_T of that shape; drawn if not given.
     :param eta: how much noise each step adds, in [0, 1]; by default what the sampler usually takes.

@@ -9,7 +9,10 @@ import torch as th
 from in_process import in_process
 from tiny_runs import save_run
 
+from improved_diffusion.commands.trained import Trained, options_of_guide
 from improved_diffusion.diffusion.guidance import NO_LABEL
+from improved_diffusion.errors import InputError
+from improved_diffusion.options.using import InterpolationOptions
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.sampling.samplers import draw
 
@@ -75,8 +78,29 @@ def test_a_model_without_classes_is_guided_by_a_smaller_one(tiny, tmp_path, samp
     assert status == 0, said
     assert f"Guidance 2 away from {tmp_path / 'guide'}" in said
     assert not np.array_equal(sample(**common)[1], guided)
-    by_itself, plain = sample(**common, guidance=2, guide_model=tmp_path / "run"), sample(**common)
-    assert np.array_equal(by_itself[1], plain[1])
+    save_run(tmp_path / "twin", tiny)
+    by_its_twin = sample(**common, guidance=2, guide_model=tmp_path / "twin")
+    plain = sample(**common)
+    assert np.array_equal(by_its_twin[1], plain[1])
+    status, _, said = sample(**common, guidance=2, guide_model=tmp_path / "run")
+    assert status == 2
+    assert "is the model itself; name a worse one" in said
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_guide_must_do_without_a_label_as_well(share, tiny, tmp_path):
+    save_run(tmp_path / "run", tiny | CLASSES | {"label_dropout": 0.1})
+    save_run(tmp_path / "guide", tiny | CLASSES | {"label_dropout": share})
+    trained = Trained({}, True, 2)
+    ends = {"first": "1", "last": "2", "guidance": 2.0, "guide_model": str(tmp_path / "guide")}
+    model = tiny | CLASSES | {"label_dropout": 0.1, "model_path": str(tmp_path / "run" / "x.pt")}
+    known = InterpolationOptions.flags()
+    options = InterpolationOptions(**ends, **{k: v for k, v in model.items() if k in known})
+    if share:
+        options_of_guide(options, trained)
+    else:
+        with pytest.raises(InputError, match=r"has not learned to do without a label"):
+            options_of_guide(options, trained)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,21 @@ def test_an_image_has_its_features_in_any_company(extractor):
     assert wanted.dtype == np.float32
     np.testing.assert_allclose(extractor(images[order]), wanted[order], atol=1e-6)
     np.testing.assert_allclose(extractor(images[:1]), wanted[:1], atol=1e-6)
-    assert extractor(images[:0]).shape == (0, 6)
+    assert (extractor(th.from_numpy(images)) == wanted).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (noise() / 255, "must be uint8, not float64"),
+        (noise().transpose(0, 3, 1, 2), "with 1, 3 or 4 channels, not"),
+        (noise()[0], "must have the shape"),
+        (noise()[:0], "must have the shape"),
+    ],
+)
+def test_what_is_no_picture_has_no_features(images, said, extractor):
+    with pytest.raises(InputError, match=said):
+        extractor(images)
 
 
 def test_grey_is_a_colour_and_alpha_is_left_out(extractor):

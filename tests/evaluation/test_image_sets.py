@@ -127,6 +127,11 @@ def test_several_samples_have_to_be_told_apart(sampled):
         find_samples(str(sampled))
 
 
+def test_features_of_samples_are_no_samples(sampled):
+    (sampled / "samples_6x12x12x3.npz_12x12x3.lite0-fp32.features.npz").touch()
+    assert find_samples(str(sampled)) == str(sampled / "samples_6x12x12x3.npz")
+
+
 def test_a_run_without_samples_is_no_folder_of_pictures(sampled):
     next(sampled.glob("*.npz")).unlink()
     with pytest.raises(InputError, match=r"no samples_\*\.npz in .*image_sample\.py"):

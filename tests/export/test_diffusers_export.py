@@ -231,7 +231,9 @@ def test_what_differs_never_gets_its_name(spoil, diffusers, tmp_path, monkeypatc
 def test_an_empty_folder_is_filled(diffusers, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    export.write_pipeline(*make(), SIZE, out)
+    model, diffusion = make()
+    export.write_pipeline(model.train(), diffusion, SIZE, out)
+    assert model.training
     modes = {path.stat().st_mode for path in out.rglob("*.*")}
     assert len(modes) == 1  # the weights are as readable as the rest
 

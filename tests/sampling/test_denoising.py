@@ -42,6 +42,11 @@ def test_the_noise_of_a_scene_is_estimated(sigma):
     assert np.std(found) < 0.06 * np.mean(found)
 
 
+def test_whole_numbers_are_on_another_scale():
+    with pytest.raises(InputError, match=r"must be floats in \[-1, 1\] here, not torch.uint8"):
+        denoising.estimate_sigma(th.zeros(3, 8, 8, dtype=th.uint8))
+
+
 def test_the_estimate_survives_8_bits_where_the_picture_is_not_dark():
     """Half the picture is black, where the file cuts half of the noise off."""
     clean = th.zeros(3, 32, 64)

@@ -239,6 +239,12 @@ def test_bad_input(data, tmp_path, capsys, make, said):
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
 
+def test_classes_that_are_asked_for_must_be_there(data, tmp_path, capsys):
+    without = npz_of(tmp_path / "without.npz", seed=1, labels=False)
+    assert judge(data, tmp_path / "out", samples=without, labels="name") == 2
+    assert "have no classes; leave --labels out" in capsys.readouterr().err
+
+
 def test_classes_can_be_left_out(data, tmp_path):
     given = nameless(data, tmp_path) | {"labels": "none"}
     assert judge(data, tmp_path / "out", **given) == 0
@@ -296,3 +302,9 @@ def test_training_refuses_what_cannot_judge(photos, data, tmp_path, capsys):
     assert "--eval_dir has 20 images, too few" in capsys.readouterr().err
     assert train(data / "train", data, tmp_path / "out", eval_dir=data / "train") == 2
     assert "--eval_dir is --data_dir" in capsys.readouterr().err
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    for path in (data / "test").iterdir():
+        Image.open(path).convert("L").save(grey / path.name)
+    assert train(photos, data, tmp_path / "out", eval_dir=grey) == 2
+    assert "are grey, those of --data_dir in colour; judge by" in capsys.readouterr().err
