@@ -83,7 +83,7 @@ def test_the_python_of_the_front_door_runs(tmp_path):
 @pytest.mark.slow
 def test_the_python_of_sampling_runs(tmp_path):
     results = '"results', f'"{PROJECT.as_posix()}/results'
-    run_python("docs/sampling.md", tmp_path, results, ("logsnr20", "logsnr2"), (") * 4)", "))"))
+    run_python("docs/sampling.md", tmp_path, results, ("logsnr20", "logsnr2"), (") * 4,", "),"))
     assert Image.open(tmp_path / "drawn.png").mode == "RGB"
 
 

@@ -4,6 +4,7 @@ import io
 import math
 import os
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,8 +117,9 @@ def save_grid(
         each column is of one class.
     :param names: of the classes, to stand above such columns.
     """
-    columns = _whole_turns(np.asarray(labels))
-    headings = [names[label] for label in labels[:columns]] if columns and names else ()
+    numbers = _as_array(labels)
+    columns = _whole_turns(numbers)
+    headings = [names[number] for number in numbers[:columns]] if columns and names else ()
     save_png(path, make_grid(images, columns, headings=headings))
 
 
@@ -192,7 +194,7 @@ def checked_pictures(images: Images, dimensions: int = 4) -> np.ndarray:
 
     :raises InputError: if they have another shape, are not uint8, or there are none.
     """
-    array = images.numpy(force=True) if isinstance(images, torch.Tensor) else np.asarray(images)
+    array = _as_array(images)
     shape = "[N, H, W, C]" if dimensions == 4 else "[H, W, C]"
     if array.ndim != dimensions or array.shape[-1] not in (1, 3, 4) or not array.size:
         raise InputError(
@@ -204,3 +206,7 @@ def checked_pictures(images: Images, dimensions: int = 4) -> np.ndarray:
             f"pictures must be uint8, not {array.dtype}; to_uint8 makes them from model output"
         )
     return array
+
+
+def _as_array(values: Any) -> np.ndarray:
+    return values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
