@@ -171,7 +171,9 @@ class ImageDataset(Dataset):
                 pixels = self.source.read(number, self.resolution, self.in_channels)
             except InputError as error:
                 if self.on_bad_image == "error":
-                    raise
+                    raise InputError(
+                        f"{error}; mend or remove it, or give --on_bad_image skip"
+                    ) from error
                 self._bad[used] = str(error)
                 complaints.append(f"left out: {error}")
             else:

@@ -50,6 +50,16 @@ def default_log_dir(script: str) -> str:
     return os.environ.get("OPENAI_LOGDIR") or str(home() / "runs" / f"{script}-{now}")
 
 
+def log_dir_of(script: str, options: RunOptions) -> str:
+    """Absolute path of the run's folder: ``log_dir``, or :func:`default_log_dir`.
+
+    :raises InputError: if it lies behind a URL.
+    """
+    log_dir = options.log_dir or default_log_dir(script)
+    logger.check_local(log_dir)
+    return os.path.abspath(os.path.expanduser(log_dir))
+
+
 def find_data_dir(data_dir: str, default: str = "cifar_train", flag_name: str = "data_dir") -> str:
     """``data_dir``, or if none is given ``datasets/<default>`` of :func:`home`.
 
@@ -109,10 +119,7 @@ def open_run(
     :raises InputError: on every rank, if a folder cannot be written, another run holds it, or it
         has results already.
     """
-    log_dir = options.log_dir or default_log_dir(script)
-    logger.check_local(log_dir)
-    chosen = os.path.abspath(os.path.expanduser(log_dir))
-    folder = dist_util.from_rank_0(chosen)  # the ranks' clocks may differ
+    folder = dist_util.from_rank_0(log_dir_of(script, options))  # the ranks' clocks may differ
     with contextlib.ExitStack() as stack:
         with dist_util.agreeing():
             if dist_util.rank() == 0:

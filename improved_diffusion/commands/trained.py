@@ -10,11 +10,11 @@ import numpy as np
 import torch as th
 
 from .. import dist_util, logger
-from ..data.image_source import ImageSource
+from ..data.image_source import ImageSource, as_typed
 from ..errors import InputError, as_word
 from ..models.architecture import check_fit
 from ..options.command_line import as_words, parse_values
-from ..options.flags import Flag, Options
+from ..options.flags import Flag, Options, as_kind
 from ..options.model import (
     AUTO,
     DiffusionOptions,
@@ -95,8 +95,9 @@ class Trained:
         :raises InputError: if the model has no such class; lists those that it has.
         """
         numbers = {str(number): number for number in range(self.num_classes)}
-        numbers |= {name: number for number, name in enumerate(self.names)}
-        if text in self.names:
+        numbers |= {as_typed(name): number for number, name in enumerate(self.names)}
+        text = as_typed(text)
+        if text in map(as_typed, self.names):
             return [numbers[text]]
         words = [word for row in csv.reader(text.splitlines()) for word in row if word.strip()]
         chosen = [word if word in numbers else word.strip() for word in words]
@@ -129,6 +130,9 @@ def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse
     config = read_config(path)
     part = SuperResOptions if issubclass(kind, SuperResOptions) else ImageModelOptions
     flags, data = _read_flags(part, *config) if config else ({}, {})
+    for other in (ImageModelOptions, SuperResOptions):
+        if config and other is not part and other.SIZE in config[1]["flags"]:
+            raise InputError(f"{path} is of {other.WHAT}: use the {other.SCRIPTS}*.py scripts")
     recommended = _recommended(kind, given, *config) if config else {}
     values |= recommended | adopted(part, values, given, flags, config[0] if config else "")
     options = kind(**values | {"model_path": path})
@@ -208,14 +212,18 @@ def read_config(model_path: str) -> tuple[str, Any] | None:
     if CONFIG_NAME not in list_folder(folder):
         return None
     path = join(folder, CONFIG_NAME)
+    content = read_file(path)
     try:
-        return path, parse_json(read_file(path))
+        return path, parse_json(content)
     except ValueError as error:
         raise _no_configuration(path, error) from None
 
 
 def _no_configuration(path: str, why: object) -> InputError:
-    return InputError(f"{path} is not a run's configuration ({why}); move it away")
+    return InputError(
+        f"{path} is not a run's configuration ({why}); copy it anew, or move it away and give the "
+        "flags that the model was trained with"
+    )
 
 
 def _read_flags(
@@ -223,30 +231,21 @@ def _read_flags(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model's flags in a run's configuration, and what it says of the data."""
     try:
-        defaults = part.defaults()
         unknown = config["flags"].keys() - {*ImageTraining.flags(), *SuperResTraining.flags()}
         if unknown:
             raise ValueError(f"there is no flag {min(unknown)}")
         flags = {
-            name: _as_kind_of(defaults[name], config["flags"][name])
-            for name in part.flags()
+            name: as_kind(config["flags"][name], type(default))
+            for name, default in part.defaults().items()
             if name in config["flags"]
         }
         data = dict(config.get("data", {}))
-        wrong = [name for name in flags if type(flags[name]) is not type(defaults[name])]
-        if wrong:
-            raise TypeError(f"its {wrong[0]} is {flags[wrong[0]]!r}")
         classes = data.get("classes") or []
         if type(classes) is not list or not all(isinstance(name, str) for name in classes):
             raise TypeError(f"its classes are {data['classes']!r}")
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise _no_configuration(path, error) from None
     return flags, data
-
-
-def _as_kind_of(default: Any, value: Any) -> Any:
-    """A whole number as a float where a float is meant: JSON has 2 and 2.0 for one number."""
-    return float(value) if isinstance(default, float) and type(value) is int else value
 
 
 def adopted(

@@ -1,8 +1,11 @@
 """What the training scripts share: the way from flags and images to a trained model."""
 
+import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
 import torch as th
 
@@ -13,7 +16,7 @@ from ..evaluation.image_sets import ImageSet
 from ..evaluation.image_sets import open_images as open_real_images
 from ..evaluation.judge import check_count, kept_features
 from ..evaluation.quality import Reference
-from ..image_datasets import BatchStream, load_data
+from ..image_datasets import BadImageWarning, BatchStream, load_data
 from ..logs.columns import COLUMNS, IN_EVERY_LOG
 from ..logs.tables import check_columns
 from ..options.model import AUTO, NUM_CLASSES
@@ -93,7 +96,9 @@ def train(
     with dist_util.agreeing():
         _check_resumable(options)
         judging = _open_judge(options, images) if dist_util.rank() == 0 else None
-    with runs.open_run(script, options, table=True, checkpoints=True) as folder:
+    with dist_util.agreeing():
+        _check_apart(runs.log_dir_of(script, options), options.data_dir)
+    with runs.open_run(script, options, table=True, checkpoints=True) as folder, _logged_warnings():
         found = dist_util.by_rank_0(lambda: _checkpoint_to_resume(options.resume_checkpoint))
         going = options.but(resume_checkpoint=found)
         with dist_util.agreeing():
@@ -117,7 +122,7 @@ def train(
             runs.write_config(folder, script, options, data=summary, **_how_to_sample(options))
         try:
             loop.run_loop()
-        except (SystemExit, KeyboardInterrupt, LostRankError):
+        except (SystemExit, KeyboardInterrupt, LostRankError, InputError, OSError):
             _say_how_to_go_on(loop, folder)
             raise
 
@@ -206,11 +211,52 @@ def _make_examiner(
     return Examiner(judging.eval_interval, sampler, extractor, seen)
 
 
+def _check_apart(log_dir: str, data_dir: str) -> None:
+    """:raises InputError: if the run's pictures would come among the images."""
+    if not is_local(data_dir) or not os.path.isdir(data_dir):
+        return
+    if Path(log_dir).resolve().is_relative_to(Path(data_dir).resolve()):
+        raise InputError(
+            f"the run's folder {log_dir} would lie among the images of {data_dir}, and its "
+            "pictures be trained on; give a --log_dir elsewhere"
+        )
+
+
+@contextlib.contextmanager
+def _logged_warnings() -> Iterator[None]:
+    """Have the log say which images are left out."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, BadImageWarning):
+                logger.warn(str(message))
+            else:
+                shown(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
 def _check_resumable(options: TrainingOptions) -> None:
     path = options.resume_checkpoint
     if path == "auto":
         if not (options.log_dir or os.environ.get("OPENAI_LOGDIR")):
             raise InputError("--resume_checkpoint auto looks in --log_dir; give that too")
+    elif is_local(path) and os.path.isdir(path):
+        raise InputError(
+            f"--resume_checkpoint {path} is a folder; give --log_dir {path} and "
+            "--resume_checkpoint auto"
+        )
+    elif os.path.basename(path).startswith(("opt", "state")):
+        raise InputError(f"cannot resume from {path} alone; give the model*.pt beside it")
     elif os.path.basename(path).startswith("ema_"):
         raise InputError(
             f"cannot resume from the EMA {path}; give the model*.pt beside it, or to begin a run "
@@ -234,6 +280,9 @@ def _checkpoint_to_resume(resume_checkpoint: str) -> str:
             _check_whole(resume_checkpoint)
         return resume_checkpoint
     if checkpoints.newest_checkpoint(folder) is None:
+        for name in checkpoints.incomplete_parts(folder):
+            checkpoints.set_file_aside(folder, name)
+            logger.warn(f"{name} is of no complete checkpoint and set aside as *.broken")
         logger.log("No complete checkpoint in the log directory: starting fresh")
         return ""
     whole, damages = checkpoints.newest_whole_checkpoint(folder)

@@ -2,6 +2,7 @@
 
 import hashlib
 import posixpath
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -86,11 +87,17 @@ class Labels:
         """
         by_name = self.named and classes
         known = classes if by_name else self.classes[:count]
-        place = {name: number for number, name in enumerate(known)}
+        place = {as_typed(name): number for number, name in enumerate(known)}
+        own = [place.get(as_typed(name), -1) for name in self.classes]
         for number in np.unique(self.numbers):
-            if self.classes[number] not in place:
+            if own[number] < 0:
                 raise InputError(f"{where} has images of class {self.classes[number]}{refusal}")
-        return np.array([place.get(name, -1) for name in self.classes])[self.numbers]
+        return np.array(own)[self.numbers]
+
+
+def as_typed(name: str) -> str:
+    """A class's name with whole letters: a Mac's file names may have ä as a and its dots."""
+    return unicodedata.normalize("NFC", name)
 
 
 class ImageSource(ABC):
@@ -179,7 +186,10 @@ class Files(ImageSource):
     :raises InputError: if classes cannot be taken from where ``by`` says.
     """
 
-    labelling = "name the files <class>_<number>.png, or give each class a folder of its own"
+    labelling = (
+        "name the files <class>_<number>.png, or give each class a folder of its own (with "
+        "--labels folder, if it has folders itself)"
+    )
 
     def __init__(self, path: str, names: Sequence[str], by: str = "auto"):
         self.path, self.names = path, names

@@ -177,6 +177,8 @@ class ModelOptions(DiffusionOptions):
     )
 
     SIZE: ClassVar[str]  # name of the flag that is the image size of the UNet
+    WHAT: ClassVar[str]  # which models these are, for messages
+    SCRIPTS: ClassVar[str]  # how the names of scripts for them begin
     # Heights of the first level whose channel_mult may be left out, with what it is then.
     CHANNEL_MULTS: ClassVar[dict[int, tuple[int, ...]]] = {
         256: (1, 1, 2, 2, 4, 4),
@@ -292,7 +294,10 @@ class ImageModelOptions(ModelOptions):
     """Flags of a model that makes images, and of its diffusion."""
 
     SIZE = "image_size"
-    image_size: int = flag(64, "height and width of the images in pixels", at_least=1)
+    WHAT, SCRIPTS = "a model that makes images", "image_"
+    image_size: int = flag(
+        64, "height and width of the images in pixels", at_least=1, in_weights=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +306,10 @@ class SuperResOptions(ModelOptions):
 
     SIZE = "large_size"
     CHANNEL_MULTS: ClassVar = {size: ModelOptions.CHANNEL_MULTS[size] for size in (256, 64)}
-    large_size: int = flag(256, "height and width of the images to make", at_least=1)
+    WHAT, SCRIPTS = "a model that enlarges images", "super_res_"
+    large_size: int = flag(
+        256, "height and width of the images to make", at_least=1, in_weights=False
+    )
     small_size: int = flag(64, "height and width of the images to start from", at_least=1)
 
     def check(self) -> Iterator[str]:

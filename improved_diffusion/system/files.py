@@ -64,11 +64,17 @@ def exists(path: str) -> bool:
 
 
 def list_folder(folder: str) -> list[str]:
-    """Names of what lies in ``folder``, sorted; none where there is no such folder."""
+    """Names of what lies in ``folder``, sorted; none where there is no such folder.
+
+    :raises InputError: if it may not be read.
+    """
     if not is_folder(folder):
         return []
     if is_local(folder):
-        return sorted(os.listdir(folder))
+        try:
+            return sorted(os.listdir(folder))
+        except PermissionError as error:
+            raise InputError(f"cannot look into {folder} ({error.strerror})") from None
     with remote() as blobs:
         return sorted(blobs.listdir(folder))
 
@@ -177,7 +183,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno and error.filename is None:
+        if error.errno and str(error.filename or UNFINISHED).endswith(UNFINISHED):
             error.filename = os.fspath(path)
         raise
 

@@ -198,6 +198,13 @@ def complete_steps(folder: str) -> list[int]:
     return sorted(step for step, parts in found.items() if parts >= {"state", "model"})
 
 
+def incomplete_parts(folder: str) -> list[str]:
+    """Names of the files of checkpoints that lack their model or their state."""
+    whole = {0, *complete_steps(folder)}  # what began a run is no checkpoint
+    parts = filter(None, map(PART.fullmatch, list_folder(folder)))
+    return [part.string for part in parts if int(part["step"]) not in whole]
+
+
 def newest_checkpoint(folder: str) -> str | None:
     """Path of the model's file of the newest complete checkpoint in ``folder``."""
     steps = complete_steps(folder)
@@ -207,13 +214,21 @@ def newest_checkpoint(folder: str) -> str | None:
 def check_continues(folder: str, resume_checkpoint: str) -> None:
     """Refuse to mix the checkpoints and the log of two runs.
 
-    :raises InputError: if ``folder`` holds a run and ``resume_checkpoint`` is not its newest.
+    :raises InputError: if ``folder`` holds a run and ``resume_checkpoint`` is not its newest, or
+        weights without a run's state, in whose place others would be written.
     """
     newest = newest_checkpoint(folder)
+    other = "DIFFUSION_BLOB_LOGDIR" if os.getenv("DIFFUSION_BLOB_LOGDIR") else "--log_dir"
     if newest and os.path.realpath(resume_checkpoint) != os.path.realpath(newest):
         raise InputError(
             f"{os.path.dirname(newest)} already holds a run, up to {os.path.basename(newest)}; "
-            "give --resume_checkpoint auto to continue it, or another --log_dir"
+            f"give --resume_checkpoint auto to continue it, or another {other}"
+        )
+    parts = incomplete_parts(folder)
+    if not newest and parts and not (resume_checkpoint and lies_in(resume_checkpoint, folder)):
+        raise InputError(
+            f"{folder} has {parts[-1]}, and no complete checkpoint, of a model and a state: give "
+            f"another {other}; or to go on from weights alone, name them as --resume_checkpoint"
         )
 
 
@@ -255,7 +270,12 @@ def newest_whole_checkpoint(folder: str) -> tuple[str | None, dict[int, str]]:
 def set_aside(folder: str, step: int) -> None:
     """Add :data:`BROKEN` to the names of a checkpoint's files, so that it counts no more."""
     for name in files_of(folder, step):
-        move_file(join(folder, name), join(folder, f"{name}{BROKEN}"))
+        set_file_aside(folder, name)
+
+
+def set_file_aside(folder: str, name: str) -> None:
+    """Add :data:`BROKEN` to the name of a file in ``folder``."""
+    move_file(join(folder, name), join(folder, f"{name}{BROKEN}"))
 
 
 def choose_ema(folder: str) -> str:
@@ -272,9 +292,20 @@ def choose_ema(folder: str) -> str:
             found.setdefault(int(match.group(2)), {})[float(match.group(1))] = name
     steps = found.keys() & complete_steps(folder) or found.keys()
     if not steps:
-        raise InputError(f"{folder} has no checkpoint with an ema_*.pt; name a file in it")
+        raise InputError(f"{folder} has no ema_*.pt: {_why_no_ema(list_folder(folder))}")
     step = max(steps)
     return join(folder, found[step][best_ema_rate(found[step], step)])
+
+
+def _why_no_ema(names: Sequence[str]) -> str:
+    if any(PART.fullmatch(name) and name != INITIAL for name in names):
+        return "name a model*.pt in it"
+    if INITIAL in names or "config.json" in names:
+        return (
+            "its training writes the first checkpoint after --save_interval updates, and when it "
+            "is stopped by Ctrl-C"
+        )
+    return "it is no run's folder"
 
 
 def best_ema_rate(rates: Iterable[float], step: int) -> float:

@@ -12,6 +12,7 @@ from tiny_runs import save_run
 
 from improved_diffusion import logger, script_util
 from improved_diffusion.commands import trained
+from improved_diffusion.data.image_source import Labels
 from improved_diffusion.diffusion.guidance import Guidance
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.model import ImageModelOptions
@@ -160,6 +161,13 @@ def test_what_a_configuration_says_of_the_classes(tmp_path, monkeypatch):
 def test_class_names_may_have_commas_and_spaces():
     about = trained.Trained({"classes": [" lead", "cats, big", "dog"]}, has_config=True, room=3)
     assert about.class_numbers('"cats, big", lead,dog') == [1, 0, 2]
+
+
+def test_a_class_may_be_typed_otherwise_than_a_mac_names_its_file():
+    about = trained.Trained({"classes": ["Hund", "Ka\u0308tzchen"]}, has_config=True, room=2)
+    assert about.class_numbers("K\u00e4tzchen,Ka\u0308tzchen,Hund") == [1, 1, 0]
+    labels = Labels.of_names(["K\u00e4tzchen", "Hund"], "name")
+    assert labels.numbers_among(about.names, 2, "here", "").tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(("step", "share"), [(5, "77% of its initial"), (58, "5%"), (59, "")])

@@ -114,6 +114,8 @@ BAD_INPUT = [
     (TRAIN, {"log_dir": "{locked}"}, "another run is writing to"),
     (TRAIN, {"log_dir": "{ragged}"}, r"progress\.csv: row 1 has 3 cells"),
     (TRAIN, {"log_dir": "{run}"}, "/run already holds a run"),
+    (TRAIN, {"log_dir": "{published}"}, "has model000001.pt, and no complete checkpoint"),
+    (TRAIN, {"log_dir": "{images}/run"}, "would lie among the images of"),
     # checkpoints to go on from
     (TRAIN, {"resume_checkpoint": "auto", "log_dir": ""}, "auto looks in --log_dir; give that too"),
     (TRAIN, {"resume_checkpoint": "ema_0.9_000001.pt"}, "cannot resume from the EMA"),
@@ -121,7 +123,8 @@ BAD_INPUT = [
     (TRAIN, {"resume_checkpoint": "{bomb}"}, "no checkpoint that can be loaded safely"),
     (TRAIN, {"resume_checkpoint": "{file}"}, "no whole checkpoint"),
     (TRAIN, {"resume_checkpoint": "{torn}"}, "no whole checkpoint"),
-    (TRAIN, {"resume_checkpoint": "{opt}"}, "is an optimizer's file; give the model"),
+    (TRAIN, {"resume_checkpoint": "{opt}"}, r"opt000001.pt alone; give the model\*.pt beside it"),
+    (TRAIN, {"resume_checkpoint": "{run}"}, "is a folder; give --log_dir .*run and"),
     (TRAIN, {"resume_checkpoint": "{bare}", "num_channels": 64}, "num_channels is 32 there"),
     (TRAIN, RESUME | {"num_channels": 64}, "--num_channels was 32 and is 64 now"),
     (TRAIN, RESUME | {"data_dir": "{fewer}"}, "had 10 images .* and has 4"),
@@ -130,7 +133,11 @@ BAD_INPUT = [
     # models to use
     (SAMPLE, {"model_path": ""}, "no --model_path given"),
     (SAMPLE, {"model_path": "{missing}"}, "cannot read .*missing"),
-    (SAMPLE, {"model_path": "{empty}"}, "has no checkpoint with an ema"),
+    (SAMPLE, {"model_path": "{empty}"}, r"empty has no ema_\*.pt: it is no run's folder"),
+    (SAMPLE, {"model_path": "{published}"}, r"has no ema_\*.pt: name a model\*.pt in it"),
+    (SAMPLE, {"model_path": "{young}"}, "the first checkpoint after --save_interval updates"),
+    (SR_SAMPLE, {"model_path": "{run}"}, r"is of a model that makes images: use the image_\*.py"),
+    (SAMPLE, {"model_path": "{sr_run}"}, r"enlarges images: use the super_res_\*.py scripts"),
     (SAMPLE, {"model_path": "{bomb}"}, "no checkpoint that can be loaded safely"),
     (NLL, {"model_path": "{file}"}, "no whole checkpoint"),
     (SAMPLE, {"model_path": "{opt}"}, "is an optimizer's file; give the model"),
@@ -335,6 +342,10 @@ def make_checkpoints(root, run, sr_run):
         (root / name).mkdir()
         found[name] = root / name / "model000001.pt"
         shutil.copy(source / "model000001.pt", found[name])
+    for name, only in (("published", "model000001.pt"), ("young", "model000000.pt")):
+        found[name] = root / name
+        found[name].mkdir()
+        shutil.copy(run / only, found[name])
     (root / "bad_state" / "state000001.pt").write_bytes(found["state"].read_bytes()[:-1000])
     return found
 

@@ -85,6 +85,33 @@ def test_auto_without_a_whole_checkpoint_touches_nothing(photos, run, capsys):
     assert (run / "progress.csv").read_bytes() == rows
 
 
+def test_what_is_of_no_complete_checkpoint_is_set_aside_and_not_replaced(photos, whole, run):
+    for path in run.glob("state*.pt"):
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in run.glob("*0[1-9].pt")}
+    killing.finish(photos, run)
+    assert killing.differences(whole, run) == []
+    assert before
+    for name, content in before.items():
+        assert (run / f"{name}.broken").read_bytes() == content
+
+
+def test_an_image_that_cannot_be_read_ends_a_run_that_can_go_on(photos, tmp_path, capsys):
+    images = shutil.copytree(photos, tmp_path / "images")
+    bad = sorted(images.iterdir())[0]
+    bad.write_bytes(bad.read_bytes()[:60])
+    assert resume(images, tmp_path / "run", resume_checkpoint="auto") == 2
+    out, err = capsys.readouterr()
+    assert f"cannot read image {bad}" in err
+    assert "mend or remove it, or give --on_bad_image skip" in err
+    assert err.count("\n") == 1
+    assert ("Go on with: " in out) == ("0 updates are saved" not in err)
+    skipping = {"resume_checkpoint": "auto", "on_bad_image": "skip", "max_steps": 30}
+    assert resume(images, tmp_path / "skipping", **skipping) == 0
+    said = (tmp_path / "skipping" / "log.txt").read_text()
+    assert said.count(f"left out: cannot read image {bad}") == 1
+
+
 def test_a_broken_checkpoint_given_by_hand_is_an_error(photos, run, capsys):
     flip_a_bit(run / "opt000009.pt")
     path = run / "model000009.pt"

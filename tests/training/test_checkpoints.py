@@ -141,7 +141,7 @@ def test_a_folder_without_any_state_has_its_emas(tmp_path):
 
 def test_a_folder_without_an_ema_is_refused(tmp_path):
     make_files(tmp_path, "model000001.pt", "state000001.pt", "ema_best_000001.pt")
-    with pytest.raises(InputError, match=r"no checkpoint with an ema_\*\.pt; name a file in it"):
+    with pytest.raises(InputError, match=r"has no ema_\*\.pt: name a model\*\.pt in it"):
         checkpoints.choose_ema(str(tmp_path))
 
 
