@@ -35,14 +35,13 @@ def create_named_schedule_sampler(
     """Make the timestep sampler of that name for ``diffusion``.
 
     :param name: one of :data:`TIMESTEP_SAMPLERS`.
-    :param logsnr_mean: mean of a density, and ``logsnr_std`` its deviation; for densities only.
+    :param logsnr_mean: mean of a density, and ``logsnr_std`` its deviation; others take neither.
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
     :raises InputError: for a density, if it has no mass on the schedule, or the schedule ends with
         nothing of the image.
     """
-    if density := density_named(name):
-        return density(diffusion, logsnr_mean, logsnr_std)
-    return TIMESTEP_SAMPLERS[name](diffusion)
+    density = {"mean": logsnr_mean, "std": logsnr_std}
+    return TIMESTEP_SAMPLERS.taking(name, **density)(diffusion)
 
 
 def density_named(name: str) -> type["LogSnrSampler"] | None:

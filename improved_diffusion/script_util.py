@@ -7,7 +7,6 @@ they say.
 
 import argparse
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from . import gaussian_diffusion as gd
@@ -107,7 +106,7 @@ def build_diffusion(options: DiffusionOptions) -> SpacedDiffusion:
         model_var_type=var_type,
         loss_type=loss_type,
         rescale_timesteps=options.rescale_timesteps,
-        loss_weight=partial(LOSS_WEIGHTS[options.loss_weight], gamma=options.min_snr_gamma),
+        loss_weight=LOSS_WEIGHTS.taking(options.loss_weight, gamma=options.min_snr_gamma),
     )
 
 

@@ -1,5 +1,6 @@
 """Draw the noise schedules side by side into a PNG, and print what they leave of the image."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,6 @@ from improved_diffusion.options.command_line import parse_options
 from improved_diffusion.options.flags import Options, flag, with_default
 from improved_diffusion.options.model import DiffusionOptions
 from improved_diffusion.reports import plots
-
-POWERED = "polynomial"  # the schedule that is drawn once for each power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +66,13 @@ def parse_powers(text: str) -> list[float]:
 
 
 def compute_schedules(steps: int, powers: list[float]) -> list[Schedule]:
-    """All schedules, and the polynomial one for each of the powers at the end."""
-    named = [name for name in NOISE_SCHEDULES if name != POWERED]
+    """All schedules, and at the end those that take a power, for each of the powers."""
+    powered = [name for name in NOISE_SCHEDULES if NOISE_SCHEDULES.takes(name, "power")]
+    named = [name for name in NOISE_SCHEDULES if name not in powered]
     schedules = [make_schedule(name, get_named_beta_schedule(name, steps)) for name in named]
-    for power in powers:
-        betas = get_named_beta_schedule(POWERED, steps, power)
-        schedules.append(make_schedule(f"{POWERED} {power:g}", betas))
+    for name, power in itertools.product(powered, powers):
+        betas = get_named_beta_schedule(name, steps, power)
+        schedules.append(make_schedule(f"{name} {power:g}", betas))
     return schedules
 
 
@@ -88,8 +88,8 @@ def make_schedule(name: str, betas: np.ndarray) -> Schedule:
 def draw(schedules: list[Schedule]) -> Any:
     """One panel for each quantity, over t / T."""
     figure, axes = plots.new_figure(columns=len(PANELS))
-    powers = sum(schedule.name.startswith(POWERED) for schedule in schedules)
-    styles = choose_styles(len(schedules) - powers, powers)
+    named = sum(schedule.name in NOISE_SCHEDULES for schedule in schedules)
+    styles = choose_styles(named, len(schedules) - named)
     for panel, (quantity, title, unit) in zip(axes, PANELS, strict=True):
         for schedule, style in zip(schedules, styles, strict=True):
             values = getattr(schedule, quantity)

@@ -15,14 +15,14 @@ MIN_SNR_GAMMA = 5.0  # the paper's
 
 # Each is called with the signal-to-noise ratio alpha_bar / (1 - alpha_bar) of each image's
 # timestep, [N], and returns the weights, [N]. It is told what the model predicts, too: an error of
-# the noise weighs otherwise than the same error of the image. Those that are registered also get
-# the gamma that min_snr takes.
+# the noise weighs otherwise than the same error of the image. A registered one may also take a
+# ``gamma``: that of ``--min_snr_gamma``.
 LossWeight = Callable[[th.Tensor, Prediction], th.Tensor]
 LOSS_WEIGHTS: Registry[Callable[..., th.Tensor]] = Registry("loss_weight")
 
 
 @LOSS_WEIGHTS.register("uniform")
-def uniform(snr: th.Tensor, _: Prediction, gamma: float = MIN_SNR_GAMMA) -> th.Tensor:
+def uniform(snr: th.Tensor, _: Prediction) -> th.Tensor:
     """All timesteps alike (Ho et al. 2020, eq. 14)."""
     return th.ones_like(snr)
 

@@ -16,9 +16,9 @@ from .registry import Registry
 MAX_BETA = 0.999
 MOST_STEPS = 10**6  # tables of more would fill the memory, and no model needs them
 
-# Each is called with the number of steps T, and with the power that the polynomial one takes; it
-# returns the betas as float64 [T].
-NOISE_SCHEDULES: Registry[Callable[[int, float], np.ndarray]] = Registry("noise_schedule")
+# Each is called with the number of steps T, and with the ``power`` if it takes one; it returns the
+# betas as float64 [T].
+NOISE_SCHEDULES: Registry[Callable[..., np.ndarray]] = Registry("noise_schedule")
 
 
 def get_named_beta_schedule(
@@ -27,8 +27,8 @@ def get_named_beta_schedule(
     """The betas of a named schedule as float64 [T].
 
     :param schedule_name: one of :data:`NOISE_SCHEDULES`.
-    :param poly_power: exponent of the polynomial schedule; 1 makes it the linear one, where no
-        beta of that is above 0.999.
+    :param poly_power: the ``power`` of schedules that take one, such as the polynomial; 1 makes
+        that the linear one, where no beta of that is above 0.999.
     :raises NotImplementedError: for an unknown name (an :class:`InputError` for scripts).
     :raises InputError: if the steps are none or too many, or the power is not positive.
     """
@@ -37,17 +37,17 @@ def get_named_beta_schedule(
             f"diffusion_steps must be at least 1 and at most {MOST_STEPS}, "
             f"got {num_diffusion_timesteps}"
         )
-    return NOISE_SCHEDULES[schedule_name](num_diffusion_timesteps, poly_power)
+    return NOISE_SCHEDULES.taking(schedule_name, power=poly_power)(num_diffusion_timesteps)
 
 
 @NOISE_SCHEDULES.register("linear")
-def linear(num_steps: int, _: float) -> np.ndarray:
+def linear(num_steps: int) -> np.ndarray:
     """Betas evenly apart (Ho et al. 2020)."""
     return np.linspace(*_ends(num_steps), num_steps, dtype=np.float64)
 
 
 @NOISE_SCHEDULES.register("cosine")
-def cosine(num_steps: int, _: float) -> np.ndarray:
+def cosine(num_steps: int) -> np.ndarray:
     """IDDPM eq. 17: alpha_bar follows a squared cosine."""
     return betas_for_alpha_bar(
         num_steps, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2

@@ -38,10 +38,10 @@ class Flag:
     """What is known of a flag besides its name, type and default.
 
     :param help: the text of ``--help``; choices, special values and the default are added to it.
-    :param choices: the words that it takes, usually a registry, which may grow.
+    :param choices: the words that it takes, best a registry, which may grow.
     :param parse: makes the value of the command line's word, where the annotation does not.
     :param at_least: smallest value; ``above``, ``at_most`` and ``below`` are the other bounds.
-    :param special: values out of the bounds that mean something else, and what.
+    :param special: values beside the bounds and choices that mean something else, and what.
     :param on_resume: whether a run that is resumed may have another value.
     :param in_use: what a script that uses a trained model takes: the value of the training, from
         ``config.json`` ("as trained"); that, unless the command line gives another ("free"); or
@@ -65,8 +65,8 @@ class Flag:
         """The text of ``--help``, with the choices and the special values."""
         parts = [self.help]
         if self.choices is not None:
-            parts.append(f"one of {', '.join(filter(None, self.choices))}")
-        parts += [f"{value} for {meaning}" for value, meaning in self.special.items()]
+            parts.append(f"one of {', '.join(self.choices)}")
+        parts += [f"{v if v != '' else 'empty'} for {mean}" for v, mean in self.special.items()]
         return "; ".join(parts)
 
     def problem(self, name: str, value: Any) -> str | None:
@@ -74,8 +74,7 @@ class Flag:
         if value in self.special:
             return None
         if self.choices is not None and value not in self.choices:
-            known = ", ".join(filter(None, self.choices))
-            return f"unknown {name} {value!r}; choose from {known}"
+            return f"unknown {name} {value!r}; choose from {', '.join(self.choices)}"
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             fits = self.at_least <= value <= self.at_most and self.above < value < self.below
             if not (fits and (isinstance(value, int) or math.isfinite(value))):

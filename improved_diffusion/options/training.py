@@ -409,9 +409,9 @@ class ImageTraining(ModelTraining, EvalOptions, ImageModelOptions):
     preset: str = setting(
         "",
         "flags to begin with, which others on the command line override: "
-        f"{'; '.join(f'{name}: {preset.about}' for name, preset in PRESETS.items())}; "
-        "empty for none",
-        choices=("", *PRESETS),
+        f"{'; '.join(f'{name}: {preset.about}' for name, preset in PRESETS.items())}",
+        choices=PRESETS,
+        special={"": "none"},
     )
 
 

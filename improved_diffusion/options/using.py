@@ -90,10 +90,12 @@ class SamplingOptions(UseOptions, GuideOptions):
     clip_denoised: bool = flag(True, "clip the predicted image to the range of pixels at each step")
     sampler: str = flag(
         "",
-        f"{', '.join(f'{name} ({s.about}; {s.usual})' for name, s in SAMPLERS.items())}; empty for "
-        "ddpm; for image_sample.py it is what the run's preset recommends, for image_inpaint.py "
-        "dpmpp",
-        choices=("", *SAMPLERS),
+        ", ".join(f"{name} ({s.about}; {s.usual})" for name, s in SAMPLERS.items()),
+        choices=SAMPLERS,
+        special={
+            "": "ddpm, with image_sample.py for what the run's preset recommends, with "
+            "image_inpaint.py for dpmpp"
+        },
     )
     use_ddim: bool = flag(False, "the same as --sampler ddim")
     sampling_steps: int = flag(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..diffusion.noise_schedules import NOISE_SCHEDULES
 from ..errors import InputError
 from ..evaluation.quality import FIGURES_OF_ALL, jackknife_error
 from ..logs.columns import COLUMNS
@@ -214,7 +215,7 @@ def facts(run: Run) -> dict[str, Any]:
     flags = run.config.get("flags")
     flags = flags if isinstance(flags, Mapping) else {}
     schedule = flags.get("noise_schedule", "")
-    if schedule == "polynomial":
+    if schedule in NOISE_SCHEDULES and NOISE_SCHEDULES.takes(schedule, "power"):
         power = flags.get("poly_power", 2.0)
         schedule += f", power {power:g}" if isinstance(power, (int, float)) else f", power {power}"
     log = run.log
