@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from improved_diffusion.commands.trained import load_run
 from improved_diffusion.data.image_grid import make_grid, save_png
-from improved_diffusion.diffusion.guidance import NO_LABEL
 from improved_diffusion.dist_util import dev
+from improved_diffusion.nn import NO_LABEL
 from improved_diffusion.sampling.denoising import (
     denoise,
     estimate_sigma,

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from .errors import InputError
 
 NORM_GROUPS = 32
+NO_LABEL = -1  # the label of an image whose class a model is not told
 
 Module = TypeVar("Module", bound=nn.Module)
 

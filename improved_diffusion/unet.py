@@ -8,11 +8,11 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
-from .diffusion.guidance import NO_LABEL
 from .errors import InputError
 from .fp16_util import convert_module_to_f16, convert_module_to_f32
 from .models.kernels import conv_of_doubled, norm_silu, pointwise_nd
 from .nn import (
+    NO_LABEL,
     SiLU,
     avg_pool_nd,
     checkpoint,
@@ -390,7 +390,7 @@ class UNetModel(nn.Module):
         :param x: [N, in_channels, ...], height and width divisible by ``side_multiple``.
         :param timesteps: [N], may be fractional.
         :param y: [N], class labels from 0 to ``num_classes - 1``, for a class-conditional model
-            only; one that is :data:`~improved_diffusion.diffusion.guidance.NO_LABEL` adds no
+            only; one that is :data:`~improved_diffusion.nn.NO_LABEL` adds no
             embedding.
         :return: [N, out_channels, ...].
         :raises InputError: if the size does not fit, or labels are missing or not wanted.

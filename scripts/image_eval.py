@@ -10,9 +10,10 @@ from improved_diffusion.commands.runs import find_data_dir, open_run, prepare, s
 from improved_diffusion.errors import InputError
 from improved_diffusion.evaluation.features import Extractor
 from improved_diffusion.evaluation.image_sets import find_samples, open_images
-from improved_diffusion.evaluation.judge import RESULTS, check_count, judge, save_verdict
+from improved_diffusion.evaluation.judge import check_count, judge
 from improved_diffusion.options.command_line import parse_options
 from improved_diffusion.options.using import JudgeOptions
+from improved_diffusion.reports.verdict_report import RESULTS, save_verdict
 
 
 def main() -> None:

@@ -18,16 +18,15 @@ from improved_diffusion.commands.trained import (
 )
 from improved_diffusion.errors import InputError
 from improved_diffusion.evaluation.bits_per_dim import (
-    RESULTS,
     TERMS,
     BpdTable,
     estimate_bpd,
-    save_table,
     strata_bounds,
 )
 from improved_diffusion.image_datasets import BatchStream, load_data
 from improved_diffusion.logs.progress import progress_bar
 from improved_diffusion.options.using import BoundOptions
+from improved_diffusion.reports.bpd_report import RESULTS, save_table
 from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.script_util import build_diffusion, build_model

@@ -39,8 +39,8 @@ from improved_diffusion.data.cifar_archive import read_archive
 from improved_diffusion.data.image_files import open_image, squared
 from improved_diffusion.data.sources import open_source
 from improved_diffusion.errors import InputError
-from improved_diffusion.evaluation.bits_per_dim import BpdTable, estimate_bpd, save_table
-from improved_diffusion.evaluation.judge import Line, Verdict, save_verdict
+from improved_diffusion.evaluation.bits_per_dim import BpdTable, estimate_bpd
+from improved_diffusion.evaluation.judge import Line, Verdict
 from improved_diffusion.evaluation.network_weights import load_network
 from improved_diffusion.evaluation.quality import (
     FIGURES_OF_ALL,
@@ -53,10 +53,12 @@ from improved_diffusion.logs import tables
 from improved_diffusion.logs.formats import CSVOutputFormat, JSONOutputFormat
 from improved_diffusion.options.training import ImageTraining
 from improved_diffusion.options.using import ImageSampling
+from improved_diffusion.reports.bpd_report import save_table
 from improved_diffusion.reports.comparison import Run as ComparedRun
 from improved_diffusion.reports.comparison import read_run
 from improved_diffusion.reports.comparison_report import save_workbook
 from improved_diffusion.reports.run_workbook import export_workbook
+from improved_diffusion.reports.verdict_report import save_verdict
 from improved_diffusion.resample import LossSecondMomentResampler
 from improved_diffusion.sampling.denoising import read_picture
 from improved_diffusion.sampling.image_noise import ImageNoise

@@ -3,8 +3,8 @@
 import pytest
 import torch as th
 
-from improved_diffusion.diffusion.guidance import NO_LABEL
 from improved_diffusion.errors import InputError
+from improved_diffusion.nn import NO_LABEL
 from improved_diffusion.unet import (
     AttentionBlock,
     Downsample,

@@ -7,9 +7,9 @@ from typing import Any
 import torch as th
 
 from .. import dist_util, logger
-from ..diffusion.guidance import NO_LABEL
 from ..errors import InputError, as_word
 from ..gaussian_diffusion import GaussianDiffusion
+from ..nn import NO_LABEL
 from ..options.model import DiffusionOptions
 from ..options.using import (
     GuideOptions,

@@ -14,8 +14,7 @@ import torch as th
 
 from ..errors import InputError
 from ..gaussian_diffusion import GaussianDiffusion, Model
-
-NO_LABEL = -1  # the label of an image whose class a model is not told
+from ..nn import NO_LABEL
 
 
 @dataclass(frozen=True)

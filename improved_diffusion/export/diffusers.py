@@ -14,10 +14,9 @@ from typing import Any
 
 import torch as th
 
-from ..diffusion.guidance import NO_LABEL
 from ..errors import InputError
 from ..gaussian_diffusion import ModelMeanType, ModelVarType
-from ..nn import NORM_GROUPS, timestep_embedding
+from ..nn import NO_LABEL, NORM_GROUPS, timestep_embedding
 from ..respace import SpacedDiffusion
 from ..system.files import sync_folder
 from ..unet import AttentionBlock, Downsample, ResBlock, SuperResModel, UNetModel, Upsample

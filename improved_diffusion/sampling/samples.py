@@ -25,9 +25,9 @@ from ..data.image_grid import (
     save_png,
     to_uint8,
 )
-from ..diffusion.guidance import NO_LABEL
 from ..gaussian_diffusion import GaussianDiffusion
 from ..logs.progress import progress_bar
+from ..nn import NO_LABEL
 from ..system.files import atomic_write
 from .image_noise import ImageNoise
 from .inpainting import Inpainting

@@ -10,8 +10,8 @@ from in_process import in_process
 from tiny_runs import save_run
 
 from improved_diffusion.commands.trained import Trained, options_of_guide
-from improved_diffusion.diffusion.guidance import NO_LABEL
 from improved_diffusion.errors import InputError
+from improved_diffusion.nn import NO_LABEL
 from improved_diffusion.options.using import InterpolationOptions
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.sampling.samplers import draw

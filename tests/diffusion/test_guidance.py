@@ -7,8 +7,9 @@ import pytest
 import torch as th
 
 from improved_diffusion import gaussian_diffusion as gd
-from improved_diffusion.diffusion.guidance import NO_LABEL, Guidance
+from improved_diffusion.diffusion.guidance import Guidance
 from improved_diffusion.errors import InputError
+from improved_diffusion.nn import NO_LABEL
 from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.sampling.samplers import SAMPLERS, draw
 

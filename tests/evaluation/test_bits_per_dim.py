@@ -15,9 +15,9 @@ from improved_diffusion.evaluation.bits_per_dim import (
     BpdTable,
     draw_timesteps,
     estimate_bpd,
-    save_table,
     strata_bounds,
 )
+from improved_diffusion.reports.bpd_report import save_table
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.script_util import create_gaussian_diffusion
 

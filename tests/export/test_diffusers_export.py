@@ -11,9 +11,9 @@ import torch as th
 from tiny_runs import save_run
 
 from improved_diffusion import gaussian_diffusion as gd
-from improved_diffusion.diffusion.guidance import NO_LABEL
 from improved_diffusion.errors import InputError
 from improved_diffusion.export import diffusers as export
+from improved_diffusion.nn import NO_LABEL
 from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.script_util import (
     create_model_and_diffusion,

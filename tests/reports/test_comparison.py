@@ -15,8 +15,8 @@ from openpyxl import load_workbook
 
 from improved_diffusion.data.image_grid import save_grid
 from improved_diffusion.errors import InputError
-from improved_diffusion.evaluation.bits_per_dim import BpdTable, estimate_bpd, save_table
-from improved_diffusion.evaluation.judge import Line, Verdict, save_verdict
+from improved_diffusion.evaluation.bits_per_dim import BpdTable, estimate_bpd
+from improved_diffusion.evaluation.judge import Line, Verdict
 from improved_diffusion.evaluation.quality import (
     FIGURES_OF_ALL,
     Figure,
@@ -24,6 +24,8 @@ from improved_diffusion.evaluation.quality import (
     kernel_distance,
 )
 from improved_diffusion.reports import comparison, comparison_report, plots
+from improved_diffusion.reports.bpd_report import save_table
+from improved_diffusion.reports.verdict_report import save_verdict
 from improved_diffusion.sampling.image_noise import ImageNoise
 from improved_diffusion.script_util import create_gaussian_diffusion
 

@@ -4,7 +4,7 @@ import torch as th
 from PIL import Image
 
 from improved_diffusion import dist_util, logger
-from improved_diffusion.diffusion.guidance import NO_LABEL
+from improved_diffusion.nn import NO_LABEL
 from improved_diffusion.sampling import samples
 from improved_diffusion.sampling.samples import Order, Samples, make_samples, save_samples
 from improved_diffusion.script_util import create_gaussian_diffusion
