@@ -10,7 +10,7 @@ from torch import nn
 
 from .errors import InputError
 from .fp16_util import convert_module_to_f16, convert_module_to_f32
-from .models.kernels import conv_of_doubled, norm_silu, pointwise_nd
+from .models.kernels import HALF, Attention, conv_of_doubled, norm_silu, pointwise_nd
 from .nn import (
     NO_LABEL,
     SiLU,
@@ -214,6 +214,8 @@ class QKVAttention(nn.Module):
 
     def forward(self, qkv: th.Tensor) -> th.Tensor:
         """Map queries, keys and values [B, 3C, T] to [B, C, T]."""
+        if qkv.dtype in HALF and qkv.device.type == "cpu":
+            return Attention.apply(qkv)
         q, k, v = qkv.chunk(3, dim=1)
         logits = (q * q.shape[1] ** -0.5).mT @ k  # [B, T, T], scaled first: float16 overflows
         # Written as it is, and not as v @ weight.mT, so that the gradient of the softmax arrives

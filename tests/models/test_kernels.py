@@ -113,3 +113,23 @@ def test_a_doubled_image_in_half_precision(size):
     assert y.dtype == th.bfloat16
     exact = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
     assert (y - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("shape", [(1, 24, 16), (3, 96, 64)])
+def test_attention_in_half_precision(dtype, shape):
+    th.manual_seed(0)
+    qkv = th.randn(shape).to(dtype).requires_grad_()
+    before, grad = qkv.detach().clone(), th.randn(shape[0], shape[1] // 3, shape[2]).to(dtype)
+    got = kernels.Attention.apply(qkv)
+    got.backward(grad)
+    exact = before.float().requires_grad_()
+    q, k, v = exact.chunk(3, dim=1)
+    weight = th.softmax((q * q.shape[1] ** -0.5).mT @ k, dim=-1)
+    wanted = (weight @ v.mT).mT
+    wanted.backward(grad.float())
+    assert got.dtype == qkv.grad.dtype == dtype
+    tolerance = {th.bfloat16: 0.02, th.float16: 0.003}[dtype]
+    for mine, exactly in ((got.detach(), wanted.detach()), (qkv.grad, exact.grad)):
+        assert (mine.float() - exactly).norm() < tolerance * exactly.norm()
+    assert th.equal(qkv.detach(), before)  # which are the layer's input, too

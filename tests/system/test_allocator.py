@@ -1,6 +1,7 @@
 """Memory that is kept as the process is configured, and given back."""
 
 import json
+import os
 import platform
 
 import pytest
@@ -30,6 +31,24 @@ allocator.give_back_memory()
 sizes.append(resident())
 print(json.dumps([(size - sizes[0]) / 2**20 for size in sizes[1:]]))
 """
+
+
+HUGE = """
+import re
+from pathlib import Path
+from improved_diffusion.system import allocator
+assert allocator.keep_freed_memory()
+areas = re.split(r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.M)
+print(any("[heap]" in area and re.search("^VmFlags:.* hg", area, re.M) for area in areas))
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="has no huge pages"
+)
+def test_the_heap_asks_for_huge_pages(monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert run_program(HUGE).strip() == "True"
 
 
 @pytest.mark.parametrize("keep", [True, False])
