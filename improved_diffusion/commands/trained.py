@@ -114,6 +114,104 @@ def named(names: list[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + rest
 
 
+@dataclass(frozen=True)
+class Config:
+    """What the ``config.json`` beside a model's file says; nothing, where there is none.
+
+    :param path: of it; "" where there is none.
+    :param flags: of the training.
+    :param data: what it says of the images.
+    :param sampling: flags of ``image_sample.py`` that it recommends.
+    """
+
+    path: str = ""
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def beside(cls, model_path: str) -> "Config":
+        """:raises InputError: if it is no run's configuration."""
+        folder = os.path.dirname(model_path) or "."
+        if CONFIG_NAME not in list_folder(folder):
+            return cls()
+        path = join(folder, CONFIG_NAME)
+        content = read_file(path)
+        try:
+            return cls._of(path, parse_json(content))
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
+            raise _no_configuration(path, error) from None
+
+    @classmethod
+    def _of(cls, path: str, config: Any) -> "Config":
+        flags, data = dict(config["flags"]), dict(config.get("data", {}))
+        known = {**SuperResTraining.types(), **ImageTraining.types()}
+        for name, value in flags.items():
+            if name not in known:
+                raise ValueError(f"there is no flag {name}")
+            try:
+                flags[name] = as_kind(value, known[name])
+            except TypeError as error:
+                raise TypeError(f"its {name} must be {error}") from None
+        if flags.get("num_classes") == AUTO:
+            raise ValueError(f"its num_classes is {AUTO}")
+        classes = data.get("classes") or []
+        if type(classes) is not list or not all(isinstance(name, str) for name in classes):
+            raise TypeError(f"its classes are {data['classes']!r}")
+        return cls(path, flags, data, dict(config.get(SAMPLING, {})))
+
+    def adopted(
+        self, part: type[Options], values: Mapping[str, Any], given: set[str]
+    ) -> dict[str, Any]:
+        """The flags of a part to take from the training.
+
+        :param values: all flags of the script; ``given`` names those of the command line.
+        :raises InputError: if a given flag contradicts the training; names all such with both
+            values.
+        """
+        rules = part.flags()
+        trained = {name: self.flags[name] for name in rules if name in self.flags}
+        contradicting = [
+            f"--{name} is {as_word(values[name])}, trained with {as_word(trained[name])}"
+            for name in sorted(trained.keys() & given)
+            if rules[name].in_use == "as trained" and values[name] != trained[name]
+        ]
+        if contradicting:
+            raise InputError(f"{'; '.join(contradicting)} (see {self.path}); leave such flags out")
+        return {
+            name: value
+            for name, value in trained.items()
+            if name not in given and rules[name].in_use != "not adopted"
+        }
+
+    def recommended(self, kind: type[Options], given: set[str]) -> dict[str, Any]:
+        """The flags to sample with that are not given, where the options are ``ImageSampling``.
+
+        :raises InputError: if they cannot be.
+        """
+        if not (self.sampling and issubclass(kind, ImageSampling)):
+            return {}
+        try:
+            values, known = parse_values(kind, None, as_words(self.sampling))
+        except (InputError, AttributeError) as error:
+            raise _no_configuration(self.path, f"its {SAMPLING}: {error}") from None
+        other_way = {"sampler"} if "use_ddim" in given else set()
+        if "guidance" in given:  # the interval was chosen for another scale
+            other_way |= {"guidance_low", "guidance_high"}
+        return {name: values[name] for name in sorted(known - given - other_way)}
+
+    def about(self, num_classes: int | str, recommended: Mapping[str, Any]) -> Trained:
+        """What is known of the model."""
+        return Trained(self.data, bool(self.path), int(num_classes), recommended)
+
+
+def _no_configuration(path: str, why: object) -> InputError:
+    return InputError(
+        f"{path} is not a run's configuration ({why}); copy it anew, or move it away and give the "
+        "flags that the model was trained with"
+    )
+
+
 def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse, Trained]:
     """The options of a script that uses a trained model, and what is known of that model.
 
@@ -127,16 +225,15 @@ def parse_for_model(kind: type[AnyUse], description: str | None) -> tuple[AnyUse
         raise InputError("no --model_path given; name a run's folder, or a model*.pt or ema_*.pt")
     _check_classes(values)
     path = file_of(values["model_path"])
-    config = read_config(path)
+    config = Config.beside(path)
     part = SuperResOptions if issubclass(kind, SuperResOptions) else ImageModelOptions
-    flags, data = _read_flags(part, *config) if config else ({}, {})
     for other in (ImageModelOptions, SuperResOptions):
-        if config and other is not part and other.SIZE in config[1]["flags"]:
+        if other is not part and other.SIZE in config.flags:
             raise InputError(f"{path} is of {other.WHAT}: use the {other.SCRIPTS}*.py scripts")
-    recommended = _recommended(kind, given, *config) if config else {}
-    values |= recommended | adopted(part, values, given, flags, config[0] if config else "")
+    recommended = config.recommended(kind, given)
+    values |= recommended | config.adopted(part, values, given)
     options = kind(**values | {"model_path": path})
-    return options, Trained(data, config is not None, int(values["num_classes"]), recommended)
+    return options, config.about(values["num_classes"], recommended)
 
 
 def file_of(model_path: str) -> str:
@@ -169,111 +266,23 @@ def load_run(path: str | os.PathLike, *, ema_correction: bool = True, **flags: A
         is unknown or contradicts its training.
     """
     file = file_of(os.fspath(path))
-    config = read_config(file)
-    saved = config[1].get("flags") if config and isinstance(config[1], dict) else None
-    enlarges = "large_size" in flags or (isinstance(saved, dict) and "large_size" in saved)
+    config = Config.beside(file)
+    enlarges = SuperResOptions.SIZE in flags.keys() | config.flags.keys()
     part = SuperResOptions if enlarges else ImageModelOptions
     if unknown := flags.keys() - part.flags():
         raise InputError(f"a model has no flag {min(unknown)!r}; see docs/flags.md")
-    found, data = _read_flags(part, *config) if config else ({}, {})
     values = part.defaults() | flags
     _check_classes(values)
-    values |= adopted(part, values, set(flags), found, config[0] if config else "")
+    values |= config.adopted(part, values, set(flags))
     options = part(**values)
     load_trained(model := build_model(options), file, ema_correction)
-    recommended = _recommended(ImageSampling, set(), *config) if config else {}
-    trained = Trained(data, config is not None, int(options.num_classes), recommended)
+    trained = config.about(options.num_classes, config.recommended(ImageSampling, set()))
     return LoadedRun(model, build_diffusion(options), options, trained)
 
 
 def _check_classes(values: dict[str, Any]) -> None:
     if values["num_classes"] == AUTO:
         raise InputError("--num_classes auto is for training; leave it out, or give the number")
-
-
-def _recommended(kind: type[Options], given: set[str], path: str, config: Any) -> dict[str, Any]:
-    """The flags that a run's configuration has for ``image_sample.py`` and that are not given."""
-    flags = config.get(SAMPLING, {})
-    if not (flags and issubclass(kind, ImageSampling)):
-        return {}
-    try:
-        values, known = parse_values(kind, None, as_words(flags))
-    except (InputError, AttributeError) as error:
-        raise _no_configuration(path, f"its {SAMPLING}: {error}") from None
-    other_way = {"sampler"} if "use_ddim" in given else set()
-    if "guidance" in given:  # the interval was chosen for another scale
-        other_way |= {"guidance_low", "guidance_high"}
-    return {name: values[name] for name in sorted(known - given - other_way)}
-
-
-def read_config(model_path: str) -> tuple[str, Any] | None:
-    """Path and content of the ``config.json`` beside a model's file, if there is one."""
-    folder = os.path.dirname(model_path) or "."
-    if CONFIG_NAME not in list_folder(folder):
-        return None
-    path = join(folder, CONFIG_NAME)
-    content = read_file(path)
-    try:
-        return path, parse_json(content)
-    except ValueError as error:
-        raise _no_configuration(path, error) from None
-
-
-def _no_configuration(path: str, why: object) -> InputError:
-    return InputError(
-        f"{path} is not a run's configuration ({why}); copy it anew, or move it away and give the "
-        "flags that the model was trained with"
-    )
-
-
-def _read_flags(
-    part: type[ModelOptions], path: str, config: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's flags in a run's configuration, and what it says of the data."""
-    try:
-        unknown = config["flags"].keys() - {*ImageTraining.flags(), *SuperResTraining.flags()}
-        if unknown:
-            raise ValueError(f"there is no flag {min(unknown)}")
-        flags = {
-            name: as_kind(config["flags"][name], type(default))
-            for name, default in part.defaults().items()
-            if name in config["flags"]
-        }
-        data = dict(config.get("data", {}))
-        classes = data.get("classes") or []
-        if type(classes) is not list or not all(isinstance(name, str) for name in classes):
-            raise TypeError(f"its classes are {data['classes']!r}")
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
-        raise _no_configuration(path, error) from None
-    return flags, data
-
-
-def adopted(
-    part: type[Options],
-    values: Mapping[str, Any],
-    given: set[str],
-    trained: Mapping[str, Any],
-    path: str,
-) -> dict[str, Any]:
-    """The flags to take from a training.
-
-    :param values: all flags of the script; ``given`` names those of the command line.
-    :param trained: the flags of the training; ``path`` is where they stand.
-    :raises InputError: if a given flag contradicts the training; names all such with both values.
-    """
-    rules: dict[str, Flag] = part.flags()
-    contradicting = [
-        f"--{name} is {as_word(values[name])}, trained with {as_word(trained[name])}"
-        for name in sorted(trained.keys() & given)
-        if rules[name].in_use == "as trained" and values[name] != trained[name]
-    ]
-    if contradicting:
-        raise InputError(f"{'; '.join(contradicting)} (see {path}); leave such flags out")
-    return {
-        name: value
-        for name, value in trained.items()
-        if name not in given and rules[name].in_use != "not adopted"
-    }
 
 
 def options_of_guide(options: GuideOptions, trained: Trained) -> tuple[ModelOptions, str]:
@@ -288,11 +297,10 @@ def options_of_guide(options: GuideOptions, trained: Trained) -> tuple[ModelOpti
         raise InputError(f"--guide_model {path} is the model itself; name a worse one")
     part = SuperResOptions if isinstance(options, SuperResOptions) else ImageModelOptions
     own = options.of(part)
-    config = read_config(path)
-    if config is None:
+    config = Config.beside(path)
+    if not config.path:
         return own, path
-    flags, data = _read_flags(part, *config)
-    theirs = part(**part.defaults() | adopted(part, {}, set(), flags, path))
+    theirs = part(**part.defaults() | config.adopted(part, {}, set()))
     differing = [
         f"{name} is {as_word(getattr(theirs, name))} there and {as_word(getattr(own, name))} here"
         for name, rules in part.flags().items()
@@ -304,7 +312,7 @@ def options_of_guide(options: GuideOptions, trained: Trained) -> tuple[ModelOpti
         differing.append("it has not learned to do without a label (its label_dropout is 0)")
     if own.class_cond and theirs.num_classes != own.num_classes:
         differing.append(f"num_classes is {theirs.num_classes} there and {own.num_classes} here")
-    names = list(data.get("classes") or ())
+    names = list(config.data.get("classes") or ())
     if own.class_cond and trained.names and names and names != trained.names:
         differing.append(f"its classes are {named(names)}, and here {named(trained.names)}")
     if differing:

@@ -22,6 +22,7 @@ from ..logs.tables import check_columns
 from ..options.model import AUTO, NUM_CLASSES
 from ..options.presets import PRESETS
 from ..options.training import (
+    DataOptions,
     EvalOptions,
     ImageTraining,
     LoopOptions,
@@ -52,16 +53,12 @@ def open_images(options: AnyTraining) -> tuple[AnyTraining, BatchStream]:
         data_dir = runs.find_data_dir(options.data_dir)
         options = options.but(data_dir=data_dir, precision=options.number_format)
         images = load_data(
-            data_dir=options.data_dir,
+            **options.of(DataOptions).as_dict(),
             batch_size=options.batch_size,
             image_size=options.size,
             class_cond=options.class_cond,
             seed=options.seed,
-            num_workers=options.num_workers,
-            random_flip=options.random_flip,
             in_channels=options.in_channels,
-            on_bad_image=options.on_bad_image,
-            labels=options.labels,
             shard=dist_util.rank(),
             num_shards=dist_util.world_size(),
         )

@@ -192,17 +192,17 @@ def remove_initial_weights(folder: str) -> None:
 
 def complete_steps(folder: str) -> list[int]:
     """Numbers of updates of the complete checkpoints in ``folder``, ascending."""
-    found: dict[int, set[str]] = {}
-    for part in filter(None, map(PART.fullmatch, list_folder(folder))):
-        found.setdefault(int(part["step"]), set()).add(part[1])
-    return sorted(step for step, parts in found.items() if parts >= {"state", "model"})
+    return [
+        step
+        for step, names in _files(folder).items()
+        if all(f"{kind}{step:06d}.pt" in names for kind in ("state", "model"))
+    ]
 
 
 def incomplete_parts(folder: str) -> list[str]:
     """Names of the files of checkpoints that lack their model or their state."""
     whole = {0, *complete_steps(folder)}  # what began a run is no checkpoint
-    parts = filter(None, map(PART.fullmatch, list_folder(folder)))
-    return [part.string for part in parts if int(part["step"]) not in whole]
+    return [name for step, names in _files(folder).items() if step not in whole for name in names]
 
 
 def newest_checkpoint(folder: str) -> str | None:
@@ -239,9 +239,18 @@ def model_path(folder: str, step: int) -> str:
 
 def files_of(folder: str, step: int) -> list[str]:
     """Names of the files of a checkpoint, the state's first."""
-    parts = filter(None, map(PART.fullmatch, list_folder(folder)))
-    names = [part.string for part in parts if int(part["step"]) == step]
-    return sorted(names, key=lambda name: not name.startswith("state"))
+    return _files(folder).get(step, [])
+
+
+def _files(folder: str) -> dict[int, list[str]]:
+    """Names of the files of all checkpoints by their updates, ascending; each state's first."""
+    found: dict[int, list[str]] = {}
+    for part in filter(None, map(PART.fullmatch, list_folder(folder))):
+        found.setdefault(int(part["step"]), []).append(part.string)
+    return {
+        step: sorted(names, key=lambda name: not name.startswith("state"))
+        for step, names in sorted(found.items())
+    }
 
 
 def damage_of(folder: str, step: int) -> str:
@@ -323,13 +332,14 @@ def remove_older_checkpoints(folder: str, keep: int) -> None:
     0 keeps all. The initial weights stay in any case.
     """
     steps = complete_steps(folder)
-    kept = {f"{step:06d}" for step in steps[-keep:]}
-    parts = filter(None, map(PART.fullmatch, list_folder(folder))) if keep and steps else ()
-    old = [p.string for p in parts if int(p["step"]) < steps[-1] and p["step"] not in kept]
-    old = [name for name in old if name != INITIAL]
-    # States go first: what is left, should this be interrupted, does not count any more.
-    for name in sorted(old, key=lambda name: not name.startswith("state")):
-        remove_file(join(folder, name))
+    if not (keep and steps):
+        return
+    for step, names in _files(folder).items():
+        if step < steps[-1] and step not in steps[-keep:]:
+            # Its state goes first: what is left, should this be interrupted, does not count.
+            for name in names:
+                if name != INITIAL:
+                    remove_file(join(folder, name))
 
 
 def parse_resume_step_from_filename(filename: str) -> int:

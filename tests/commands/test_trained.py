@@ -38,7 +38,7 @@ TRAINED = {"image_size": 16, "dropout": 0.1, "timestep_respacing": "5"}
 
 def adopt(given=(), **values):
     values = ImageModelOptions.defaults() | values
-    return trained.adopted(ImageModelOptions, values, set(given), TRAINED, "config.json")
+    return trained.Config("config.json", TRAINED).adopted(ImageModelOptions, values, set(given))
 
 
 def test_a_message_names_a_few_and_counts_the_rest():
