@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from improved_diffusion.commands.cli import run
 from improved_diffusion.commands.runs import prepare
-from improved_diffusion.commands.training import PREVIEW_IMAGES, open_images, train
+from improved_diffusion.commands.training import PREVIEW_IMAGES, open_training_images, train
 from improved_diffusion.image_datasets import BatchStream
 from improved_diffusion.options.command_line import parse_options
 from improved_diffusion.options.training import SuperResTraining
@@ -19,7 +19,7 @@ from improved_diffusion.train_util import Batch
 def main() -> None:
     options = parse_options(SuperResTraining, __doc__)
     prepare(options)
-    options, images = open_images(options)
+    options, images = open_training_images(options)
     model, diffusion = build_model(options), build_diffusion(options)
     data = WithLowRes(images, options.small_size)
     train("super_res_train", options, model, diffusion, images, data, preview_kwargs(data))

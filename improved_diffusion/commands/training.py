@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -12,8 +12,7 @@ import torch as th
 from .. import dist_util, logger
 from ..errors import InputError, LostRankError
 from ..evaluation.features import Extractor
-from ..evaluation.image_sets import ImageSet
-from ..evaluation.image_sets import open_images as open_real_images
+from ..evaluation.image_sets import ImageSet, open_images
 from ..evaluation.judge import check_count, kept_features
 from ..evaluation.quality import Reference
 from ..image_datasets import BadImageWarning, BatchStream, load_data
@@ -42,7 +41,7 @@ AnyTraining = TypeVar("AnyTraining", bound=ModelTraining)
 PREVIEW_IMAGES = 16
 
 
-def open_images(options: AnyTraining) -> tuple[AnyTraining, BatchStream]:
+def open_training_images(options: AnyTraining) -> tuple[AnyTraining, BatchStream]:
     """The stream of training batches that the flags ask for, this rank's share of it.
 
     :return: the options with the folder, the precision that ``use_fp16`` asks for and a number for
@@ -89,10 +88,10 @@ def train(
     :param preview_kwargs: conditions of the :data:`PREVIEW_IMAGES` samples drawn on the way.
     """
     summary = images.summary()
-    preview = make_sampler(options, images, diffusion, PREVIEW_IMAGES, preview_kwargs or {})
+    preview = make_preview(options, images, diffusion, PREVIEW_IMAGES, preview_kwargs or {})
     with dist_util.agreeing():
         _check_resumable(options)
-        judging = _open_judge(options, images) if dist_util.rank() == 0 else None
+        make_examiner = _open_judge(options, images, diffusion) if dist_util.rank() == 0 else None
     with dist_util.agreeing():
         _check_apart(runs.log_dir_of(script, options), options.data_dir)
     with runs.open_run(script, options, table=True, checkpoints=True) as folder, _logged_warnings():
@@ -104,7 +103,7 @@ def train(
         density = options.logsnr_mean, options.logsnr_std
         sampler = create_named_schedule_sampler(options.schedule_sampler, diffusion, *density)
         with dist_util.agreeing():
-            examiner = judging and _make_examiner(options, images, diffusion, folder, *judging)
+            examiner = make_examiner(folder) if make_examiner else None
         loop = TrainLoop(
             model=model,
             diffusion=diffusion,
@@ -150,7 +149,7 @@ def _say_how_to_go_on(loop: TrainLoop, folder: str) -> None:
     logger.log(f"Go on with: {runs.command_to_continue(folder, checkpoint)}")
 
 
-def make_sampler(
+def make_preview(
     options: ModelTraining,
     images: BatchStream,
     diffusion: SpacedDiffusion,
@@ -174,13 +173,16 @@ def make_sampler(
 
 
 def _open_judge(
-    options: ModelTraining, images: BatchStream
-) -> tuple[EvalOptions, Extractor, ImageSet] | None:
-    """What ``--eval_interval`` needs, checked; None where nothing is to be judged."""
+    options: ModelTraining, images: BatchStream, diffusion: SpacedDiffusion
+) -> Callable[[str], Examiner] | None:
+    """What ``--eval_interval`` needs, checked; None where nothing is to be judged.
+
+    :return: makes the examiner, with features of the real images, in a run's folder.
+    """
     if not isinstance(options, EvalOptions) or not options.eval_interval:
         return None
     folder = runs.find_data_dir(options.eval_dir, "cifar_test", "eval_dir")
-    real = open_real_images(folder, options.size, options.in_channels, by="none")
+    real = open_images(folder, options.size, options.in_channels, by="none")
     check_count("eval_dir", real)
     if os.path.realpath(folder) == os.path.realpath(options.data_dir):
         raise InputError("--eval_dir is --data_dir: judge by images that are not trained on")
@@ -191,21 +193,14 @@ def _open_judge(
             f"the images of --eval_dir ({folder}) are {kinds[0]}, those of --data_dir {kinds[1]}; "
             "judge by images of their own kind"
         )
-    return options, Extractor("lite0"), real
+    interval, extractor = options.eval_interval, Extractor("lite0")
+    preview = make_preview(options, images, diffusion, options.eval_samples, {})
 
+    def make_examiner(folder: str) -> Examiner:
+        seen = Reference(kept_features(extractor, real, folder))
+        return Examiner(interval, preview, extractor, seen)
 
-def _make_examiner(
-    options: ModelTraining,
-    images: BatchStream,
-    diffusion: SpacedDiffusion,
-    folder: str,
-    judging: EvalOptions,
-    extractor: Extractor,
-    real: ImageSet,
-) -> Examiner:
-    sampler = make_sampler(options, images, diffusion, judging.eval_samples, {})
-    seen = Reference(kept_features(extractor, real, folder))
-    return Examiner(judging.eval_interval, sampler, extractor, seen)
+    return make_examiner
 
 
 def _check_apart(log_dir: str, data_dir: str) -> None:

@@ -122,13 +122,13 @@ class Examiner:
     """Judges samples that are drawn while training, by the kernel distance to real images.
 
     :param interval: updates between two examinations.
-    :param sampler: draws the samples.
+    :param preview: draws the samples.
     :param extractor: looks at them.
     :param reference: what it saw in real images.
     """
 
     interval: int
-    sampler: Preview
+    preview: Preview
     extractor: Extractor
     reference: Reference
 
@@ -137,7 +137,7 @@ class Examiner:
     ) -> KernelDistance:
         """The kernel distance of samples of an EMA, drawn in that context."""
         with autocast:
-            samples = in_memory(self.sampler.images(model, average.weights))
+            samples = in_memory(self.preview.images(model, average.weights))
         features = features_of(self.extractor, samples)
         found = kernel_distance(features, self.reference)
         logger.log(

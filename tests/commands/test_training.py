@@ -57,7 +57,7 @@ def reaching(monkeypatch):
 def test_flags_of_the_data_reach_the_loader(flag, value, reaching):
     reaching(training, "load_data")
     with pytest.raises(Reached) as reached:
-        training.open_images(ImageTraining(data_dir="somewhere", **{flag: value}))
+        training.open_training_images(ImageTraining(data_dir="somewhere", **{flag: value}))
     assert reached.value.args[0][flag] == value
 
 
@@ -65,7 +65,7 @@ def test_the_density_of_noise_levels_reaches_what_draws_them(reaching, images, t
     reaching(training, "create_named_schedule_sampler")
     density = {"schedule_sampler": "laplace", "logsnr_mean": 1.0, "logsnr_std": 0.5}
     options = ImageTraining(data_dir=str(images), log_dir=str(tmp_path), **tiny, **density)
-    options, data = training.open_images(options)
+    options, data = training.open_training_images(options)
     parts = build_model(options), build_diffusion(options), data, data
     with pytest.raises(Reached) as reached:
         training.train("image_train", options, *parts)
