@@ -170,7 +170,7 @@ def _temporary_dir() -> str:
 
 def _rank() -> int:
     """This process's number among those that were started together."""
-    names = [name for name in _RANK_VARIABLES if os.getenv(name)]
+    names = [name for name in _RANK_VARIABLES if os.getenv(name, "").isdecimal()]
     if "WORLD_SIZE" not in os.environ:  # without which RANK is somebody else's
         names = [name for name in names if name != "RANK"]
     return int(os.environ[names[0]]) if names else 0
