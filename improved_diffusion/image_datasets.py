@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -200,6 +200,10 @@ class _Paths(ImageSource):
         return hash_of_names(self.names)
 
 
+def _warn(complaint: str) -> None:
+    warnings.warn(complaint, BadImageWarning, stacklevel=3)
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
 class BatchStream:
     """An endless iterator of ``(batch, cond)``; see :func:`load_data`.
@@ -218,6 +222,7 @@ class BatchStream:
     drop_last: bool
     shard: int
     num_shards: int
+    complain: Callable[[str], object] = _warn  # told of each image that is left out
 
     def __post_init__(self) -> None:
         _check_shard(self.shard, self.num_shards)
@@ -243,7 +248,7 @@ class BatchStream:
         for complaint in result.complaints:
             if complaint not in self._complaints:  # two threads may meet a bad file at once
                 self._complaints.add(complaint)
-                warnings.warn(complaint, BadImageWarning, stacklevel=2)
+                self.complain(complaint)
         self.position += 1
         if self.position == self.batches_per_epoch:
             self.epoch, self.position = self.epoch + 1, 0

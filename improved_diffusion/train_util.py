@@ -113,23 +113,23 @@ class TrainLoop:
             )
         if options.sample_interval and preview is None:
             raise InputError("sample_interval needs a preview, which draws the samples")
-        self.lr = lr
-        self.batch_size = batch_size
-        self.microbatch = microbatch if microbatch > 0 else batch_size
-        self.global_batch = batch_size * dist_util.world_size()
+        self.lr = options.lr
+        self.batch_size = options.batch_size
+        self.microbatch = options.microbatch if options.microbatch > 0 else options.batch_size
+        self.global_batch = options.batch_size * dist_util.world_size()
         self.ema_rate = options.ema_rates
         self.resume_checkpoint = find_resume_checkpoint() or options.resume_checkpoint
 
         device = dist_util.dev()
         model.to(device)
-        self.precision = Precision(options.number_format, device, fp16_scale_growth)
+        self.precision = Precision(options.number_format, device, options.fp16_scale_growth)
         self.model_params = list(model.parameters())
         self.weights = MasterWeights(model, self.precision.dtype)
         self.opt = self.weights.optimizer(
             options.optimizer,
-            lr=lr,
+            lr=options.lr,
             betas=(options.adam_beta1, options.adam_beta2),
-            weight_decay=weight_decay,
+            weight_decay=options.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
         dist_util.sync_params(self.model_params)
@@ -144,9 +144,11 @@ class TrainLoop:
         self._pace = Pace(options.time_budget)
         self.resume_step = 0  # updates of earlier processes; step has those of this one
         self.last_saved: int | None = None
+        self._initial_kept = False
         self._gathered: TrainState | None = None  # what all ranks knew after an update
         with dist_util.agreeing():
-            checkpoints.check_continues(get_blob_logdir(), self.resume_checkpoint)
+            keep = options.keep_checkpoints
+            checkpoints.check_continues(get_blob_logdir(), self.resume_checkpoint, keep)
             if self.resume_checkpoint:
                 self._resume(self.resume_checkpoint)
             log_rows.cut_log(self.state.last_row_step + 1)
@@ -256,9 +258,7 @@ class TrainLoop:
                 break
             began = time.monotonic()
             batch, cond = self._next_batch()
-            if self.step == 0:
-                folder, begun = get_blob_logdir(), self.resume_checkpoint
-                self.averages.keep_initial_weights(self.state, folder, begun)
+            self._keep_initial_weights()
             loss = self.run_step(batch, cond)
             self.step += 1
             took = time.monotonic() - began
@@ -283,6 +283,13 @@ class TrainLoop:
         self._remove_older_checkpoints()  # also what a killed run removed by half
         log_rows.write_unfinished_row(self.state, self._seconds())
         log_rows.export_results()
+
+    def _keep_initial_weights(self) -> None:
+        """Keep what the run began with, before the first update or checkpoint of this process."""
+        if not self._initial_kept:
+            begun = self.resume_checkpoint
+            self.averages.keep_initial_weights(self.state, get_blob_logdir(), begun)
+        self._initial_kept = True
 
     def _plan_if_measured(self, seconds: float) -> None:
         """Fix how many updates the time budget has room for, once their speed is known.
@@ -465,6 +472,7 @@ class TrainLoop:
 
         :raises OSError: on every rank, if it cannot be written.
         """
+        self._keep_initial_weights()
         self._gather_ranks()
         self.state.precision = self.precision.state_dict()
         self.state.seconds[0], self._started = self._seconds(), time.monotonic()

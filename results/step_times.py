@@ -4,7 +4,9 @@ Prints how many updates of each fit into the time of the first run, and into a q
 that runs with other settings can be given the same time on any machine.
 """
 
+import os
 import statistics
+import tempfile
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +56,6 @@ def main() -> None:
 
 def updates(job: Job, num_threads: int) -> Iterator[float]:
     """Updates with the job's flags, on images of noise."""
-    logger.Logger.CURRENT = logger.Logger(dir=None, output_formats=[])  # they say nothing
     cpu.configure_cpu(num_threads)
     words = as_words(job.settings | job.flags | {"num_threads": num_threads, "num_classes": 10})
     options = parse_options(ImageTraining, __doc__, words)
@@ -62,19 +63,22 @@ def updates(job: Job, num_threads: int) -> Iterator[float]:
     model, diffusion = build_model(options), build_diffusion(options)
     density = options.logsnr_mean, options.logsnr_std
     sampler = create_named_schedule_sampler(options.schedule_sampler, diffusion, *density)
-    loop = TrainLoop(
-        model=model,
-        diffusion=diffusion,
-        data=iter(()),
-        schedule_sampler=sampler,
-        flags=options.as_dict(),
-        **settings.as_dict(),
-    )
     size = options.image_size
     images = th.rand(options.batch_size, options.in_channels, size, size) * 2 - 1
     labels = {"y": th.zeros(len(images), dtype=th.int64)} if options.class_cond else {}
-    while True:
-        yield loop.run_step(images, labels)
+    os.environ.pop("DIFFUSION_BLOB_LOGDIR", None)
+    with tempfile.TemporaryDirectory() as empty:
+        logger.Logger.CURRENT = logger.Logger(dir=empty, output_formats=[])  # they say nothing
+        loop = TrainLoop(
+            model=model,
+            diffusion=diffusion,
+            data=iter(()),
+            schedule_sampler=sampler,
+            flags=options.as_dict(),
+            **settings.as_dict(),
+        )
+        while True:
+            yield loop.run_step(images, labels)
 
 
 if __name__ == "__main__":

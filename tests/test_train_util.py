@@ -51,6 +51,27 @@ def test_another_run_in_the_folder_of_one_is_refused(tmp_path):
     assert going_on.updates == 4
 
 
+def test_numbers_of_numpy_leave_checkpoints_that_can_be_loaded(silent_log):
+    settings = {"lr": np.float64(1e-2), "weight_decay": np.float32(0.1), "batch_size": np.int64(4)}
+    toy_loop(max_steps=2, **settings).run_loop()
+    going_on = toy_loop(max_steps=3, resume_checkpoint=silent_log / "model000002.pt", **settings)
+    going_on.run_loop()
+    assert going_on.updates == 3
+
+
+def test_initial_weights_follow_a_run_whose_next_batch_fails(tmp_path):
+    with logger.scoped_configure(dir=tmp_path / "a", format_strs=[]):
+        toy_loop(max_steps=2).run_loop()
+    begun = {"resume_checkpoint": tmp_path / "a" / "model000002.pt"}
+    with (
+        logger.scoped_configure(dir=tmp_path / "b", format_strs=[]),
+        pytest.raises(InputError, match="2 updates are saved"),
+    ):
+        toy_loop(data=iter(()), max_steps=3, **begun).run_loop()
+    for name in ("model000000.pt", "model000002.pt"):
+        assert (tmp_path / "b" / name).exists()
+
+
 @pytest.mark.parametrize("microbatch", [-1, 0, 1, 3, 4])
 def test_gradients_of_microbatches_are_summed(microbatch, silent_log):
     loop = toy_loop(microbatch=microbatch)

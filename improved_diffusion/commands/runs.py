@@ -22,6 +22,7 @@ from ..options.training import RunningOptions, RunOptions
 from ..options.using import ResultOptions
 from ..system import cpu
 from ..system.files import (
+    CONFIG_NAME,
     LOCK_NAME,
     atomic_write_text,
     is_local,
@@ -33,7 +34,6 @@ from ..system.files import (
 from ..training.previews import FOLDER as SAMPLES
 from ..training.state import seed_everything
 
-CONFIG_NAME = "config.json"
 LOG_NAME = "log.txt"
 VERSIONED = ("torch", "numpy", "pandas", "openpyxl", "pillow", "blobfile")
 

@@ -2,20 +2,21 @@
 
 import contextlib
 import os
-import warnings
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import torch as th
 
 from .. import dist_util, logger
+from ..data.folder_source import FolderSource
 from ..errors import InputError, LostRankError
 from ..evaluation.features import Extractor
 from ..evaluation.image_sets import ImageSet, open_images
 from ..evaluation.judge import check_count, kept_features
 from ..evaluation.quality import Reference
-from ..image_datasets import BadImageWarning, BatchStream, load_data
+from ..image_datasets import BatchStream, load_data
 from ..logs.columns import COLUMNS, IN_EVERY_LOG
 from ..logs.tables import check_columns
 from ..options.model import AUTO, NUM_CLASSES
@@ -30,7 +31,7 @@ from ..options.training import (
 )
 from ..resample import create_named_schedule_sampler
 from ..respace import SpacedDiffusion
-from ..system.files import is_local
+from ..system.files import is_local, join
 from ..train_util import Batch, TrainLoop, get_blob_logdir
 from ..training import checkpoints
 from ..training.previews import Examiner, Preview
@@ -93,9 +94,11 @@ def train(
         _check_resumable(options)
         make_examiner = _open_judge(options, images, diffusion) if dist_util.rank() == 0 else None
     with dist_util.agreeing():
-        _check_apart(runs.log_dir_of(script, options), options.data_dir)
-    with runs.open_run(script, options, table=True, checkpoints=True) as folder, _logged_warnings():
-        found = dist_util.by_rank_0(lambda: _checkpoint_to_resume(options.resume_checkpoint))
+        _check_apart(runs.log_dir_of(script, options), images)
+    images.complain = logger.warn
+    with runs.open_run(script, options, table=True, checkpoints=True) as folder:
+        wanted, keep = options.resume_checkpoint, options.keep_checkpoints
+        found = dist_util.by_rank_0(lambda: _checkpoint_to_resume(wanted, folder, keep))
         going = options.but(resume_checkpoint=found)
         with dist_util.agreeing():
             _check_against_checkpoint(going, images)
@@ -186,55 +189,35 @@ def _open_judge(
     check_count("eval_dir", real)
     if os.path.realpath(folder) == os.path.realpath(options.data_dir):
         raise InputError("--eval_dir is --data_dir: judge by images that are not trained on")
-    training = ImageSet(images.source, options.size, options.in_channels)
-    if real.has_colours != training.has_colours:
-        kinds = ("in colour", "grey") if real.has_colours else ("grey", "in colour")
-        raise InputError(
-            f"the images of --eval_dir ({folder}) are {kinds[0]}, those of --data_dir {kinds[1]}; "
-            "judge by images of their own kind"
-        )
     interval, extractor = options.eval_interval, Extractor("lite0")
     preview = make_preview(options, images, diffusion, options.eval_samples, {})
 
+    training = ImageSet(images.source, options.size, options.in_channels)
+
     def make_examiner(folder: str) -> Examiner:
+        with contextlib.suppress(InputError):  # an image that cannot be read is told in its turn
+            if real.has_colours != training.has_colours:
+                kinds = ("in colour", "grey") if real.has_colours else ("grey", "in colour")
+                logger.warn(
+                    f"The images to judge by are {kinds[0]}, those to train on {kinds[1]}, so kid "
+                    "says little: give an --eval_dir of their kind"
+                )
         seen = Reference(kept_features(extractor, real, folder))
         return Examiner(interval, preview, extractor, seen)
 
     return make_examiner
 
 
-def _check_apart(log_dir: str, data_dir: str) -> None:
+def _check_apart(log_dir: str, images: BatchStream) -> None:
     """:raises InputError: if the run's pictures would come among the images."""
-    if not is_local(data_dir) or not os.path.isdir(data_dir):
+    source = images.source
+    if not isinstance(source, FolderSource) or not is_local(source.path):
         return
-    if Path(log_dir).resolve().is_relative_to(Path(data_dir).resolve()):
+    if Path(log_dir).resolve().is_relative_to(Path(source.path).resolve()):
         raise InputError(
-            f"the run's folder {log_dir} would lie among the images of {data_dir}, and its "
-            "pictures be trained on; give a --log_dir elsewhere"
+            f"the run's folder {log_dir} would lie among the images of {source.path}, and its "
+            "pictures be taken for some of them; give a --log_dir elsewhere"
         )
-
-
-@contextlib.contextmanager
-def _logged_warnings() -> Iterator[None]:
-    """Have the log say which images are left out."""
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if issubclass(category, BadImageWarning):
-                logger.warn(str(message))
-            else:
-                shown(message, category, filename, lineno, file, line)
-
-        warnings.showwarning = show
-        yield
 
 
 def _check_resumable(options: TrainingOptions) -> None:
@@ -247,7 +230,7 @@ def _check_resumable(options: TrainingOptions) -> None:
             f"--resume_checkpoint {path} is a folder; give --log_dir {path} and "
             "--resume_checkpoint auto"
         )
-    elif os.path.basename(path).startswith(("opt", "state")):
+    elif re.fullmatch(r"(opt|state)\d+\.pt", os.path.basename(path)):
         raise InputError(f"cannot resume from {path} alone; give the model*.pt beside it")
     elif os.path.basename(path).startswith("ema_"):
         raise InputError(
@@ -258,23 +241,28 @@ def _check_resumable(options: TrainingOptions) -> None:
         raise InputError(f"no checkpoint file at {path}; check --resume_checkpoint")
 
 
-def _checkpoint_to_resume(resume_checkpoint: str) -> str:
+def _checkpoint_to_resume(resume_checkpoint: str, log_dir: str, keep: int) -> str:
     """The checkpoint that ``--resume_checkpoint`` means: "" for none.
 
-    Of what ``auto`` finds, broken checkpoints are set aside.
+    Of what ``auto`` finds, broken checkpoints are set aside, and what a kill left of a first one.
+
+    :param keep: how many checkpoints are to be kept, or 0 for all.
 
     :raises InputError: if the checkpoint is broken, or another run's while this folder has one.
     """
     folder = get_blob_logdir()
     if resume_checkpoint != "auto":
-        checkpoints.check_continues(folder, resume_checkpoint)
+        checkpoints.check_continues(folder, resume_checkpoint, keep)
         if resume_checkpoint and is_local(resume_checkpoint):
             _check_whole(resume_checkpoint)
         return resume_checkpoint
     if checkpoints.newest_checkpoint(folder) is None:
-        for name in checkpoints.incomplete_parts(folder):
-            checkpoints.set_file_aside(folder, name)
-            logger.warn(f"{name} is of no complete checkpoint and set aside as *.broken")
+        torn = checkpoints.incomplete_parts(folder)
+        if torn and not (len(torn) == 1 and os.path.exists(join(log_dir, runs.CONFIG_NAME))):
+            checkpoints.check_continues(folder, "")  # no run of this program's was killed there
+        for names in torn.values():
+            checkpoints.set_aside(folder, names)
+            logger.warn(f"{', '.join(names)}: of no complete checkpoint and set aside as *.broken")
         logger.log("No complete checkpoint in the log directory: starting fresh")
         return ""
     whole, damages = checkpoints.newest_whole_checkpoint(folder)
@@ -284,7 +272,7 @@ def _checkpoint_to_resume(resume_checkpoint: str) -> str:
             f"no checkpoint in {folder} is whole ({said}); restore one, or give another --log_dir"
         )
     for step, damage in damages.items():
-        checkpoints.set_aside(folder, step)
+        checkpoints.set_aside(folder, checkpoints.files_of(folder, step))
         logger.warn(f"Checkpoint {step:06d} is broken and set aside as *.broken ({damage})")
     return whole
 

@@ -12,9 +12,8 @@ from ..data.image_files import files_below
 from ..data.image_source import ImageSource, Labels
 from ..data.sources import open_source
 from ..errors import InputError
-from ..system.files import is_local
+from ..system.files import CONFIG_NAME, is_local
 
-RUN_CONFIG = "config.json"  # lies in a run's folder
 FEATURES = ".features.npz"  # how the names of files of features end
 GLANCE = 50  # images that say whether all are in colour
 TINGE = 16  # difference of channels, of 255, that JPEG may give to grey
@@ -114,7 +113,7 @@ def find_samples(path: str) -> str:
     found = [name for name in made if not name.endswith(FEATURES)]  # of samples once judged by
     if len(found) > 1:
         raise InputError(f"several samples in {path}: give one of {', '.join(found)}")
-    if not found and os.path.isfile(os.path.join(path, RUN_CONFIG)):
+    if not found and os.path.isfile(os.path.join(path, CONFIG_NAME)):
         raise InputError(
             f"no samples_*.npz in {path}, the folder of a run; make some with image_sample.py"
         )

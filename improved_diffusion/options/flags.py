@@ -11,6 +11,7 @@ what sampling may override all follow from that one line::
 import dataclasses
 import functools
 import math
+import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -178,6 +179,8 @@ def as_kind(value: Any, kind: Any) -> Any:
     """
     kinds = typing.get_args(kind) or (kind,)
     for each in kinds:
+        if each is str and isinstance(value, os.PathLike):
+            return os.fspath(value)
         is_one = isinstance(value, TAKEN[each][0]) and not isinstance(value, bool)
         if value in (0, 1) if each is bool else is_one:
             return each(value)

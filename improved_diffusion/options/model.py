@@ -234,7 +234,9 @@ class ModelOptions(DiffusionOptions):
         if self.in_channels not in IMAGE_CHANNELS:
             channels = self.in_channels
             yield f"in_channels must be 1 (grey), 3 (colour) or 4 (with alpha), got {channels}"
-        if self.class_cond and self.num_classes != AUTO and int(self.num_classes) < 1:
+        if isinstance(self.num_classes, str) and self.num_classes != AUTO:
+            yield f"num_classes must be a number or {AUTO}, got {self.num_classes!r}"
+        elif self.class_cond and self.num_classes != AUTO and int(self.num_classes) < 1:
             yield f"num_classes must be at least 1, got {self.num_classes}"
         if self.label_dropout and not self.class_cond:
             yield "--label_dropout is for a model with classes; give --class_cond True, too"

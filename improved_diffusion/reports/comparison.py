@@ -19,7 +19,7 @@ from ..evaluation.quality import FIGURES_OF_ALL, jackknife_error
 from ..logs.columns import COLUMNS
 from ..logs.tables import read_columns
 from ..system.archives import read_arrays
-from ..system.files import legible
+from ..system.files import CONFIG_NAME, legible
 from .run_workbook import read_json, seconds_of
 
 PANELS = {c.name: c.panel for c in COLUMNS if c.panel}  # the columns that are compared
@@ -99,7 +99,8 @@ def read_run(folder: str | os.PathLike) -> Run:
     found = sorted(folder.glob("*/bits_per_dim.json"))
     grids = sorted(folder.glob("*/samples_*.png"), key=lambda path: path.stat().st_mtime)
     pictures = {legible(path.parent.name): path for path in grids}  # the newest of each folder
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    path = folder / CONFIG_NAME
+    config = read_json(path) if path.exists() else {}
     return Run(
         legible(folder.resolve().name),
         config,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..logs.columns import COLUMNS, in_order
 from ..logs.tables import read_columns
-from ..system.files import legible, parse_json
+from ..system.files import CONFIG_NAME, legible, parse_json
 from .sheets import (
     add_chart,
     add_moving_mean,
@@ -58,7 +58,7 @@ def export_workbook(
     :raises InputError: if the CSV file, the picture or config.json is missing or is not one.
     """
     log = _read_log(csv_path)
-    config = Path(csv_path).with_name("config.json")
+    config = Path(csv_path).with_name(CONFIG_NAME)
     book = new_book()
     put_title(book["summary"], 1, f"Training run {Path(csv_path).resolve().parent.name}", note)
     put_table(book["summary"], put_pairs(book["summary"], 4, _facts(log)), _summary(log))

@@ -6,15 +6,18 @@ many that looking them up takes 2 to 5 % of a step.
 """
 
 import ctypes
+import mmap
 import platform
+import sys
 
 # Options of glibc's mallopt (malloc.h), and of Linux's madvise.
-M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3
+M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4
 MADV_HUGEPAGE = 14
 HUGE_PAGE = 2**21
 LARGEST_BLOCKS = 2**30, 2**25  # the second is the most that glibc before 2.35 takes
 LARGEST_INT = 2**31 - 1
-HEAP = 2**30 - HUGE_PAGE  # less than the larger of these, or it would be no part of the heap
+MOST_MAPPED = 65536  # glibc's own M_MMAP_MAX
+HEAP = 2**30
 
 
 def keep_freed_memory() -> bool:
@@ -28,7 +31,7 @@ def keep_freed_memory() -> bool:
     kept = any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_BLOCKS)
     if not (kept and mallopt(M_TRIM_THRESHOLD, LARGEST_INT)):
         return False
-    mallopt(M_MXFAST, 0)  # whose small blocks it would gather at each large one
+    mallopt(M_MXFAST, 0)  # else each large block first joins all small ones that are free
     _ask_for_huge_pages()
     return True
 
@@ -42,17 +45,35 @@ def give_back_memory() -> None:
 
 def _ask_for_huge_pages() -> None:
     """Have Linux back the next gigabyte of the heap by pages of 2 MB, once they are used."""
+    if not _has_room(HEAP):
+        return
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    libc.mallopt(M_MMAP_MAX, 0)  # from the heap
     room = libc.malloc(HEAP)  # addresses alone
+    libc.mallopt(M_MMAP_MAX, MOST_MAPPED)
     if room and room < libc.sbrk(0):  # of the heap, and not of another allocator
         first = -(-room // HUGE_PAGE) * HUGE_PAGE
         last = (room + HEAP) // HUGE_PAGE * HUGE_PAGE
         libc.madvise(first, last - first, MADV_HUGEPAGE)  # where it cannot, nothing is lost
     libc.free(room)
+
+
+def _has_room(size: int) -> bool:
+    """Whether the process may have so many more bytes of addresses.
+
+    glibc that asks for them in vain goes on in another place, which does not keep what is freed.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _has_glibc() -> bool:

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from ..errors import InputError
 
+CONFIG_NAME = "config.json"  # lies in a run's folder
 UNFINISHED = ".improved_diffusion.tmp"  # how the names of files in the making end
 LOCK_NAME = ".lock"  # of the file that says that a process writes to a folder
 

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..models.architecture import Weights, check_fit, is_plain
 from ..system.archives import find_damage
 from ..system.files import (
+    CONFIG_NAME,
     atomic_files,
     is_local,
     join,
@@ -199,10 +200,10 @@ def complete_steps(folder: str) -> list[int]:
     ]
 
 
-def incomplete_parts(folder: str) -> list[str]:
-    """Names of the files of checkpoints that lack their model or their state."""
+def incomplete_parts(folder: str) -> dict[int, list[str]]:
+    """Names of the files of checkpoints that lack their model or their state, by their updates."""
     whole = {0, *complete_steps(folder)}  # what began a run is no checkpoint
-    return [name for step, names in _files(folder).items() if step not in whole for name in names]
+    return {step: names for step, names in _files(folder).items() if step not in whole}
 
 
 def newest_checkpoint(folder: str) -> str | None:
@@ -211,24 +212,29 @@ def newest_checkpoint(folder: str) -> str | None:
     return model_path(folder, steps[-1]) if steps else None
 
 
-def check_continues(folder: str, resume_checkpoint: str) -> None:
+def check_continues(folder: str, resume_checkpoint: str, keep: int = 0) -> None:
     """Refuse to mix the checkpoints and the log of two runs.
 
+    :param keep: how many checkpoints are to be kept, or 0 for all.
     :raises InputError: if ``folder`` holds a run and ``resume_checkpoint`` is not its newest, or
-        weights without a run's state, in whose place others would be written.
+        weights without a run's state that would be replaced or removed.
     """
     newest = newest_checkpoint(folder)
-    other = "DIFFUSION_BLOB_LOGDIR" if os.getenv("DIFFUSION_BLOB_LOGDIR") else "--log_dir"
+    by_variable = os.getenv("DIFFUSION_BLOB_LOGDIR", "")
+    other = "another DIFFUSION_BLOB_LOGDIR" if by_variable else "another folder (--log_dir)"
     if newest and os.path.realpath(resume_checkpoint) != os.path.realpath(newest):
         raise InputError(
             f"{os.path.dirname(newest)} already holds a run, up to {os.path.basename(newest)}; "
-            f"give --resume_checkpoint auto to continue it, or another {other}"
+            f"continue it (--resume_checkpoint auto, in Python its path), or take {other}"
         )
-    parts = incomplete_parts(folder)
-    if not newest and parts and not (resume_checkpoint and lies_in(resume_checkpoint, folder)):
+    if newest or not (parts := incomplete_parts(folder)):
+        return
+    latest = max(parts)
+    begins_here = lies_in(resume_checkpoint, folder) and not keep
+    if not (begins_here and parse_resume_step_from_filename(resume_checkpoint) == latest):
         raise InputError(
-            f"{folder} has {parts[-1]}, and no complete checkpoint, of a model and a state: give "
-            f"another {other}; or to go on from weights alone, name them as --resume_checkpoint"
+            f"{folder} has {parts[latest][-1]} without a run's state, which would be replaced or "
+            f"removed: take {other}, and name a model*.pt as --resume_checkpoint to begin with it"
         )
 
 
@@ -276,15 +282,10 @@ def newest_whole_checkpoint(folder: str) -> tuple[str | None, dict[int, str]]:
     return None, damages
 
 
-def set_aside(folder: str, step: int) -> None:
+def set_aside(folder: str, names: Iterable[str]) -> None:
     """Add :data:`BROKEN` to the names of a checkpoint's files, so that it counts no more."""
-    for name in files_of(folder, step):
-        set_file_aside(folder, name)
-
-
-def set_file_aside(folder: str, name: str) -> None:
-    """Add :data:`BROKEN` to the name of a file in ``folder``."""
-    move_file(join(folder, name), join(folder, f"{name}{BROKEN}"))
+    for name in names:
+        move_file(join(folder, name), join(folder, f"{name}{BROKEN}"))
 
 
 def choose_ema(folder: str) -> str:
@@ -309,7 +310,7 @@ def choose_ema(folder: str) -> str:
 def _why_no_ema(names: Sequence[str]) -> str:
     if any(PART.fullmatch(name) and name != INITIAL for name in names):
         return "name a model*.pt in it"
-    if INITIAL in names or "config.json" in names:
+    if INITIAL in names or CONFIG_NAME in names:
         return (
             "its training writes the first checkpoint after --save_interval updates, and when it "
             "is stopped by Ctrl-C"
@@ -357,7 +358,8 @@ def companion(model_path: str, prefix: str, step: int) -> str | None:
 
 def lies_in(path: str, folder: str) -> bool:
     """Whether ``folder`` is where the file ``path`` is."""
-    return os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
+    path = os.path.realpath(path) if is_local(path) else path  # which may be a link
+    return bool(path) and os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
 
 
 def load_model_file(path: str) -> dict[str, th.Tensor]:

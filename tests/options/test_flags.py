@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,7 @@ def test_values_become_the_type_of_the_annotation():
     assert made == Painted(sides=5, size=2.0, colour="blue", filled=True)
     assert [type(value) for value in made.as_dict().values()] == [int, float, str, bool]
     assert Painted(filled=1).filled is True
+    assert TrainingOptions(data_dir=Path("photos")).data_dir == "photos"
 
 
 def test_special_values_are_out_of_bounds():

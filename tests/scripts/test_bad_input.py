@@ -114,7 +114,8 @@ BAD_INPUT = [
     (TRAIN, {"log_dir": "{locked}"}, "another run is writing to"),
     (TRAIN, {"log_dir": "{ragged}"}, r"progress\.csv: row 1 has 3 cells"),
     (TRAIN, {"log_dir": "{run}"}, "/run already holds a run"),
-    (TRAIN, {"log_dir": "{published}"}, "has model000001.pt, and no complete checkpoint"),
+    (TRAIN, {"log_dir": "{published}"}, r"has model000001.pt without a run's state"),
+    (TRAIN, {"num_classes": "ten"} | CLASSES, "expected a number or auto, got 'ten'"),
     (TRAIN, {"log_dir": "{images}/run"}, "would lie among the images of"),
     # checkpoints to go on from
     (TRAIN, {"resume_checkpoint": "auto", "log_dir": ""}, "auto looks in --log_dir; give that too"),

@@ -296,7 +296,7 @@ def test_a_judged_training_goes_on_to_the_bit(judged, photos, data, tmp_path):
     assert killing.differences(judged, tmp_path / "parts") == []
 
 
-def test_training_refuses_what_cannot_judge(photos, data, tmp_path, capsys):
+def test_training_refuses_what_cannot_judge_or_warns_of_it(photos, data, tmp_path, capsys):
     few = killing.make_images(tmp_path / "few", count=20)
     assert train(photos, data, tmp_path / "out", eval_dir=few) == 2
     assert "--eval_dir has 20 images, too few" in capsys.readouterr().err
@@ -306,5 +306,6 @@ def test_training_refuses_what_cannot_judge(photos, data, tmp_path, capsys):
     grey.mkdir()
     for path in (data / "test").iterdir():
         Image.open(path).convert("L").save(grey / path.name)
-    assert train(photos, data, tmp_path / "out", eval_dir=grey) == 2
-    assert "are grey, those of --data_dir in colour; judge by" in capsys.readouterr().err
+    assert train(photos, data, tmp_path / "out", eval_dir=grey, max_steps=1) == 0
+    said = (tmp_path / "out" / "log.txt").read_text()
+    assert "images to judge by are grey, those to train on in colour" in said

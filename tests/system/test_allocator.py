@@ -51,6 +51,27 @@ def test_the_heap_asks_for_huge_pages(monkeypatch):
     assert run_program(HUGE).strip() == "True"
 
 
+LIMITED = """
+import resource
+from improved_diffusion.system import allocator
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
+assert allocator.keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    before = faults()
+    blocks = [b"x" * (50 << 20) for _ in range(3)]
+    del blocks
+print(faults() - before)
+"""
+
+
+def test_memory_is_kept_where_there_is_no_room_for_huge_pages(monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert int(run_program(LIMITED)) < 1000
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_freed_memory_is_kept_until_it_is_given_back(keep, monkeypatch):
     monkeypatch.delenv("LD_PRELOAD", raising=False)
