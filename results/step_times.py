@@ -6,8 +6,8 @@ that runs with other settings can be given the same time on any machine.
 
 import os
 import statistics
-import tempfile
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
