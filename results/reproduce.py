@@ -33,6 +33,7 @@ IN_FP32: dict[str, object] = {"precision": "fp32"}
 SETTINGS = COURSE | AUTO | {"data_dir": TRAIN_DATA}
 DRAWN = AUTO | {"batch_size": 16}
 FAST = DRAWN | {"sampler": "dpmpp", "sampling_steps": 20, "eta": 0.5}
+GUIDED: dict[str, object] = {"guidance": 4, "guidance_high": 3}  # as --preset cifar10_hour
 # How an EMA is evaluated, by the name that the folder of it begins with.
 EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
     "nll": (
@@ -42,14 +43,17 @@ EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
     "ddpm": ("image_sample.py", DRAWN | {"sampler": "ddpm", "num_samples": 500}),
     "dpmpp": ("image_sample.py", FAST | {"num_samples": 2000}),
     "plain": ("image_sample.py", FAST | {"num_samples": 1000, "guidance": 1}),
-    "guided": ("image_sample.py", FAST | {"num_samples": 1000, "guidance": 3}),
+    "guided": ("image_sample.py", FAST | GUIDED | {"num_samples": 1000}),
     "brief": ("image_sample.py", FAST | IN_FP32 | {"num_samples": 500, "guidance": 1}),
     "judged_brief": ("image_eval.py", IN_FP32 | {"reference": TEST_DATA}),
 }
 JUDGED = "judged_"  # before the name of samples: what the judge says of them
 JUDGE = AUTO | {"reference": TEST_DATA, "train": TRAIN_DATA}
 WORKBOOK_NOTE = "Samples: EMA {rate}, {how}."
-SHOWN = {"ddpm": "1,000 ancestral steps", "guided": "20 steps of DPM-Solver++, guidance 3"}
+SHOWN = {
+    "ddpm": "1,000 ancestral steps",
+    "guided": "20 steps of DPM-Solver++, guidance 4 up to sigma 3",
+}
 COMPARISON_NOTE = (
     "One seed each. Bits/dim: 256 test images, 20 timesteps of each, float32. "
     "Samples: ddpm takes 1,000 steps, dpmpp 20 with eta 0.5."

@@ -22,6 +22,7 @@ from ..options.model import (
     ModelOptions,
     SuperResOptions,
 )
+from ..options.presets import without_followers
 from ..options.training import ImageTraining, SuperResTraining
 from ..options.using import (
     GuideOptions,
@@ -195,10 +196,8 @@ class Config:
             values, known = parse_values(kind, None, as_words(self.sampling))
         except (InputError, AttributeError) as error:
             raise _no_configuration(self.path, f"its {SAMPLING}: {error}") from None
-        other_way = {"sampler"} if "use_ddim" in given else set()
-        if "guidance" in given:  # the interval was chosen for another scale
-            other_way |= {"guidance_low", "guidance_high"}
-        return {name: values[name] for name in sorted(known - given - other_way)}
+        free = without_followers(values, given).keys() & known - given
+        return {name: values[name] for name in sorted(free)}
 
     def about(self, num_classes: int | str, recommended: Mapping[str, Any]) -> Trained:
         """What is known of the model."""

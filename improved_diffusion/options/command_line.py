@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ..errors import InputError
 from .flags import Flag, Options
-from .presets import PRESETS
+from .presets import PRESETS, without_followers
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 _NOT_GIVEN = object()
@@ -43,7 +43,8 @@ def parse_values(
 ) -> tuple[dict[str, Any], set[str]]:
     """The values of all flags, not yet checked, and the names of those that were given.
 
-    Where there is a flag ``preset``, the words of the preset come before all others.
+    Where there is a flag ``preset``, the words of the preset come before all others, but for those
+    that go with a flag which is given.
     """
     parser = Parser(description)
     types, rules = kind.types(), kind.flags()
@@ -58,7 +59,7 @@ def parse_values(
     words = sys.argv[1:] if words is None else words
     given = parse(words)
     if preset := PRESETS.get(given.get("preset", "")):
-        given = parse([*as_words(preset.flags), *words])
+        given = parse([*as_words(without_followers(preset.flags, given)), *words])
     return kind.defaults() | given, set(given)
 
 

@@ -1,6 +1,6 @@
 """Named sets of flags for ``image_train.py``: the one place that a new preset needs."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -83,7 +83,8 @@ PRESETS: dict[str, Preset] = {
             "batch_size": 8,
             "ema_rate": "0.998",
             "time_budget": 60.0,
-            "guidance": 3.0,
+            "guidance": 4.0,
+            "guidance_high": 3.0,
             **KEPT,
         },
         sampling=FAST,
@@ -112,3 +113,10 @@ PRESETS: dict[str, Preset] = {
         sampling=FAST,
     ),
 }
+# Recommended values that were chosen for the recommended value of another flag.
+FOLLOWERS = {"guidance_low": "guidance", "guidance_high": "guidance", "sampler": "use_ddim"}
+
+
+def without_followers(flags: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Recommended flags, but for those that go with a flag which is given."""
+    return {name: value for name, value in flags.items() if FOLLOWERS.get(name) not in given}

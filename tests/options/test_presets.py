@@ -46,6 +46,7 @@ def test_the_command_line_overrides_a_preset(order):
     ]
     options = parse(*words[0], *words[1], "--label_dropout", "0", "--guidance=1")
     assert (options.lr, options.class_cond, options.guidance) == (0.5, False, 1.0)
+    assert options.guidance_high == 0  # the preset's is for its own scale
     assert options.predict_v
 
 
