@@ -38,8 +38,10 @@ import re
 from pathlib import Path
 from improved_diffusion.system import allocator
 assert allocator.keep_freed_memory()
+has_room = allocator._has_room(allocator.HEAP)
 areas = re.split(r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.M)
-print(any("[heap]" in area and re.search("^VmFlags:.* hg", area, re.M) for area in areas))
+asked = any("[heap]" in area and re.search("^VmFlags:.* hg", area, re.M) for area in areas)
+print(asked == has_room)
 """
 
 
