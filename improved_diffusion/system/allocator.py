@@ -18,6 +18,7 @@ LARGEST_BLOCKS = 2**30, 2**25  # the second is the most that glibc before 2.35 t
 LARGEST_INT = 2**31 - 1
 MOST_MAPPED = 65536  # glibc's own M_MMAP_MAX
 HEAP = 2**30
+_keeps = False  # whether this process was told to keep what is freed
 
 
 def keep_freed_memory() -> bool:
@@ -31,6 +32,8 @@ def keep_freed_memory() -> bool:
     kept = any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_BLOCKS)
     if not (kept and mallopt(M_TRIM_THRESHOLD, LARGEST_INT)):
         return False
+    global _keeps
+    _keeps = True
     mallopt(M_MXFAST, 0)  # else each large block first joins all small ones that are free
     _ask_for_huge_pages()
     return True
@@ -40,6 +43,7 @@ def give_back_memory() -> None:
     """Return freed memory to the system, once: before something else needs room for a while."""
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+    if _keeps:
         _ask_for_huge_pages()  # what comes after the heap's end is as it was at first
 
 

@@ -53,6 +53,28 @@ def test_the_heap_asks_for_huge_pages(monkeypatch):
     assert run_program(HUGE).strip() == "True"
 
 
+UNTUNED = """
+import resource
+from improved_diffusion.system import allocator
+allocator.give_back_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    before = faults()
+    blocks = [b"x" * (4 << 20) for _ in range(3)]
+    del blocks[1:]
+    del blocks
+print(faults() - before)
+"""
+
+
+def test_a_process_that_keeps_nothing_is_left_as_it_was(monkeypatch):
+    """Its glibc learns which blocks to keep, unless one of its settings is changed."""
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    changed = UNTUNED.replace("allocator.give", "allocator._ask_for_huge_pages(); allocator.give")
+    assert int(run_program(UNTUNED)) < int(run_program(changed))
+
+
 LIMITED = """
 import resource
 from improved_diffusion.system import allocator
