@@ -19,7 +19,7 @@ import torch as th
 from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
-from improved_diffusion.options.presets import COURSE
+from improved_diffusion.options.presets import COURSE, PRESETS
 from improved_diffusion.system.cpu import processor_name
 from improved_diffusion.system.files import atomic_write
 from improved_diffusion.training import checkpoints
@@ -33,7 +33,7 @@ IN_FP32: dict[str, object] = {"precision": "fp32"}
 SETTINGS = COURSE | AUTO | {"data_dir": TRAIN_DATA}
 DRAWN = AUTO | {"batch_size": 16}
 FAST = DRAWN | {"sampler": "dpmpp", "sampling_steps": 20, "eta": 0.5}
-GUIDED: dict[str, object] = {"guidance": 4, "guidance_high": 3}  # as --preset cifar10_hour
+GUIDED = {name: PRESETS["cifar10_hour"].flags[name] for name in ("guidance", "guidance_high")}
 # How an EMA is evaluated, by the name that the folder of it begins with.
 EVALUATIONS: dict[str, tuple[str, dict[str, object]]] = {
     "nll": (
@@ -52,7 +52,8 @@ JUDGE = AUTO | {"reference": TEST_DATA, "train": TRAIN_DATA}
 WORKBOOK_NOTE = "Samples: EMA {rate}, {how}."
 SHOWN = {
     "ddpm": "1,000 ancestral steps",
-    "guided": "20 steps of DPM-Solver++, guidance 4 up to sigma 3",
+    "guided": "20 steps of DPM-Solver++, guidance {guidance:g} up to sigma "
+    "{guidance_high:g}".format(**GUIDED),
 }
 COMPARISON_NOTE = (
     "One seed each. Bits/dim: 256 test images, 20 timesteps of each, float32. "
