@@ -2,8 +2,8 @@
 
 Beside each run's log it takes what it finds in folders within the run's: bits/dim of image_nll.py
 (--log_dir RUN/nll), samples of image_sample.py (--log_dir RUN/ddpm), and what image_eval.py says
-of such samples (--log_dir RUN/judged). Of more than six judged runs, the pictures have figures in
-place of the curves, and eight grids of samples from the best to the worst.
+of such samples (--log_dir RUN/judged). Of more than six runs, any of them evaluated, the picture has
+figures in place of the curves; if all were judged, samples are shown of eight, best to worst.
 """
 
 from argparse import Namespace
