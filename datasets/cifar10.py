@@ -1,7 +1,8 @@
 """Write CIFAR-10 as two folders of PNG files, cifar_train/ and cifar_test/.
 
 Without --archive, the archive is downloaded next to the folders and kept there. It is safe to run
-this again: a download goes on where it broke off, and a split that is there and whole is kept.
+this again: a download goes on where it broke off, and a split that is there and whole is kept,
+but for --overwrite True.
 """
 
 import hashlib
@@ -11,10 +12,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from image_folders import Split, check_replaceable, is_whole, write_split
+from image_folders import Split, check_replaceable, is_kept, write_split
 from tqdm import tqdm
 
 from improved_diffusion.commands.cli import run
@@ -42,11 +44,12 @@ def main() -> None:
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit must be at least 1, got {args.limit}")
     counts = {name: min(args.limit or count, count) for name, count in IMAGES.items()}
-    if all(is_whole(args.out_dir / name, count) for name, count in counts.items()):
+    kept = partial(is_kept, overwrite=args.overwrite)
+    if all(kept(args.out_dir / name, count) for name, count in counts.items()):
         print(f"CIFAR-10 is whole in {args.out_dir.resolve()}; nothing to do")
         return
     for name, count in counts.items():
-        if not is_whole(args.out_dir / name, count):
+        if not kept(args.out_dir / name, count):
             # How many images an archive of one's own has is not known yet.
             check_replaceable(args.out_dir / name, args.overwrite or bool(args.archive))
     if args.archive:
@@ -54,7 +57,7 @@ def main() -> None:
     archive = args.archive or fetch_archive(args.out_dir)
     splits = [split.first(args.limit) for split in read_splits(archive)]
     for split in splits:
-        if not is_whole(args.out_dir / split.name, len(split.labels)):
+        if not kept(args.out_dir / split.name, len(split.labels)):
             check_replaceable(args.out_dir / split.name, args.overwrite)
     for split in splits:
         write_split(split, args.out_dir, args.overwrite)
@@ -80,7 +83,7 @@ def create_parser() -> Parser:
         "--overwrite",
         type=str2bool,
         default=False,
-        help="replace whole splits of another --limit",
+        help="write splits anew that are there and whole",
     )
     return parser
 

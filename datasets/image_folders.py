@@ -41,6 +41,11 @@ def is_whole(folder: Path, images: int) -> bool:
     return _marked_count(folder) == images and len(_names(folder)) == images + 1
 
 
+def is_kept(folder: Path, images: int, overwrite: bool) -> bool:
+    """Whether :func:`write_split` leaves what is there."""
+    return not overwrite and is_whole(folder, images)
+
+
 def _names(folder: Path) -> set[str]:
     return set(os.listdir(folder)) - SYSTEM_FILES
 
@@ -48,7 +53,7 @@ def _names(folder: Path) -> set[str]:
 def check_replaceable(folder: Path, overwrite: bool = False) -> None:
     """Refuse to touch what no earlier run of these scripts made, or what was added to it since.
 
-    :param overwrite: whether a whole split of another size may go.
+    :param overwrite: whether a whole split may go.
     :raises InputError: if ``folder`` is there with anything in it that is not ours, or is whole.
     """
     if not os.path.lexists(folder):
@@ -75,12 +80,12 @@ def write_split(split: Split, out_dir: Path, overwrite: bool = False) -> Path:
     The files are written into a hidden folder beside it, which takes its name when it is whole.
     A whole folder of that name and size is kept, one that an earlier run left in pieces replaced.
 
-    :param overwrite: whether a whole one of another size is replaced.
+    :param overwrite: whether a whole one is replaced, of whatever size.
     :raises InputError: if a folder of that name is not ours, or whole and of another size.
     :raises OSError: if ``out_dir`` cannot be written or the disk is full.
     """
     folder = out_dir / split.name
-    if is_whole(folder, len(split.labels)):
+    if is_kept(folder, len(split.labels), overwrite):
         print(f"{folder}: {len(split.labels)} images, there already")
         return folder
     check_replaceable(folder, overwrite)

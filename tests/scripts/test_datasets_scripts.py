@@ -118,6 +118,8 @@ def test_limit_and_repetition(unpack, tmp_path, archive):
     status, printed, _ = unpack("--overwrite", "True")
     assert (status, f"Replacing {tmp_path / 'cifar_train'}" in printed) == (0, True)
     assert len(names(tmp_path / "cifar_train")) == 20
+    status, printed, _ = unpack("--overwrite", "True")  # of the same size, too
+    assert (status, f"Replacing {tmp_path / 'cifar_test'}" in printed) == (0, True)
     (tmp_path / "cifar_train" / ".DS_Store").touch()  # as macOS does when one looks there
     status, printed, _ = unpack()
     assert (status, "cifar_train: 20 images, there already" in printed) == (0, True)
