@@ -4,18 +4,15 @@ Prints how many updates of each fit into the time of the first run, and into a q
 that runs with other settings can be given the same time on any machine.
 """
 
-import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import torch as th
 from reproduce import Job, chosen_jobs
 from tqdm import tqdm
 
-from improved_diffusion import logger
 from improved_diffusion.commands.cli import run
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser, as_words, parse_options
@@ -26,7 +23,7 @@ from improved_diffusion.system import cpu
 from improved_diffusion.train_util import TrainLoop
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-from benchmark import Worker
+from benchmark import Worker, make_batch, silent_updates
 
 
 def main() -> None:
@@ -54,7 +51,7 @@ def main() -> None:
         worker.close()
 
 
-def updates(job: Job, num_threads: int) -> Iterator[float]:
+def updates(job: Job, num_threads: int) -> Iterator[object]:
     """Updates with the job's flags, on images of noise."""
     cpu.configure_cpu(num_threads)
     words = as_words(job.settings | job.flags | {"num_threads": num_threads, "num_classes": 10})
@@ -63,22 +60,16 @@ def updates(job: Job, num_threads: int) -> Iterator[float]:
     model, diffusion = build_model(options), build_diffusion(options)
     density = options.logsnr_mean, options.logsnr_std
     sampler = create_named_schedule_sampler(options.schedule_sampler, diffusion, *density)
-    size = options.image_size
-    images = th.rand(options.batch_size, options.in_channels, size, size) * 2 - 1
-    labels = {"y": th.zeros(len(images), dtype=th.int64)} if options.class_cond else {}
-    os.environ.pop("DIFFUSION_BLOB_LOGDIR", None)
-    with tempfile.TemporaryDirectory() as empty:
-        logger.Logger.CURRENT = logger.Logger(dir=empty, output_formats=[])  # they say nothing
-        loop = TrainLoop(
-            model=model,
-            diffusion=diffusion,
-            data=iter(()),
-            schedule_sampler=sampler,
-            flags=options.as_dict(),
-            **settings.as_dict(),
-        )
-        while True:
-            yield loop.run_step(images, labels)
+    make = partial(
+        TrainLoop,
+        model=model,
+        diffusion=diffusion,
+        data=iter(()),
+        schedule_sampler=sampler,
+        flags=options.as_dict(),
+        **settings.as_dict(),
+    )
+    return silent_updates(make, make_batch(options, options.batch_size))
 
 
 if __name__ == "__main__":

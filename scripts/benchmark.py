@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
+from typing import Any
 
 import torch as th
 from plain import PlainTraining, PlainUNet
@@ -27,17 +28,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from improved_diffusion import logger
-from improved_diffusion.commands.cli import run, say_replaced
+from improved_diffusion.commands.cli import check_out, run, say_replaced
 from improved_diffusion.commands.sampling import evaluating
 from improved_diffusion.options.command_line import parse_options
-from improved_diffusion.options.flags import flag, with_default
+from improved_diffusion.options.flags import complaint, flag, with_default
 from improved_diffusion.options.model import ImageModelOptions
 from improved_diffusion.options.training import ThreadOptions
 from improved_diffusion.script_util import build_diffusion, build_model
 from improved_diffusion.system import cpu
 from improved_diffusion.system.files import atomic_write_text
 from improved_diffusion.system.precision import DTYPES
-from improved_diffusion.train_util import TrainLoop
+from improved_diffusion.train_util import Batch, TrainLoop
 
 MATRIX = 4096
 WARM_UP = 3  # steps that are not timed
@@ -59,8 +60,8 @@ class BenchmarkOptions(ThreadOptions, ImageModelOptions):
 
     def check(self) -> Iterator[str]:
         yield from super().check()
-        if self.json and not Path(self.json).absolute().parent.is_dir():
-            yield f"the folder of --json {self.json} does not exist; make it first"
+        if self.json:
+            yield from complaint(lambda: check_out(self.json, ".json", "json"))
 
 
 @dataclass(frozen=True)
@@ -224,13 +225,21 @@ def make_steps(options: BenchmarkOptions, task: str, variant: Variant) -> Iterat
 
 
 def training_steps(options: BenchmarkOptions, variant: Variant) -> Iterator[object]:
-    images, cond = make_batch(options, options.batch_size)
+    make = partial(plain_loop if variant.plain else tuned_loop, options, variant)
+    return silent_updates(make, make_batch(options, options.batch_size))
+
+
+def silent_updates(make: Callable[[], Any], batch: Batch) -> Iterator[object]:
+    """Updates of a loop by one batch, again and again, which say nothing and leave nothing.
+
+    :param make: makes the loop.
+    """
     os.environ.pop("DIFFUSION_BLOB_LOGDIR", None)
     with tempfile.TemporaryDirectory() as empty:
-        logger.Logger.CURRENT = logger.Logger(dir=empty, output_formats=[])  # steps say nothing
-        loop = (plain_loop if variant.plain else tuned_loop)(options, variant)
+        logger.Logger.CURRENT = logger.Logger(dir=empty, output_formats=[])
+        loop = make()
         while True:
-            yield loop.run_step(images, cond)
+            yield loop.run_step(*batch)
 
 
 def plain_loop(options: BenchmarkOptions, variant: Variant) -> PlainTraining:
@@ -265,7 +274,7 @@ def sampling_steps(options: BenchmarkOptions, variant: Variant) -> Iterator[th.T
             yield diffusion.p_sample(call, x, t, model_kwargs=cond)["sample"]
 
 
-def make_batch(options: BenchmarkOptions, count: int) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+def make_batch(options: ImageModelOptions, count: int) -> Batch:
     """Images of noise, [count, C, H, W] in [-1, 1], and their labels, if the model takes any."""
     images = th.rand(count, options.in_channels, options.image_size, options.image_size) * 2 - 1
     return images, {"y": th.zeros(count, dtype=th.int64)} if options.class_cond else {}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from improved_diffusion.commands.cli import run, say_replaced
+from improved_diffusion.commands.cli import check_out, run, say_replaced
 from improved_diffusion.errors import InputError
 from improved_diffusion.options.command_line import Parser
 from improved_diffusion.reports.run_workbook import export_workbook
@@ -21,10 +21,8 @@ def main() -> None:
         raise InputError("give either --log_dir, the folder of a run, or --csv, a progress.csv")
     csv_path = Path(args.csv or Path(args.log_dir, "progress.csv"))
     out = Path(args.out) if args.out else csv_path.with_name("results.xlsx")
-    if args.out and not out.absolute().parent.is_dir():
-        raise InputError(f"the folder of --out {out} does not exist; make it first")
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder; give a file name that ends in .xlsx")
+    if args.out:
+        check_out(out, ".xlsx")
     say_replaced(out)
     picture = args.picture or newest_picture(str(csv_path.parent))
     export_workbook(csv_path, out, picture=picture, note=args.note)

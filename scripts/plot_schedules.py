@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from improved_diffusion.commands.cli import run, say_replaced
+from improved_diffusion.commands.cli import check_out, run, say_replaced
 from improved_diffusion.diffusion.noise_schedules import (
     NOISE_SCHEDULES,
     checked_betas,
@@ -50,7 +50,7 @@ class Schedule(NamedTuple):
 def main() -> None:
     options = parse_options(PlotOptions, __doc__)
     schedules = compute_schedules(options.diffusion_steps, parse_powers(options.poly_powers))
-    plots.check_picture_path(options.out)
+    check_out(options.out, ".png")
     say_replaced(options.out)
     plots.save_figure(draw(schedules), options.out)
     print_ends(schedules)

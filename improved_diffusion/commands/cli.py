@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from .. import errors
@@ -35,6 +36,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         status = _complain("interrupted", 130)
     sys.exit(status)
+
+
+def check_out(path: str | os.PathLike, ending: str, flag: str = "out") -> None:
+    """:raises InputError: if ``path`` is no file of that ending in a folder that exists."""
+    out = Path(path)
+    if out.suffix.lower() != ending or out.is_dir() or not out.absolute().parent.is_dir():
+        raise InputError(f"--{flag} must be a {ending} file in a folder that exists, got {path}")
 
 
 def say_replaced(*paths: str | os.PathLike) -> None:

@@ -218,20 +218,18 @@ def _marker(number: int) -> dict[str, Any]:
     return {"fmt": "o", "markersize": 4, "capsize": 3, "color": colour}
 
 
-def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> bool:
+def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -> None:
     """Draw the grids of samples by the names of their folders, the runs side by side.
+
+    At least one run must have such a picture.
 
     Of more runs than there are colours, it shows :data:`MOST_SHOWN` from the best to the worst, if
     all samples were judged.
-
-    :return: False if there are none.
     """
     if len(runs) > len(plots.COLOURS) and all(run.pictures and run.judgements for run in runs):
         ranked = sorted(runs, key=lambda run: run.judgements[0].figures["kid"])
         runs = [ranked[number] for number in evenly(len(ranked), MOST_SHOWN)]
     names = sorted({name for run in runs for name in run.pictures})
-    if not names:
-        return False
     down = math.ceil(len(runs) / MOST_ACROSS)  # for each name
     across = math.ceil(len(runs) / down)
     rows = down * len(names)
@@ -247,4 +245,3 @@ def save_samples(runs: Sequence[Run], path: str | os.PathLike, note: str = "") -
                 panel.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
     plots.write_below(figure, note)
     plots.save_figure(figure, path)
-    return True

@@ -6,7 +6,6 @@ global changes and no window is ever opened.
 
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -121,22 +120,7 @@ def write_below(figure: "Figure", text: str) -> None:
         figure.supxlabel(text, fontsize=TICK_SIZE, color=INK, parse_math=False, wrap=True)
 
 
-def check_picture_path(path: str | os.PathLike) -> None:
-    """:raises InputError: if no PNG can be written to ``path``."""
-    if Path(path).suffix.lower() != ".png":
-        raise InputError(f"a picture is written as PNG; give a name that ends in .png, not {path}")
-    if Path(path).is_dir():
-        raise InputError(f"cannot write the picture {path}: it is a folder; give a file name")
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"cannot write the picture {path}: no folder {folder}; make it first")
-
-
 def save_figure(figure: "Figure", path: str | os.PathLike) -> None:
-    """Write ``figure`` as a PNG, which appears whole or not at all.
-
-    :raises InputError: if ``path`` is no place for a PNG.
-    """
-    check_picture_path(path)
+    """Write ``figure`` as a PNG, which appears whole or not at all."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=DPI)

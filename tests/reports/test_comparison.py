@@ -373,7 +373,7 @@ def test_judgements_by_other_images_or_networks_are_not_compared(key, tmp_path):
 
 def test_grids_of_many_runs_stand_in_several_rows(runs, figures):
     many = [runs[0]._replace(name=f"run{number}") for number in range(5)]
-    assert comparison_report.save_samples(many, "samples.png")
+    comparison_report.save_samples(many, "samples.png")
     titles = [axes.get_title(loc="left") for axes in figures[0].axes]
     assert titles == [
         *(f"run{number}: ddpm" for number in range(5)),
@@ -496,11 +496,13 @@ def test_the_script(tmp_path, scripts):
     assert re.search(r"\n *b +a +nll +-?[0-9.]+ +[0-9.]+\n", out)
     for folder, kind in itertools.product(folders, ("nll", "ddpm")):
         shutil.rmtree(folder / kind)
-    out, _ = scripts.run("compare_runs.py", *folders, out=tmp_path / "bare.xlsx")
+    out, _ = scripts.run("compare_runs.py", *folders, out=tmp_path / "c.xlsx")
+    said = re.findall(r"Replacing .*[\\/](.*)\n", out)
+    assert said == ["c.xlsx", "c.png"]  # there is nothing for a new c_samples.png
     assert "No run has bits/dim in its folder" in out
     assert comparison.WARNING in out
     names = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert names == {"c.xlsx", "c.png", "c_samples.png", "bare.xlsx", "bare.png"}
+    assert names == {"c.xlsx", "c.png", "c_samples.png"}
     _, err = scripts.run("compare_runs.py", tmp_path / "a", tmp_path, status=2)
     assert "is no run: it has no progress.csv" in err
     _, err = scripts.run("compare_runs.py", tmp_path / "a", tmp_path / "a", status=2)

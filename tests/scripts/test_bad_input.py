@@ -251,14 +251,14 @@ BAD_INPUT = [
     # the picture of the schedules
     (PLOT, {"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
     (PLOT, {"poly_powers": "1,high"}, "poly_powers must be numbers such as"),
-    (PLOT, {"out": "{missing}/a.png"}, "cannot write the picture .*: no folder .*missing"),
-    (PLOT, {"out": "{empty}"}, "ends in .png"),
+    (PLOT, {"out": "{missing}/a.png"}, "--out must be a .png file in a folder .*missing"),
+    (PLOT, {"out": "a.jpg"}, "--out must be a .png file"),
     # the workbook
     (EXPORT, {}, "give either --log_dir"),
     (EXPORT, {"csv": "{csv}", "log_dir": "{run}"}, "give either --log_dir"),
     (EXPORT, {"log_dir": "{empty}"}, r"empty/progress\.csv"),
-    (EXPORT, {"csv": "{csv}", "out": "{missing}/x.xlsx"}, "the folder of --out .* does not exist"),
-    (EXPORT, {"csv": "{csv}", "out": "{empty}"}, "is a folder"),
+    (EXPORT, {"csv": "{csv}", "out": "{missing}/x.xlsx"}, "--out must be a .xlsx file in a folder"),
+    (EXPORT, {"csv": "{csv}", "out": "{csv}"}, "--out must be a .xlsx file"),
 ]
 
 

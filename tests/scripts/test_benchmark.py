@@ -177,7 +177,7 @@ def test_the_table_and_the_json_say_what_was_measured(benchmark, monkeypatch, tm
 
 
 def test_a_folder_for_the_json_must_be_there(benchmark):
-    with pytest.raises(InputError, match=r"the folder of --json /none/x\.json does not exist"):
+    with pytest.raises(InputError, match=r"--json must be a .json file .* got /none/x\.json"):
         tiny(benchmark, json="/none/x.json")
 
 

@@ -2,16 +2,13 @@
 
 import re
 import runpy
-import sys
 
 import numpy as np
 import pytest
-from in_process import SCRIPTS, run_program
+from in_process import SCRIPTS
 from PIL import Image
 
 from improved_diffusion.diffusion.noise_schedules import get_named_beta_schedule
-from improved_diffusion.errors import InputError
-from improved_diffusion.reports import plots
 
 pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install -e ".[plots]"')
 
@@ -93,33 +90,3 @@ def test_the_script_writes_a_png_and_prints_the_ends(scripts, tmp_path):
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (1500, 480)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-# -- the style that all figures share
-
-
-def test_a_picture_cannot_be_a_folder(tmp_path):
-    (tmp_path / "a.png").mkdir()
-    with pytest.raises(InputError, match="it is a folder"):
-        plots.check_picture_path(tmp_path / "a.png")
-
-
-def test_line_styles_differ():
-    styles = [plots.line_style(i) for i in range(24)]
-    assert len({(style["color"], style["linestyle"]) for style in styles}) == 24
-
-
-def test_a_missing_matplotlib_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r'pip install -e "\.\[plots\]"'):
-        plots.new_figure()
-
-
-def test_drawing_changes_nothing_global():
-    program = (
-        "import sys, improved_diffusion.reports.plots as plots\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "plots.new_figure()\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    run_program(program)
