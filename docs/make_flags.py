@@ -117,7 +117,8 @@ def make_presets() -> str:
     """What each preset is for, and the flags that it stands for."""
     about = (
         "`image_train.py --preset NAME` begins with the flags of a preset. Others on the command "
-        "line override them; `--guidance` also drops the interval that a preset has for its own scale."
+        "line override them; `--guidance` also drops the interval that a preset has for its own "
+        "scale."
     )
     rows = (
         f"| `{name}` | {escaped(preset.about)} | `{' '.join(as_words(preset.flags))}` |"

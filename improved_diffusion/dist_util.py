@@ -218,11 +218,6 @@ def any_rank(number: int) -> int:
     return int(largest)
 
 
-def from_rank_0(value: T) -> T:
-    """Rank 0's value, on every rank."""
-    return all_gather(value)[0]
-
-
 @contextlib.contextmanager
 def agreeing() -> Iterator[None]:
     """Run a block that may fail on one rank alone; then it fails on all, with one error.
@@ -251,7 +246,7 @@ def by_rank_0(make: Callable[[], T]) -> T:
     with agreeing():
         if rank() == 0:
             made = make()
-    return from_rank_0(made)
+    return all_gather(made)[0]
 
 
 def of_all_ranks(error: Exception) -> Exception:

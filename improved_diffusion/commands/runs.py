@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from .. import __version__, dist_util, logger
 from ..errors import InputError, as_word
 from ..options.flags import Options
-from ..options.training import RunningOptions, RunOptions
+from ..options.training import RunningOptions
 from ..options.using import ResultOptions
 from ..system import cpu
 from ..system.files import (
@@ -50,7 +50,7 @@ def default_log_dir(script: str) -> str:
     return os.environ.get("OPENAI_LOGDIR") or str(home() / "runs" / f"{script}-{now}")
 
 
-def log_dir_of(script: str, options: RunOptions) -> str:
+def log_dir_of(script: str, options: RunningOptions) -> str:
     """Absolute path of the run's folder: ``log_dir``, or :func:`default_log_dir`.
 
     :raises InputError: if it lies behind a URL.
@@ -99,10 +99,9 @@ def prepare(options: RunningOptions, alone: bool = False) -> None:
 @contextlib.contextmanager
 def open_run(
     script: str,
-    options: RunOptions,
+    options: RunningOptions,
     *,
-    table: bool = False,
-    checkpoints: bool = False,
+    trains: bool = False,
     results: Sequence[str] = (),
 ) -> Iterator[str]:
     """Configure the logger in the run's folder; print that first and, if it has results, last.
@@ -112,24 +111,23 @@ def open_run(
 
     :param script: name of the script, for the default folder.
     :param options: name the folder, or leave it to :func:`default_log_dir`.
-    :param table: whether the run logs values, for a progress.csv.
-    :param checkpoints: whether it writes checkpoints; their folder is held too then.
+    :param trains: whether it writes a progress.csv and checkpoints; their folder is held too then.
     :param results: patterns of the files that the script makes; see :func:`new_results`.
     :return: absolute path of the folder.
     :raises InputError: on every rank, if a folder cannot be written, another run holds it, or it
         has results already.
     """
-    folder = dist_util.from_rank_0(log_dir_of(script, options))  # the ranks' clocks may differ
+    folder = dist_util.by_rank_0(lambda: log_dir_of(script, options))  # by its clock
     with contextlib.ExitStack() as stack:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
-                _take(folder, checkpoints, stack)
+                _take(folder, trains, stack)
                 overwrite = isinstance(options, ResultOptions) and options.overwrite
                 stack.enter_context(new_results(folder, results, overwrite))
         # Only now, or rank 0 might take what others write for what a killed run has left.
         with dist_util.agreeing():
             comm = dist_util.RankAverager() if dist_util.world_size() > 1 else None
-            logger.configure(folder, format_strs=_formats(table), comm=comm)
+            logger.configure(folder, format_strs=_formats(trains), comm=comm)
         try:
             yield folder
         finally:
@@ -142,7 +140,7 @@ def _has_results(folder: str) -> bool:
     """Whether there is more than what says that something was tried."""
     made = [name for name in list_folder(folder) if name not in (CONFIG_NAME, LOG_NAME)]
     paths = [Path(folder, name) for name in made if not name.startswith(".")]
-    return any(path.is_dir() or path.stat().st_size for path in paths)
+    return any(path.is_dir() or path.lstat().st_size for path in paths)
 
 
 @contextlib.contextmanager
@@ -181,13 +179,13 @@ def _identities(folder: str, patterns: Sequence[str]) -> dict[Path, tuple[int, i
     return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in files.items()}
 
 
-def _take(folder: str, checkpoints: bool, stack: contextlib.ExitStack) -> None:
-    """Hold the run's folder, and that of its checkpoints; remove what killed runs left there."""
+def _take(folder: str, trains: bool, stack: contextlib.ExitStack) -> None:
+    """Hold the run's folder, and a training's of checkpoints; remove what killed runs left."""
     stack.enter_context(_held(folder, "--log_dir"))
     remove_leftovers(folder)
     # In samples/ the training's own pictures only: image_sample.py may be writing others there.
     remove_leftovers(os.path.join(folder, SAMPLES), "[0-9]*.png")
-    other = (checkpoints and os.environ.get("DIFFUSION_BLOB_LOGDIR")) or folder
+    other = (trains and os.environ.get("DIFFUSION_BLOB_LOGDIR")) or folder
     if is_local(other) and os.path.realpath(other) != os.path.realpath(folder):
         stack.enter_context(_held(other, "DIFFUSION_BLOB_LOGDIR"))
         remove_leftovers(other)
@@ -222,11 +220,11 @@ def say_what_computes(precision: str) -> None:
         logger.warn(warning)
 
 
-def _formats(table: bool) -> list[str] | None:
+def _formats(trains: bool) -> list[str] | None:
     """One plain line a log line rather than the reference's table, unless asked for otherwise."""
     if "OPENAI_LOG_FORMAT" in os.environ or dist_util.rank() > 0:
         return None
-    return ["line", "log", "csv"] if table else ["line", "log"]
+    return ["line", "log", "csv"] if trains else ["line", "log"]
 
 
 def write_config(folder: str, script: str, options: Options, **about: Any) -> None:

@@ -14,7 +14,7 @@ from ..data.folder_source import FolderSource
 from ..errors import InputError, LostRankError
 from ..evaluation.features import Extractor
 from ..evaluation.image_sets import ImageSet, open_images
-from ..evaluation.judge import check_count, kept_features
+from ..evaluation.judge import check_apart, check_count, kept_features
 from ..evaluation.quality import Reference
 from ..image_datasets import BatchStream, load_data
 from ..logs.columns import COLUMNS, IN_EVERY_LOG
@@ -26,7 +26,6 @@ from ..options.training import (
     EvalOptions,
     ImageTraining,
     LoopOptions,
-    ModelTraining,
     TrainingOptions,
 )
 from ..resample import create_named_schedule_sampler
@@ -38,7 +37,7 @@ from ..training.previews import Examiner, Preview
 from . import runs
 from .trained import SAMPLING
 
-AnyTraining = TypeVar("AnyTraining", bound=ModelTraining)
+AnyTraining = TypeVar("AnyTraining", bound=TrainingOptions)
 PREVIEW_IMAGES = 16
 
 
@@ -75,7 +74,7 @@ def open_training_images(options: AnyTraining) -> tuple[AnyTraining, BatchStream
 
 def train(
     script: str,
-    options: ModelTraining,
+    options: TrainingOptions,
     model: th.nn.Module,
     diffusion: SpacedDiffusion,
     images: BatchStream,
@@ -96,7 +95,7 @@ def train(
     with dist_util.agreeing():
         _check_apart(runs.log_dir_of(script, options), images)
     images.complain = logger.warn
-    with runs.open_run(script, options, table=True, checkpoints=True) as folder:
+    with runs.open_run(script, options, trains=True) as folder:
         wanted, keep = options.resume_checkpoint, options.keep_checkpoints
         found = dist_util.by_rank_0(lambda: _checkpoint_to_resume(wanted, folder, keep))
         going = options.but(resume_checkpoint=found)
@@ -126,7 +125,7 @@ def train(
             raise
 
 
-def _how_to_sample(options: ModelTraining) -> dict[str, Any]:
+def _how_to_sample(options: TrainingOptions) -> dict[str, Any]:
     """What ``config.json`` says of sampling, for ``image_sample.py`` to begin with."""
     preset = PRESETS.get(options.preset) if isinstance(options, ImageTraining) else None
     if not (preset and preset.sampling):
@@ -153,7 +152,7 @@ def _say_how_to_go_on(loop: TrainLoop, folder: str) -> None:
 
 
 def make_preview(
-    options: ModelTraining,
+    options: TrainingOptions,
     images: BatchStream,
     diffusion: SpacedDiffusion,
     count: int,
@@ -176,7 +175,7 @@ def make_preview(
 
 
 def _open_judge(
-    options: ModelTraining, images: BatchStream, diffusion: SpacedDiffusion
+    options: TrainingOptions, images: BatchStream, diffusion: SpacedDiffusion
 ) -> Callable[[str], Examiner] | None:
     """What ``--eval_interval`` needs, checked; None where nothing is to be judged.
 
@@ -187,12 +186,10 @@ def _open_judge(
     folder = runs.find_data_dir(options.eval_dir, "cifar_test", "eval_dir")
     real = open_images(folder, options.size, options.in_channels, by="none")
     check_count("eval_dir", real)
-    if os.path.realpath(folder) == os.path.realpath(options.data_dir):
-        raise InputError("--eval_dir is --data_dir: judge by images that are not trained on")
+    training = ImageSet(images.source, options.size, options.in_channels)
+    check_apart(eval_dir=real, data_dir=training)
     interval, extractor = options.eval_interval, Extractor("lite0")
     preview = make_preview(options, images, diffusion, options.eval_samples, {})
-
-    training = ImageSet(images.source, options.size, options.in_channels)
 
     def make_examiner(folder: str) -> Examiner:
         with contextlib.suppress(InputError):  # an image that cannot be read is told in its turn
@@ -289,7 +286,7 @@ def _check_whole(path: str) -> None:
         )
 
 
-def _check_against_checkpoint(options: ModelTraining, images: BatchStream) -> None:
+def _check_against_checkpoint(options: TrainingOptions, images: BatchStream) -> None:
     if not options.resume_checkpoint:
         return
     step = checkpoints.parse_resume_step_from_filename(options.resume_checkpoint)
@@ -305,7 +302,7 @@ def _check_against_checkpoint(options: ModelTraining, images: BatchStream) -> No
 
 
 def _say_what_is_ahead(
-    options: ModelTraining, model: th.nn.Module, summary: Mapping[str, Any]
+    options: TrainingOptions, model: th.nn.Module, summary: Mapping[str, Any]
 ) -> None:
     classes = summary["classes"]
     named = f", {len(classes)} classes by {summary['classes_by']}" if classes else ""

@@ -123,7 +123,7 @@ class Options:
 
     def __post_init__(self) -> None:
         problems = list(self._settle_types())
-        said = (rules.problem(name, getattr(self, name)) for name, rules in _flags(self))
+        said = (rules.problem(name, getattr(self, name)) for name, rules in self.flags().items())
         problems = problems or [problem for problem in said if problem]
         # Flags are held against each other only when each by itself can be.
         if problems := problems or list(self.check()):
@@ -144,7 +144,7 @@ class Options:
     @classmethod
     def flags(cls) -> dict[str, Flag]:
         """The rules of each flag, by name."""
-        return dict(_flags(cls))
+        return {f.name: f.metadata["flag"] for f in dataclasses.fields(cls)}
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -193,8 +193,3 @@ def complaint(make: Callable[[], object]) -> Iterator[str]:
         make()
     except InputError as error:
         yield str(error)
-
-
-def _flags(options: Options | type[Options]) -> Iterator[tuple[str, Flag]]:
-    for f in dataclasses.fields(options):
-        yield f.name, f.metadata["flag"]

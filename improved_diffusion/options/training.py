@@ -28,16 +28,6 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Options):
-    """Flags of every script that has a run's folder."""
-
-    log_dir: str = setting(
-        "", "folder of the run's files; empty for OPENAI_LOGDIR, or else runs/<script>-<date-time>"
-    )
-    seed: int = flag(0, "seed of all random numbers", at_least=0, below=2**63)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ThreadOptions(Options):
     """The flag of every script that uses a model."""
 
@@ -97,9 +87,13 @@ class PrecisionOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeOptions(ThreadOptions, PrecisionOptions):
-    """Flags of what computes, and in which numbers."""
+class RunningOptions(ThreadOptions, PrecisionOptions):
+    """Flags of every script that computes in a run's folder."""
 
+    log_dir: str = setting(
+        "", "folder of the run's files; empty for OPENAI_LOGDIR, or else runs/<script>-<date-time>"
+    )
+    seed: int = flag(0, "seed of all random numbers", at_least=0, below=2**63)
     device: str = setting(
         "auto",
         "what computes; auto takes a CUDA GPU if there is one, or else the CPU",
@@ -117,11 +111,6 @@ class CompileOptions(Options):
     compile: bool = setting(
         False, "run the model through torch.compile: minutes of compiling, then faster steps"
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunningOptions(ComputeOptions, RunOptions):
-    """Flags of every script that computes in a run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,8 +333,8 @@ class LoopOptions(PrecisionOptions, CompileOptions, EmaOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(LoopOptions, RunningOptions, DataOptions, GuidanceOptions):
-    """Flags of a training."""
+class TrainingOptions(LoopOptions, RunningOptions, DataOptions, GuidanceOptions, ModelOptions):
+    """Flags that the training scripts share."""
 
     schedule_sampler: str = flag(
         "uniform",
@@ -356,11 +345,6 @@ class TrainingOptions(LoopOptions, RunningOptions, DataOptions, GuidanceOptions)
     )
     logsnr_mean: float = flag(LOGSNR_MEAN, "mean of a density of log-SNRs")
     logsnr_std: float = flag(LOGSNR_STD, "standard deviation of a density of log-SNRs", above=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelTraining(TrainingOptions, ModelOptions):
-    """Flags that the training scripts share."""
 
     def check(self) -> Iterator[str]:
         problems = list(super().check())
@@ -403,7 +387,7 @@ class EvalOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTraining(ModelTraining, EvalOptions, ImageModelOptions):
+class ImageTraining(TrainingOptions, EvalOptions, ImageModelOptions):
     """Flags of ``image_train.py``."""
 
     preset: str = setting(
@@ -416,5 +400,5 @@ class ImageTraining(ModelTraining, EvalOptions, ImageModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperResTraining(ModelTraining, SuperResOptions):
+class SuperResTraining(TrainingOptions, SuperResOptions):
     """Flags of ``super_res_train.py``."""

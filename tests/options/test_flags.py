@@ -18,7 +18,7 @@ from improved_diffusion.options.command_line import (
     str2bool,
 )
 from improved_diffusion.options.flags import Options, flag, with_default
-from improved_diffusion.options.training import TrainingOptions
+from improved_diffusion.options.training import ImageTraining
 from improved_diffusion.script_util import add_dict_to_argparser
 
 
@@ -87,7 +87,7 @@ def test_values_become_the_type_of_the_annotation():
     assert made == Painted(sides=5, size=2.0, colour="blue", filled=True)
     assert [type(value) for value in made.as_dict().values()] == [int, float, str, bool]
     assert Painted(filled=1).filled is True
-    assert TrainingOptions(data_dir=Path("photos")).data_dir == "photos"
+    assert ImageTraining(data_dir=Path("photos")).data_dir == "photos"
 
 
 def test_special_values_are_out_of_bounds():
@@ -161,9 +161,10 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(words):
         assert isinstance(parser.parse_args(words), argparse.Namespace)
     except InputError as error:
         assert str(error).strip()
+        assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("value", [2**63, 10**400])
 def test_a_number_that_no_checkpoint_can_hold_is_refused(value):
     with pytest.raises(InputError, match="save_interval must be below 2"):
-        TrainingOptions(save_interval=value)
+        ImageTraining(save_interval=value)

@@ -301,7 +301,7 @@ def test_training_refuses_what_cannot_judge_or_warns_of_it(photos, data, tmp_pat
     assert train(photos, data, tmp_path / "out", eval_dir=few) == 2
     assert "--eval_dir has 20 images, too few" in capsys.readouterr().err
     assert train(data / "train", data, tmp_path / "out", eval_dir=data / "train") == 2
-    assert "--eval_dir is --data_dir" in capsys.readouterr().err
+    assert "--eval_dir and --data_dir are the same" in capsys.readouterr().err
     grey = tmp_path / "grey"
     grey.mkdir()
     for path in (data / "test").iterdir():

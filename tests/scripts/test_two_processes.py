@@ -14,7 +14,7 @@ import pytest
 import torch as th
 
 from improved_diffusion.commands import runs
-from improved_diffusion.options.training import RunOptions
+from improved_diffusion.options.training import RunningOptions
 from improved_diffusion.training.checkpoints import complete_steps
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -207,7 +207,7 @@ def test_an_image_that_one_rank_cannot_read_ends_both_and_all_is_saved(tmp_path)
 
 
 def test_a_folder_that_is_in_use_ends_both(images, tmp_path):
-    with runs.open_run("image_train", RunOptions(log_dir=str(tmp_path / "run"))):
+    with runs.open_run("image_train", RunningOptions(log_dir=str(tmp_path / "run"))):
         codes, said = run_both(images, tmp_path / "run")
     assert codes == [2, 2]
     (line,) = said
