@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import io
-import json
 import os
 import re
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InputError
-from ..system.files import is_local, list_folder
+from ..system.files import is_local, list_folder, parse_json
 from .image_files import EXTENSIONS, decoding, files_below
 from .image_source import ImageSource, LabelError, Labels
 
@@ -182,7 +181,7 @@ def _features(schema: Any) -> dict[str, Any]:
     """What Hugging Face's metadata say of each column; nothing where there are none."""
     text = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
-        features = json.loads(text)["info"]["features"]
+        features = parse_json(text)["info"]["features"]
         return {str(name): dict(about) for name, about in features.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -322,11 +322,13 @@ class InterpolationOptions(UseOptions, GuidedLabelOptions):
         for name in ("first", "last"):
             if not getattr(self, name):
                 yield f"no --{name} given; name a picture, or give a number"
-        ends = [int(end[-18:]) if end.isdecimal() else end for end in (self.first, self.last)]
+        ends: list[int | str] = []
         for name, end in (("first", self.first), ("last", self.last)):
             if end.isdecimal() and len(end) > 18:
                 yield f"--{name} must have 18 digits at most, got {end[:20]}..."
-        if self.first and ends[0] == ends[1]:
+            else:
+                ends.append(int(end) if end.isdecimal() else end)
+        if self.first and len(ends) == 2 and ends[0] == ends[1]:
             yield f"--first and --last are both {self.first}; give two that differ"
         yield from super().check()
 

@@ -63,7 +63,6 @@ class Header(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: "np.dtype"
-    is_fortran: bool
 
 
 def open_packed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
@@ -148,8 +147,8 @@ def _read_header(file: IO[bytes]) -> Header:
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
-    shape, is_fortran, dtype = readers[version](file)
-    return Header(shape, dtype, is_fortran)
+    shape, _, dtype = readers[version](file)
+    return Header(shape, dtype)
 
 
 @contextlib.contextmanager
@@ -168,7 +167,7 @@ def _read_array(start: _Start, size: int) -> "np.ndarray":
     import numpy as np
 
     with start() as file:
-        shape, dtype, _ = _read_header(file)
+        shape, dtype = _read_header(file)
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"{dtype} {list(shape)} cannot be in its {size} bytes")
     with start() as file:
