@@ -10,12 +10,13 @@ import sys
 import threading
 from pathlib import Path
 
-# Models this small are computed fastest by one thread, above all where others compute beside them.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Models this small are computed fastest by one thread, above all where others compute beside them;
+# and bits depend on how many there are.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest
-from in_process import in_process
+from in_process import HANGS, in_process
 from tiny_runs import write_images
 
 from improved_diffusion import logger
@@ -32,7 +33,6 @@ hypothesis.settings.register_profile("same", derandomize=True, database=None, de
 hypothesis.settings.load_profile("same")
 
 PROJECT = Path(__file__).resolve().parent.parent
-HANGS = 120  # seconds after which a script is not slow but waits for ever
 VARIABLES = (
     "DIFFUSION_BLOB_LOGDIR",
     "DIFFUSION_TRAINING_TEST",

@@ -17,6 +17,7 @@ from improved_diffusion.options.command_line import as_words
 from improved_diffusion.system import cpu
 
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+HANGS = 300  # seconds after which a program is not slow but waits for ever
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
@@ -55,7 +56,7 @@ def run_program(program, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

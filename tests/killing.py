@@ -20,6 +20,7 @@ import types
 from pathlib import Path
 
 import torch as th
+from in_process import HANGS
 from tiny_runs import rows_of, write_images
 
 from improved_diffusion.training import lost_rank
@@ -27,7 +28,6 @@ from improved_diffusion.training import lost_rank
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "image_train.py"
 TIME_COLUMNS = ("wall_time", "steps_per_second")
 STEPS = 11
-HANGS = 300  # seconds after which a process is not slow but waits for ever
 LAUNCHED = 0.04  # share of the lives of two processes that torchrun starts, which takes seconds
 TINY = {
     "image_size": 8,

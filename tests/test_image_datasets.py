@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from PIL import Image
-from tiny_runs import gradient
+from tiny_runs import noise_picture
 
 from improved_diffusion.errors import InputError
 from improved_diffusion.image_datasets import BadImageWarning, ImageDataset, load_data
@@ -97,7 +97,7 @@ def test_shards_are_disjoint_and_equally_long(folder):
 
 
 def test_random_flip_mirrors_about_half_the_images(tmp_path):
-    gradient(SIZE, SIZE).save(tmp_path / "a.png")
+    noise_picture(SIZE, SIZE).save(tmp_path / "a.png")
     plain = next(stream(tmp_path, 1))[0]
     batches = [batch for batch, _ in islice(stream(tmp_path, 1, random_flip=True), 40)]
     flipped = [th.equal(batch, plain.flip(3)) for batch in batches]
@@ -180,7 +180,7 @@ def test_folders_behind_urls_are_read_through_blobfile(folder, monkeypatch):
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 @pytest.mark.parametrize("source", ["L", "RGB", "RGBA"])
 def test_channels(tmp_path, channels, mode, source):
-    image = gradient(SIZE, SIZE, source)
+    image = noise_picture(SIZE, SIZE, source)
     image.save(tmp_path / "a.png")
     batch, _ = next(stream(tmp_path, 1, in_channels=channels))
     expected = np.asarray(image.convert(mode)).reshape(1, SIZE, SIZE, channels)

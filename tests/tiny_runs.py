@@ -20,7 +20,7 @@ def write_images(folder, count=10, size=32, names=("cat", "dog"), seed=0):
     return folder
 
 
-def gradient(width, height, mode="RGB"):
+def noise_picture(width, height, mode="RGB"):
     """A picture of noise."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, channels))

@@ -9,13 +9,13 @@ import torch as th
 from improved_diffusion import dist_util, logger
 from improved_diffusion.commands import runs
 from improved_diffusion.errors import InputError
-from improved_diffusion.options.training import ImageTraining, RunOptions, TrainingOptions
+from improved_diffusion.options.training import ImageTraining, RunningOptions
 from improved_diffusion.sampling.samples import RESULTS
 from improved_diffusion.system import cpu
 
 
 def at(folder):
-    return RunOptions(log_dir=folder)
+    return RunningOptions(log_dir=folder)
 
 
 def test_the_default_folder_lies_in_the_project(monkeypatch):
@@ -38,7 +38,7 @@ def test_data_of_the_project_is_the_default(tmp_path, monkeypatch):
 
 
 def test_an_open_run_has_its_folder_and_says_it(tmp_path, capsys):
-    with runs.open_run("image_train", at(str(tmp_path / "a" / "b")), table=True) as folder:
+    with runs.open_run("image_train", at(str(tmp_path / "a" / "b")), trains=True) as folder:
         assert folder == str(tmp_path / "a" / "b") == logger.get_dir()
         first = capsys.readouterr().out
         logger.logkv("step", 0)
@@ -80,12 +80,22 @@ def test_one_folder_is_for_one_run_at_a_time(tmp_path):
 
 
 @pytest.mark.slow
+def test_threads_device_and_seed_reach_the_process(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cpu, "configure_cpu", seen.append)
+    monkeypatch.setattr(dist_util, "use_device", seen.append)
+    monkeypatch.setattr(dist_util, "setup_dist", lambda: None)
+    monkeypatch.setattr(runs, "seed_everything", seen.append)
+    runs.prepare(RunningOptions(num_threads=3, device="cpu", seed=7))
+    assert seen == [3, "cpu", 7]
+
+
 def test_a_killed_run_frees_its_folder(tmp_path):
     program = (
         "import os, signal\n"
         "from improved_diffusion.commands import runs\n"
-        "from improved_diffusion.options.training import RunOptions\n"
-        f"with runs.open_run('image_train', RunOptions(log_dir={str(tmp_path)!r})):\n"
+        "from improved_diffusion.options.training import RunningOptions\n"
+        f"with runs.open_run('image_train', RunningOptions(log_dir={str(tmp_path)!r})):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
@@ -111,7 +121,7 @@ def test_what_killed_runs_left_is_removed_but_not_what_others_may_be_writing(tmp
     for path in (*left, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    with runs.open_run("image_train", at(str(run)), checkpoints=True):
+    with runs.open_run("image_train", at(str(run)), trains=True):
         assert not any(path.exists() for path in left)
         assert all(path.exists() for path in others)
 
@@ -120,17 +130,17 @@ def test_what_killed_runs_left_is_removed_but_not_what_others_may_be_writing(tmp
 def test_the_folder_of_checkpoints_is_held_too(place, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "checkpoints")
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "checkpoints"))
-    with runs.open_run("image_train", at(str(tmp_path / "run")), checkpoints=True):
+    with runs.open_run("image_train", at(str(tmp_path / "run")), trains=True):
         monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / place))
         with (
             pytest.raises(InputError, match=r"another run .* give another DIFFUSION_BLOB_LOGDIR"),
-            runs.open_run("image_train", at(str(tmp_path / "other")), checkpoints=True),
+            runs.open_run("image_train", at(str(tmp_path / "other")), trains=True),
         ):
             pass
         with runs.open_run("image_sample", at(str(tmp_path / "samples"))):
             pass  # writes no checkpoints
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(tmp_path / "run"))
-    with runs.open_run("image_train", at(str(tmp_path / "run")), checkpoints=True):
+    with runs.open_run("image_train", at(str(tmp_path / "run")), trains=True):
         pass  # one folder for both
 
 
@@ -145,10 +155,10 @@ def test_a_file_in_the_way_of_the_folder(tmp_path, inside):
 
 
 def test_the_configuration_describes_the_run(tmp_path):
-    runs.write_config(str(tmp_path), "image_train", TrainingOptions(lr=0.5), data={"images": 3})
+    runs.write_config(str(tmp_path), "image_train", ImageTraining(lr=0.5), data={"images": 3})
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["script"] == "image_train"
-    assert config["flags"] == TrainingOptions(lr=0.5).as_dict()
+    assert config["flags"] == ImageTraining(lr=0.5).as_dict()
     assert config["data"] == {"images": 3}
     assert {"torch", "numpy", "python", "improved_diffusion"} <= config["versions"].keys()
     assert config["processor"]
@@ -158,7 +168,7 @@ def test_the_configuration_describes_the_run(tmp_path):
 def test_the_configuration_lies_beside_the_checkpoints_too(tmp_path, monkeypatch):
     (blobs := tmp_path / "blobs").mkdir()
     monkeypatch.setenv("DIFFUSION_BLOB_LOGDIR", str(blobs))
-    runs.write_config(str(tmp_path), "image_train", TrainingOptions(lr=0.5))
+    runs.write_config(str(tmp_path), "image_train", ImageTraining(lr=0.5))
     texts = {(folder / "config.json").read_text() for folder in (tmp_path, blobs)}
     assert len(texts) == 1
 

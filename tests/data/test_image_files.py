@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_files import png_claiming
 from PIL import Image
-from tiny_runs import gradient
+from tiny_runs import noise_picture
 
 from improved_diffusion.data import image_files
 from improved_diffusion.data.image_files import open_image, squared
@@ -23,7 +23,7 @@ def test_folders_are_searched_without_hidden_or_endless_ones(tmp_path):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     for name in ("deep/er/b.JPG", "a.webp", "c.Bmp", "d.gif", "z.jpeg", ".hidden/e.png", ".f.png"):
-        gradient(SIZE, SIZE).save(tmp_path / name)
+        noise_picture(SIZE, SIZE).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     names = ["a.webp", "c.Bmp", "d.gif", "deep/er/b.JPG", "z.jpeg"]
     assert image_files.list_images(str(tmp_path)) == names
@@ -31,7 +31,7 @@ def test_folders_are_searched_without_hidden_or_endless_ones(tmp_path):
 
 
 def test_images_are_halved_scaled_and_cropped(tmp_path):
-    image = gradient(75, 41)
+    image = noise_picture(75, 41)
     image.save(tmp_path / "a.png")
     halved = image.resize((37, 20), Image.Resampling.BOX).resize((18, 10), Image.Resampling.BOX)
     scaled = halved.resize((14, 8), Image.Resampling.BICUBIC)  # 18 * 8 / 10 = 14.4
@@ -40,7 +40,7 @@ def test_images_are_halved_scaled_and_cropped(tmp_path):
 
 
 def test_small_images_are_enlarged_and_right_ones_left_alone(tmp_path):
-    image = gradient(SIZE, SIZE)
+    image = noise_picture(SIZE, SIZE)
     image.save(tmp_path / "a.png")
     assert np.array_equal(read_image(str(tmp_path / "a.png"), SIZE), np.asarray(image))
     bigger = image.resize((20, 20), Image.Resampling.BICUBIC)

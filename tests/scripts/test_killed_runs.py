@@ -85,7 +85,7 @@ def test_killed_at_random_times(photos, long_whole, tmp_path):
         process = killing.start(photos, killed, **LONG)
         while process.is_alive() and checkpoints_and_rows(killed) <= before:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.1))
         process.kill()
         assert killing.exit_code(process) == -signal.SIGKILL, "it had ended before"
     killing.finish(photos, killed, **LONG)

@@ -142,7 +142,6 @@ def test_sampling_needs_the_model_alone(trained, scripts, tmp_path):
     by_flags |= {"timestep_respacing": "ddim2", "precision": "bf16", "allow_slow_bf16": True}
     out, _ = scripts.run("image_sample.py", log_dir=tmp_path / "b", **by_flags, **common)
     assert "in 2 steps" in out
-    assert (arrays(tmp_path / "b")[1]["arr_0"] != content["arr_0"]).any()
 
 
 def test_samples_of_chosen_classes_one_by_one(trained, scripts, tmp_path):
@@ -198,12 +197,13 @@ def test_bits_per_dimension_of_a_folder(trained, images, scripts, tmp_path):
     values = [float(value) for value in re.findall(r"bpd=([\d.]+)", out)]
     assert len(values) == 3
     assert all(0 < value < 100 for value in values)
+    table = rows_of(tmp_path / "bits_per_dim.csv")
     for name in ("vb", "mse", "xstart_mse"):
         with np.load(tmp_path / f"{name}_terms.npz") as file:
-            assert file["arr_0"].shape == (4,)
-            assert np.isfinite(file["arr_0"]).all()
+            told = [float(row[name]) for row in table]
+            np.testing.assert_allclose(file["arr_0"], told[::-1], rtol=1e-6)
     assert "done 10 samples" in out, "all images, each once"
-    assert [row["images"] for row in rows_of(tmp_path / "bits_per_dim.csv")] == ["10"] * 4
+    assert [row["images"] for row in table] == ["10"] * 4
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 12), (4, 8)])
