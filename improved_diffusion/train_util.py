@@ -253,7 +253,9 @@ class TrainLoop:
 
     def _make_updates(self, stop: StopSignals, bar: Any) -> None:
         self._write_row_if_due()  # of an update after which a rank was lost
-        while self.options.last_update is None or self.updates < self.options.last_update:
+        if self.options.time_budget and not self._is_over:
+            self._is_measured()  # a budget that is spent must not cost what was trained in it
+        while not self._is_over:
             if dist_util.any_rank(stop.received):
                 break
             began = time.monotonic()
@@ -284,6 +286,11 @@ class TrainLoop:
         log_rows.write_unfinished_row(self.state, self._seconds())
         log_rows.export_results()
 
+    @property
+    def _is_over(self) -> bool:
+        last = self.options.last_update
+        return last is not None and self.updates >= last
+
     def _keep_initial_weights(self) -> None:
         """Keep what the run began with, before the first update or checkpoint of this process."""
         if not self._initial_kept:
@@ -298,10 +305,8 @@ class TrainLoop:
         :raises InputError: if the budget is too short for that; what was trained is saved.
         """
         self._pace.add(seconds)
-        last = self.options.max_steps
-        left = last - self.updates if last else None
         try:
-            if not dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds(), left)):
+            if not self._is_measured():
                 return
             self._plan([], last=0.0)  # no checkpoint from here on is without a number
             saving = self._seconds_of(self.save)
@@ -310,9 +315,17 @@ class TrainLoop:
                 pauses.append((every, self._seconds_of(make)))
             self._plan(pauses, last=2 * saving)
         except InputError as error:
+            if self.state.planned.pop(self._pace.name, None):
+                self.last_saved = None  # nor must a checkpoint have what there is no room for
             raise self._once_saved(error) from error
         self._pace.say(self.state.planned[self._pace.name])
         self.save()  # with the number, which a run that goes on from here keeps
+
+    def _is_measured(self) -> bool:
+        """Whether the speed of updates is known, by rank 0's clock; see :meth:`.Pace.is_known`."""
+        last = self.options.max_steps
+        left = last - self.updates if last else None
+        return dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds(), left))
 
     def _plan(self, pauses: list[tuple[int, float]], last: float) -> None:
         """Fix the number of updates for all ranks, by rank 0's clock; see :meth:`.Pace.fitting`."""
@@ -512,7 +525,10 @@ class TrainLoop:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
                 keep = self.options.keep_checkpoints
-                checkpoints.remove_older_checkpoints(get_blob_logdir(), keep)
+                try:
+                    checkpoints.remove_older_checkpoints(get_blob_logdir(), keep)
+                except OSError as error:  # as where another program has it open, on Windows
+                    logger.warn(f"Cannot remove an older checkpoint yet: {error}")
 
 
 def get_blob_logdir() -> str:

@@ -398,6 +398,17 @@ def test_an_ema_that_began_later_holds_other_weights(run_in, tmp_path):
     assert checkpoints.initial_part(old).share == pytest.approx(0.9**4)
 
 
+def test_initial_weights_outlast_checkpoints_that_are_links(run_in, tmp_path):
+    run_in("run", lambda _: toy_loop(max_steps=2))
+    (linked := tmp_path / "linked").mkdir()
+    for path in (tmp_path / "run").glob("*.pt"):
+        (linked / path.name).symlink_to(path)
+    settings = {"resume_checkpoint": str(linked / "model000002.pt"), "max_steps": 4}
+    run_in("linked", lambda _: toy_loop(**settings))
+    kept = checkpoints.initial_part(str(linked / "ema_0.9_000004.pt"))
+    assert kept == (pytest.approx(0.9**4), str(linked / "model000000.pt"))
+
+
 @pytest.mark.parametrize("settings", [{"ema_correction": False}, {"ema_rate": "0"}])
 def test_initial_weights_are_kept_for_a_use_only(settings, silent_log):
     (silent_log / "model000000.pt").write_bytes(b"of a run that was killed early")
@@ -589,6 +600,38 @@ def test_another_budget_is_measured_anew(run_in, tmp_path, clock):
     loop = run_in("run", lambda _: toy_loop(data=clock.batches(1.0), **settings))
     assert loop.updates == 120
     assert loop.state.planned == {"1": 60, "2": 120}
+
+
+def test_a_budget_that_is_spent_costs_nothing_of_what_was_trained_in_it(run_in, tmp_path, clock):
+    run_in("run", lambda _: toy_loop(data=clock.batches(1.0), time_budget=10.0))
+    before = sorted(os.listdir(tmp_path / "run"))
+    path = str(tmp_path / "run" / "model000600.pt")
+    for minutes in (9.0, 10.4):  # measuring takes a twentieth
+        settings = {"resume_checkpoint": path, "time_budget": minutes, "keep_checkpoints": 1}
+        with pytest.raises(InputError, match=r"too short .* 600 seconds of it are over"):
+            run_in("run", lambda _, kept=settings: toy_loop(data=clock.batches(1.0), **kept))
+        assert sorted(os.listdir(tmp_path / "run")) == before
+
+
+def test_a_budget_without_room_for_an_update_leaves_no_plan(silent_log, clock):
+    loop = toy_loop(data=clock.batches(1.0), time_budget=1.0)
+    clock.slow_down(loop, save=100.0)
+    with pytest.raises(InputError, match="no room for another update"):
+        loop.run_loop()
+    assert checkpoints.load_state_file(str(silent_log / "state000025.pt")).planned == {}
+
+
+def test_an_older_checkpoint_that_cannot_be_removed_ends_no_run(silent_log, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("another program has it open")
+
+    warned = []
+    monkeypatch.setattr(checkpoints, "remove_older_checkpoints", refuse)
+    monkeypatch.setattr(logger, "warn", lambda *said: warned.extend(said))
+    loop = toy_loop(max_steps=4, save_interval=2, keep_checkpoints=1)
+    loop.run_loop()
+    assert loop.last_saved == 4
+    assert "Cannot remove an older checkpoint yet: another program has it open" in warned
 
 
 def test_a_budget_that_is_too_short_ends_the_run(silent_log, clock):

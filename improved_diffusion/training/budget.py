@@ -44,13 +44,16 @@ class Pace:
         missing = max(0, FEWEST - self._measured)
         coming = missing if left is None else min(missing, left)
         ahead = coming * self._seconds / self._measured if self._measured else 0.0
+        unmeasured = max(0.0, SHARE * 60 * self.minutes - self._seconds)
+        if left is None:
+            ahead = max(ahead, unmeasured)
         if elapsed + ahead >= 60 * self.minutes:
             raise InputError(
                 f"time_budget {self.name} is too short to measure how fast updates are: "
-                f"{self._updates} were made here in the {elapsed:.0f} seconds that are over, and "
-                f"{UNMEASURED + FEWEST} are needed; give more minutes, or --max_steps"
+                f"{elapsed:.0f} seconds of it are over, and of {UNMEASURED + FEWEST} updates that "
+                f"are needed {self._updates} were made here; give more minutes, or --max_steps"
             )
-        return not missing and self._seconds >= SHARE * 60 * self.minutes
+        return not (missing or unmeasured)
 
     def fitting(self, elapsed: float, pauses: Iterable[tuple[int, float]], last: float) -> int:
         """How many further updates the budget has room for.
