@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch as th
@@ -28,6 +29,8 @@ if dist.is_available():
     import torch.distributed.nn.functional
 
 T = TypeVar("T")
+# How long ranks wait for one that works alone, as when it judges. One that ends is noticed at once.
+PATIENCE = timedelta(days=1)
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -109,7 +112,7 @@ def setup_dist() -> None:
     atexit.register(_leave)
     if launched:
         try:
-            dist.init_process_group(backend, init_method="env://")
+            dist.init_process_group(backend, init_method="env://", timeout=PATIENCE)
         except ValueError as error:  # RANK and WORLD_SIZE alone do not say where the others are
             raise InputError(f"cannot join the other processes ({error}): use torchrun") from error
         return
