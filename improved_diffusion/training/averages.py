@@ -81,16 +81,15 @@ class Averages:
         with dist_util.agreeing():
             if dist_util.rank() != 0 or (begun and checkpoints.lies_in(begun, folder)):
                 return
+            initial: Weights | None = None
+            if self.correct and state.averaged and any(self.rates):
+                if not begun:
+                    initial = self.weights.model.state_dict()
+                elif path := checkpoints.companion(begun, "model", 0):
+                    initial = checkpoints.load_model_file(path)
             checkpoints.remove_initial_weights(folder)
-            if not (self.correct and state.averaged and any(self.rates)):
-                return
-            if not begun:
-                initial = self.weights.model.state_dict()
-            elif path := checkpoints.companion(begun, "model", 0):
-                initial = checkpoints.load_model_file(path)
-            else:
-                return
-            checkpoints.save_checkpoint(folder, 0, {"model": initial})
+            if initial:
+                checkpoints.save_checkpoint(folder, 0, {"model": initial})
 
     # -- files of a checkpoint -----------------------------------------------------------------
 

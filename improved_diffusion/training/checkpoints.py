@@ -357,9 +357,9 @@ def companion(model_path: str, prefix: str, step: int) -> str | None:
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Whether ``folder`` is where the file ``path`` is."""
-    path = os.path.realpath(path) if is_local(path) else path  # which may be a link
-    return bool(path) and os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
+    """Whether ``folder`` is where the file ``path`` is, or if that is a link what it leads to."""
+    files = [path, os.path.realpath(path)] if path and is_local(path) else filter(None, [path])
+    return os.path.realpath(folder) in (os.path.realpath(os.path.dirname(file)) for file in files)
 
 
 def load_model_file(path: str) -> dict[str, th.Tensor]:
