@@ -48,9 +48,10 @@ def is_cifar(path: str) -> bool:
 
 def split_of(path: str) -> tuple[str, str]:
     """The archive of a path, and which images of it are meant."""
+    plain = path.replace(os.sep, "/").rstrip("/")
     for split in BATCHES:
-        if path.rstrip("/").lower().endswith(tuple(f"{end}/{split}" for end in ENDINGS)):
-            return path.rstrip("/")[: -len(split) - 1], split
+        if plain.lower().endswith(tuple(f"{end}/{split}" for end in ENDINGS)):
+            return path[: len(plain) - len(split) - 1], split
     return path, "train"
 
 

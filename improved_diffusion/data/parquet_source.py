@@ -66,9 +66,13 @@ def is_parquet(path: str) -> bool:
     """Whether a path is of such files: its ending says so, or it is a folder of them alone."""
     if path.lower().endswith(ENDING):
         return True
-    if not is_local(path) or any(n.lower().endswith(EXTENSIONS) for n in list_folder(path)):
+    if not (is_local(path) and files_below(path, PATTERN)):
         return False
-    return bool(files_below(path, PATTERN))
+    within = (os.path.join(path, name) for name in list_folder(path))
+    folders = (path, *filter(os.path.isdir, within))
+    return not any(
+        n.lower().endswith(EXTENSIONS) for folder in folders for n in list_folder(folder)
+    )
 
 
 def files_of(path: str) -> list[str]:

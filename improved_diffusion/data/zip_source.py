@@ -34,7 +34,7 @@ class ZipSource(Files):
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         self._infos: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive().infolist():
-            name = info.filename.replace("\\", "/")  # as some programs for Windows write it
+            name = _plain(info)
             if info.is_dir() or not name.lower().endswith(EXTENSIONS):
                 continue
             self._check_name(name)
@@ -75,10 +75,9 @@ class ZipSource(Files):
             raise InputError(f"{where} claims {info.file_size} bytes, more than {MAX_FILE}")
 
     def _read_list(self, name: str) -> bytes | None:
+        found = [info for info in self._archive().infolist() if _plain(info) == name]
         try:
-            return self._unpack(self._archive().getinfo(name), MAX_LIST)
-        except KeyError:
-            return None
+            return self._unpack(found[-1], MAX_LIST) if found else None
         except Exception as error:
             raise InputError(f"{self.path}/{name} cannot be read: {error}") from error
 
@@ -101,3 +100,9 @@ class ZipSource(Files):
 
     def __getstate__(self) -> dict[str, Any]:  # for processes that are not forked
         return {**self.__dict__, "_opened": None}
+
+
+def _plain(info: zipfile.ZipInfo) -> str:
+    """The name of a file without what some programs write: backslashes, and ./ before it."""
+    parts = info.filename.replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part != ".")

@@ -28,7 +28,7 @@ from ..data.image_grid import (
 from ..gaussian_diffusion import GaussianDiffusion
 from ..logs.progress import progress_bar
 from ..nn import NO_LABEL
-from ..system.files import atomic_write
+from ..system.files import atomic_write, legible
 from .image_noise import ImageNoise
 from .inpainting import Inpainting
 from .samplers import draw
@@ -239,7 +239,7 @@ def _save_each(
     os.makedirs(folder, exist_ok=True)
     for i, image in enumerate(images):
         label = "" if classes is None else str(names[classes[i]] if names else classes[i])
-        label = NOT_IN_FILE_NAMES.sub("-", label)  # a class of nested folders is called cat/tabby
+        label = NOT_IN_FILE_NAMES.sub("-", legible(label))  # of nested folders it is cat/tabby
         label = label.encode()[:LONGEST_LABEL].decode(errors="ignore")
         save_png(os.path.join(folder, f"{label}{'_' if label else ''}{i:06d}.png"), image)
     logger.log(f"Single pictures: {folder}")

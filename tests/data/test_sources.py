@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import struct
@@ -16,6 +17,7 @@ import pytest
 from made_files import cifar_members, tar_of
 from PIL import Image
 
+from improved_diffusion.data.cifar_archive import split_of
 from improved_diffusion.data.folder_source import FolderSource
 from improved_diffusion.data.image_source import Labels
 from improved_diffusion.data.sources import KINDS, open_source
@@ -212,6 +214,19 @@ def test_class_numbers_of_every_whole_type(tmp_path, kind):
     numbers = open_source(str(tmp_path / "a.npz")).labels.numbers
     assert numbers.dtype == np.int64
     assert numbers.tolist() == labels.tolist()
+
+
+def test_a_zip_of_a_folder_by_its_dot(tmp_path):
+    source = open_source(str(make_zip(tmp_path / "images.zip", "./{name}/{number}.png")))
+    assert source.names[0] == "cat/0.png"
+    assert source.labels.classes == list(CLASSES)
+
+
+def test_the_list_of_a_zip_whose_names_have_backslashes(tmp_path):
+    listed = [[name, 0] for name, _ in files("{name}/{number}.png")]
+    extra = [("edm\\dataset.json", json.dumps({"labels": listed}))]
+    path = make_zip(tmp_path / "images.zip", "edm\\{name}\\{number}.png", extra)
+    assert open_source(str(path)).labels.classes == ["0"]
 
 
 def test_a_zip_whose_names_have_backslashes(tmp_path):
@@ -512,7 +527,7 @@ def test_headers_are_read_without_the_arrays(tmp_path):
 # -- CIFAR-10's archives -------------------------------------------------------------------------
 
 
-def test_the_archive_of_cifar_10_is_read_in_place(tmp_path):
+def test_the_archive_of_cifar_10_is_read_in_place(tmp_path, monkeypatch):
     cifar = tmp_path / "cifar-10-binary.tar.gz"
     cifar.write_bytes(gzip.compress(tar_of(cifar_members("bin"))))
     train, test = open_source(str(cifar)), open_source(f"{cifar}/test")
@@ -522,6 +537,9 @@ def test_the_archive_of_cifar_10_is_read_in_place(tmp_path):
     assert named == ["dog", "frog", "horse", "ship"]
     assert test.labels.classes == sorted(test.labels.classes)
     assert len(open_source(f"{cifar}/train")) == 20
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "sep", "\\")  # as on Windows
+        assert split_of(f"{cifar}\\test") == (str(cifar), "test")
     assert train.stamp != test.stamp
     refused(cifar, "no file names", by="name")
     cifar.write_bytes(gzip.compress(b"no archive"))
@@ -552,6 +570,14 @@ def test_parquet_files_as_hugging_face_named_them_earlier(tmp_path):
     assert len(open_source(str(tmp_path))) == 2 * COUNT
     make_parquet(tmp_path / "test-00000-of-00001-5a2c6a5c2cc9a9d5.parquet")
     refused(tmp_path, "has the files of test and train; name one")
+
+
+@pytest.mark.parametrize("place", ["metadata.parquet", "cats/metadata.parquet", "rest/a.parquet"])
+def test_a_folder_of_images_may_have_parquet_files_too(tmp_path, place):
+    make_folder(tmp_path / "images", "cats/{number}.png")
+    (tmp_path / "images" / place).parent.mkdir(exist_ok=True)
+    (tmp_path / "images" / place).touch()
+    assert type(open_source(str(tmp_path / "images"))) is FolderSource
 
 
 def test_parquet_files_that_do_not_belong_together(tmp_path):

@@ -125,6 +125,13 @@ def test_a_long_class_name_is_cut_in_the_files_name(diffusion, tmp_path):
     assert names == [f"{'é' * 75}_{i:06d}.png" for i in range(5)]
 
 
+def test_a_class_name_of_another_encoding_is_written_as_far_as_it_can_be(diffusion, tmp_path):
+    made = make(diffusion, order())
+    with logger.scoped_configure(dir=tmp_path, format_strs=[]):
+        save_samples(str(tmp_path), made, names=["caf\udce9"] * 4, single=True)
+    assert (tmp_path / "images" / "caf-_000000.png").exists()
+
+
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
 def test_grey_and_alpha(channels, mode, diffusion, tmp_path):
     made = make(diffusion, order(shape=(channels, 8, 8)), lambda *_: {})
