@@ -30,36 +30,18 @@ def norm_silu(
     :param scale: [N, C], given together with ``shift`` or not at all.
     """
     rows, weight, bias = widened(x.contiguous(), norm.weight, norm.bias)
-    steps: tuple[th.Tensor, ...] = ()
-    if scale is not None and shift is not None:
-        gain = 1 + scale.to(weight.dtype)
-        if x.dtype == weight.dtype:
-            steps = weight, bias, gain, shift
-        weight, bias = fold_modulation(weight, bias, gain, shift)
-    return _NormSiLU.apply(rows, weight, bias, steps, norm.num_groups, norm.eps).to(x.dtype)
-
-
-def fold_modulation(
-    weight: th.Tensor, bias: th.Tensor, gain: th.Tensor, shift: th.Tensor
-) -> tuple[th.Tensor, th.Tensor]:
-    """Weight and bias with which a norm computes norm(x) gain + shift, without a pass over x.
-
-    A batch is one image of N C channels to a norm, as groups of different images never mix: so
-    each image can have a weight and a bias of its own.
-
-    :param weight: of the norm, as ``bias``, [C].
-    :param gain: of each image, as ``shift``, [N, C].
-    :return: weight and bias, [N, C] each.
-    """
-    return gain * weight, th.addcmul(shift.to(weight.dtype), gain, bias)
+    in_steps = x.dtype == weight.dtype
+    h = _NormSiLU.apply(rows, weight, bias, scale, shift, norm.num_groups, norm.eps, in_steps)
+    return h.to(x.dtype)
 
 
 class _NormSiLU(th.autograd.Function):
-    """silu(group norm) whose backward pass is two kernels, and keeps no more than x and the norm.
+    """silu of a norm, modulated or not, whose backward pass keeps no more than x and that norm.
 
-    ``weight`` and ``bias`` are [C], or [N, C] where each image has its own. In float32 the forward
-    pass goes step by step, by the weight, bias, gain and shift in ``steps``, and so rounds as the
-    reference does; the backward pass goes by ``weight`` and ``bias`` there, too.
+    norm(x) gain + shift takes no pass over x of its own: a batch is one image of N C channels to a
+    norm, as groups of different images never mix, so each image can have a weight and a bias of its
+    own. With ``in_steps``, for float32, the forward pass takes one all the same, and so rounds as
+    the reference does.
     """
 
     @staticmethod
@@ -68,32 +50,46 @@ class _NormSiLU(th.autograd.Function):
         x: th.Tensor,
         weight: th.Tensor,
         bias: th.Tensor,
-        steps: tuple[th.Tensor, ...],
+        scale: th.Tensor | None,
+        shift: th.Tensor | None,
         groups: int,
         eps: float,
+        in_steps: bool,
     ) -> th.Tensor:
-        if steps:
-            plain_weight, plain_bias, gain, shift = (v.detach() for v in steps)
-            h, mean, rstd = _group_norm(x, plain_weight, plain_bias, groups, eps)
-            each = (*gain.shape, *[1] * (x.ndim - 2))
-            h = h.mul_(gain.view(each)).add_(shift.view(each))
-        else:
+        gain = None
+        if scale is None or shift is None:
             h, mean, rstd = _group_norm(x, weight, bias, groups, eps)
-        ctx.save_for_backward(x, h, mean, rstd, weight)
-        ctx.groups = groups
+        else:
+            gain, shift = 1 + scale.to(weight.dtype), shift.to(weight.dtype)
+            if in_steps:
+                h, mean, rstd = _group_norm(x, weight, bias, groups, eps)
+                each = (*gain.shape, *[1] * (x.ndim - 2))
+                h = h.mul_(gain.view(each)).add_(shift.view(each))
+            else:
+                folded = gain * weight, th.addcmul(shift, gain, bias)
+                h, mean, rstd = _group_norm(x, *folded, groups, eps)
+        ctx.save_for_backward(x, h, mean, rstd, weight, bias, gain)
+        ctx.groups, ctx.modulation = groups, None if scale is None else scale.dtype
         return h * th.sigmoid(h) if h.dtype == th.float32 else F.silu(h)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        x, h, mean, rstd, weight = ctx.saved_tensors
+        x, h, mean, rstd, weight, bias, gain = ctx.saved_tensors
         dh = th.ops.aten.silu_backward(grad.contiguous(), h)
-        shape = _norm_shape(x, weight, ctx.groups)
+        folded = weight if gain is None else gain * weight
+        shape = _norm_shape(x, folded, ctx.groups)
         stats = mean.view(shape[0], -1), rstd.view(shape[0], -1)
         dx, dweight, dbias = th.ops.aten.native_group_norm_backward(
-            dh.view(shape[:3]), x.view(shape[:3]), *stats, weight.flatten(), *shape, [True] * 3
+            dh.view(shape[:3]), x.view(shape[:3]), *stats, folded.flatten(), *shape, [True] * 3
         )
-        return dx.view_as(x), dweight.view_as(weight), dbias.view_as(weight), None, None, None
+        dscale = dshift = None
+        if gain is not None:
+            dfolded, dshift = dweight.view_as(gain), dbias.view_as(gain)
+            dscale = (dfolded * weight + dshift * bias).to(ctx.modulation)
+            dweight, dbias = (dfolded * gain).sum(0), (dshift * gain).sum(0)
+            dshift = dshift.to(ctx.modulation)
+        return dx.view_as(x), dweight, dbias, dscale, dshift, None, None, None
 
 
 def _group_norm(
