@@ -1,23 +1,22 @@
 """Measure how well a model takes noise out of test images, and draw denoising.png.
 
-usage: python docs/measure_denoising.py RUN TEST_FOLDER PICTURE.png
-
 Prints the table of docs/denoising.md: PSNR in dB of forty images with white noise of three
 strengths, which is estimated from each picture as image_denoise.py does it. The picture shows one
 image of each class.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch as th
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from improved_diffusion.commands.cli import check_out, run
 from improved_diffusion.commands.trained import load_run
 from improved_diffusion.data.image_grid import make_grid, save_png
 from improved_diffusion.dist_util import dev
 from improved_diffusion.nn import NO_LABEL
+from improved_diffusion.options.command_line import Parser
 from improved_diffusion.sampling.denoising import (
     denoise,
     estimate_sigma,
@@ -33,8 +32,18 @@ RADII = [0.05 * n for n in range(4, 32)]  # of the blur to compare with
 MARGIN = 100  # pixels of the picture, for what its rows are
 
 
-def main(run: str, folder: str, out: str) -> None:
-    model, diffusion, options, _ = load_run(run)
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("folder", metavar="TEST_FOLDER")
+    parser.add_argument("out", metavar="PICTURE.png")
+    args = parser.parse_args()
+    check_out(args.out, ".png")
+    measure(args.run, args.folder, args.out)
+
+
+def measure(model_path: str, folder: str, out: str) -> None:
+    model, diffusion, options, _ = load_run(model_path)
     label = {"y": th.tensor([NO_LABEL], device=dev())} if options.class_cond else {}
     names = sorted(path.name for path in Path(folder).iterdir())
     chosen = np.random.default_rng(0).choice(names, COUNT, replace=False)
@@ -90,4 +99,4 @@ def draw(out: str, rows: list[list[np.ndarray]]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)

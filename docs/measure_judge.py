@@ -1,15 +1,12 @@
 """Measure how the judge's figures depend on the number of samples, for docs/evaluation.md.
 
-usage: python docs/measure_judge.py TRAIN_FOLDER TEST_FOLDER [--precision bf16]
-
 Training images stand in for samples of a perfect model: parts of them of several sizes are judged
 by the test images, as image_eval.py does it. Prints a table.
 """
 
-import argparse
-
 import numpy as np
 
+from improved_diffusion.commands.cli import run
 from improved_diffusion.evaluation.features import Extractor
 from improved_diffusion.evaluation.image_sets import open_images
 from improved_diffusion.evaluation.judge import kept_features
@@ -20,16 +17,17 @@ from improved_diffusion.evaluation.quality import (
     kernel_distance,
     mean_figure,
 )
+from improved_diffusion.options.command_line import Parser
 
 COUNTS = (100, 250, 500, 1000, 2500, 5000)
 REPEATS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("train")
-    parser.add_argument("test")
-    parser.add_argument("--precision", default="fp32")
+    parser = Parser(__doc__)
+    parser.add_argument("train", metavar="TRAIN_FOLDER")
+    parser.add_argument("test", metavar="TEST_FOLDER")
+    parser.add_argument("--precision", default="fp32", help="of the features: fp32 or bf16")
     args = parser.parse_args()
     extractor = Extractor("lite0", precision=args.precision)
     train, test = open_images(args.train), open_images(args.test)
@@ -59,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
