@@ -83,7 +83,7 @@ def create_parser() -> Parser:
         "--overwrite",
         type=str2bool,
         default=False,
-        help="write splits anew that are there and whole",
+        help="write whole splits anew, too",
     )
     return parser
 

@@ -89,8 +89,9 @@ def write_split(split: Split, out_dir: Path, overwrite: bool = False) -> Path:
         print(f"{folder}: {len(split.labels)} images, there already")
         return folder
     check_replaceable(folder, overwrite)
-    partial = out_dir / f".{split.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, aside = (out_dir / f".{split.name}.{end}" for end in ("partial", "old"))
+    for left in (partial, aside):
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write_images(split, partial)
@@ -99,12 +100,15 @@ def write_split(split: Split, out_dir: Path, overwrite: bool = False) -> Path:
         _flush_to_disk()
         if folder.exists():
             print(f"Replacing {folder}")
-            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(folder, aside)
         os.replace(partial, folder)
     except BaseException:
+        if aside.exists() and not folder.exists():
+            os.replace(aside, folder)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(out_dir)
+    shutil.rmtree(aside, ignore_errors=True)
     print(f"{folder}: {len(split.labels)} images")
     return folder
 

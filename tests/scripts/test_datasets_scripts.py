@@ -112,6 +112,8 @@ def test_limit_and_repetition(unpack, tmp_path, archive):
     assert (status, "nothing to do" in printed) == (0, True)
     (tmp_path / "gone").rename(archive)
     assert (tmp_path / "cifar_train").stat().st_ino == before
+    status, printed, _ = unpack("--limit", 3, "--overwrite", "True")
+    assert (status, f"Replacing {tmp_path / 'cifar_train'}" in printed) == (0, True)
     status, _, said = unpack()
     assert (status, "has 3 images of an earlier call" in said) == (2, True)
     assert len(names(tmp_path / "cifar_train")) == 3
