@@ -153,6 +153,8 @@ class TrainLoop:
                 self._resume(self.resume_checkpoint)
             log_rows.cut_log(self.state.last_row_step + 1)
         self._started = time.monotonic()
+        if self.options.time_budget and not self._is_over:
+            self._is_measured()  # a budget that is spent must not cost what was trained in it
         working = self.weights.working
         self.working = Compiled(working, logger.log) if options.compile else working
 
@@ -253,8 +255,6 @@ class TrainLoop:
 
     def _make_updates(self, stop: StopSignals, bar: Any) -> None:
         self._write_row_if_due()  # of an update after which a rank was lost
-        if self.options.time_budget and not self._is_over:
-            self._is_measured()  # a budget that is spent must not cost what was trained in it
         while not self._is_over:
             if dist_util.any_rank(stop.received):
                 break
@@ -325,7 +325,8 @@ class TrainLoop:
         """Whether the speed of updates is known, by rank 0's clock; see :meth:`.Pace.is_known`."""
         last = self.options.max_steps
         left = last - self.updates if last else None
-        return dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds(), left))
+        before = self.state.seconds[0] / self.updates if self.updates else 0.0
+        return dist_util.by_rank_0(lambda: self._pace.is_known(self._seconds(), left, before))
 
     def _plan(self, pauses: list[tuple[int, float]], last: float) -> None:
         """Fix the number of updates for all ranks, by rank 0's clock; see :meth:`.Pace.fitting`."""
@@ -525,10 +526,7 @@ class TrainLoop:
         with dist_util.agreeing():
             if dist_util.rank() == 0:
                 keep = self.options.keep_checkpoints
-                try:
-                    checkpoints.remove_older_checkpoints(get_blob_logdir(), keep)
-                except OSError as error:  # as where another program has it open, on Windows
-                    logger.warn(f"Cannot remove an older checkpoint yet: {error}")
+                checkpoints.remove_older_checkpoints(get_blob_logdir(), keep)
 
 
 def get_blob_logdir() -> str:

@@ -606,8 +606,10 @@ def test_a_budget_that_is_spent_costs_nothing_of_what_was_trained_in_it(run_in, 
     run_in("run", lambda _: toy_loop(data=clock.batches(1.0), time_budget=10.0))
     before = sorted(os.listdir(tmp_path / "run"))
     path = str(tmp_path / "run" / "model000600.pt")
-    for minutes in (9.0, 10.4):  # measuring takes a twentieth
+    # Measuring takes a twentieth, which another limit does not change.
+    for minutes, most in ((9.0, 0), (10.4, 0), (10.4, 100_000)):
         settings = {"resume_checkpoint": path, "time_budget": minutes, "keep_checkpoints": 1}
+        settings |= {"max_steps": most}
         with pytest.raises(InputError, match=r"too short .* 600 seconds of it are over"):
             run_in("run", lambda _, kept=settings: toy_loop(data=clock.batches(1.0), **kept))
         assert sorted(os.listdir(tmp_path / "run")) == before
@@ -621,17 +623,19 @@ def test_a_budget_without_room_for_an_update_leaves_no_plan(silent_log, clock):
     assert checkpoints.load_state_file(str(silent_log / "state000025.pt")).planned == {}
 
 
-def test_an_older_checkpoint_that_cannot_be_removed_ends_no_run(silent_log, monkeypatch):
-    def refuse(*_):
-        raise PermissionError("another program has it open")
+def test_an_older_checkpoint_that_cannot_be_removed_stops_nothing(silent_log, monkeypatch):
+    remove, warned = checkpoints.remove_file, []
 
-    warned = []
-    monkeypatch.setattr(checkpoints, "remove_older_checkpoints", refuse)
+    def refuse(path):
+        if "000001" in path:
+            raise PermissionError("another program has it open")
+        remove(path)
+
+    monkeypatch.setattr(checkpoints, "remove_file", refuse)
     monkeypatch.setattr(logger, "warn", lambda *said: warned.extend(said))
-    loop = toy_loop(max_steps=4, save_interval=2, keep_checkpoints=1)
-    loop.run_loop()
-    assert loop.last_saved == 4
-    assert "Cannot remove an older checkpoint yet: another program has it open" in warned
+    toy_loop(max_steps=4, save_interval=1, keep_checkpoints=1).run_loop()
+    assert checkpoints.complete_steps(str(silent_log)) == [1, 4]
+    assert "Cannot remove the older checkpoint 000001 yet: another program has it open" in warned
 
 
 def test_a_budget_that_is_too_short_ends_the_run(silent_log, clock):

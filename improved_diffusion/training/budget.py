@@ -34,19 +34,20 @@ class Pace:
             self._measured += 1
             self._seconds += seconds
 
-    def is_known(self, elapsed: float, left: int | None = None) -> bool:
+    def is_known(self, elapsed: float, left: int | None = None, before: float = 0.0) -> bool:
         """Whether enough updates are measured.
 
         :param elapsed: seconds of the budget that are over.
         :param left: updates after which another limit ends the run.
+        :param before: seconds that an update took in earlier processes, if there were any.
         :raises InputError: if the budget ends before that.
         """
-        missing = max(0, FEWEST - self._measured)
-        coming = missing if left is None else min(missing, left)
-        ahead = coming * self._seconds / self._measured if self._measured else 0.0
+        each = self._seconds / self._measured if self._measured else before
+        missing = max(0, UNMEASURED + FEWEST - self._updates)
         unmeasured = max(0.0, SHARE * 60 * self.minutes - self._seconds)
-        if left is None:
-            ahead = max(ahead, unmeasured)
+        ahead = max(missing * each, unmeasured)
+        if left is not None:
+            ahead = min(ahead, left * each)
         if elapsed + ahead >= 60 * self.minutes:
             raise InputError(
                 f"time_budget {self.name} is too short to measure how fast updates are: "

@@ -337,10 +337,13 @@ def remove_older_checkpoints(folder: str, keep: int) -> None:
         return
     for step, names in _files(folder).items():
         if step < steps[-1] and step not in steps[-keep:]:
-            # Its state goes first: what is left, should this be interrupted, does not count.
-            for name in names:
-                if name != INITIAL:
-                    remove_file(join(folder, name))
+            try:
+                # Its state goes first: what is left, should this be interrupted, does not count.
+                for name in names:
+                    if name != INITIAL:
+                        remove_file(join(folder, name))
+            except OSError as error:  # as where another program has it open, on Windows
+                logger.warn(f"Cannot remove the older checkpoint {step:06d} yet: {error}")
 
 
 def parse_resume_step_from_filename(filename: str) -> int:
@@ -357,7 +360,7 @@ def companion(model_path: str, prefix: str, step: int) -> str | None:
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Whether ``folder`` is where the file ``path`` is, or if that is a link what it leads to."""
+    """Whether the file ``path``, or what it links to, lies in ``folder``."""
     files = [path, os.path.realpath(path)] if path and is_local(path) else filter(None, [path])
     return os.path.realpath(folder) in (os.path.realpath(os.path.dirname(file)) for file in files)
 
