@@ -29,7 +29,8 @@ if dist.is_available():
     import torch.distributed.nn.functional
 
 T = TypeVar("T")
-# How long ranks wait for one that works alone, as when it judges. One that ends is noticed at once.
+# How long ranks wait for one that works alone, as when it judges. The end of a process is noticed
+# at once, and joining has PyTorch's limit.
 PATIENCE = timedelta(days=1)
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -112,9 +113,11 @@ def setup_dist() -> None:
     atexit.register(_leave)
     if launched:
         try:
-            dist.init_process_group(backend, init_method="env://", timeout=PATIENCE)
+            store, number, count = next(dist.rendezvous("env://"))
         except ValueError as error:  # RANK and WORLD_SIZE alone do not say where the others are
             raise InputError(f"cannot join the other processes ({error}): use torchrun") from error
+        place = {"store": store, "rank": number, "world_size": count}
+        dist.init_process_group(backend, **place, timeout=PATIENCE)
         return
     with _loopback_only():
         dist.init_process_group(backend, store=_own_store(), rank=0, world_size=1)
