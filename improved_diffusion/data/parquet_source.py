@@ -63,13 +63,15 @@ class ParquetSource(ImageSource):
 
 
 def is_parquet(path: str) -> bool:
-    """Whether a path is of such files: its ending says so, or it is a folder of them alone."""
+    """Whether a path is of such files: its ending says so, or it is a folder of them.
+
+    Not where they lie beside images, which they may describe.
+    """
     if path.lower().endswith(ENDING):
         return True
-    if not (is_local(path) and files_below(path, PATTERN)):
+    if not (is_local(path) and (files := files_below(path, PATTERN))):
         return False
-    within = (os.path.join(path, name) for name in list_folder(path))
-    folders = (path, *filter(os.path.isdir, within))
+    folders = {path, *map(os.path.dirname, files)}
     return not any(
         n.lower().endswith(EXTENSIONS) for folder in folders for n in list_folder(folder)
     )

@@ -103,6 +103,6 @@ class ZipSource(Files):
 
 
 def _plain(info: zipfile.ZipInfo) -> str:
-    """The name of a file without what some programs write: backslashes, and ./ before it."""
+    """The name of a file without what some programs write: backslashes, and dots as parts."""
     parts = info.filename.replace("\\", "/").split("/")
     return "/".join(part for part in parts if part != ".")

@@ -79,7 +79,6 @@ def test_one_folder_is_for_one_run_at_a_time(tmp_path):
         pass
 
 
-@pytest.mark.slow
 def test_threads_device_and_seed_reach_the_process(monkeypatch):
     seen = []
     monkeypatch.setattr(cpu, "configure_cpu", seen.append)
@@ -90,6 +89,7 @@ def test_threads_device_and_seed_reach_the_process(monkeypatch):
     assert seen == [3, "cpu", 7]
 
 
+@pytest.mark.slow
 def test_a_killed_run_frees_its_folder(tmp_path):
     program = (
         "import os, signal\n"

@@ -572,11 +572,9 @@ def test_parquet_files_as_hugging_face_named_them_earlier(tmp_path):
     refused(tmp_path, "has the files of test and train; name one")
 
 
-@pytest.mark.parametrize("place", ["metadata.parquet", "cats/metadata.parquet", "rest/a.parquet"])
-def test_a_folder_of_images_may_have_parquet_files_too(tmp_path, place):
+def test_parquet_files_beside_images_are_not_of_them(tmp_path):
     make_folder(tmp_path / "images", "cats/{number}.png")
-    (tmp_path / "images" / place).parent.mkdir(exist_ok=True)
-    (tmp_path / "images" / place).touch()
+    (tmp_path / "images" / "cats" / "metadata.parquet").touch()
     assert type(open_source(str(tmp_path / "images"))) is FolderSource
 
 

@@ -503,6 +503,8 @@ def test_the_script(tmp_path, scripts):
     assert comparison.WARNING in out
     names = {path.name for path in tmp_path.iterdir() if path.is_file()}
     assert names == {"c.xlsx", "c.png", "c_samples.png"}
+    _, err = scripts.run("compare_runs.py", *folders, out=tmp_path / "c.png", status=2)
+    assert "--out must be a .xlsx file" in err
     _, err = scripts.run("compare_runs.py", tmp_path / "a", tmp_path, status=2)
     assert "is no run: it has no progress.csv" in err
     _, err = scripts.run("compare_runs.py", tmp_path / "a", tmp_path / "a", status=2)

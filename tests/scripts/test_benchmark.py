@@ -176,9 +176,12 @@ def test_the_table_and_the_json_say_what_was_measured(benchmark, monkeypatch, tm
     assert report["flags"] == tiny(benchmark, **flags).as_dict()
 
 
-def test_a_folder_for_the_json_must_be_there(benchmark):
+def test_the_json_must_be_a_file_in_a_folder_that_is_there(benchmark, tmp_path):
     with pytest.raises(InputError, match=r"--json must be a .json file .* got /none/x\.json"):
         tiny(benchmark, json="/none/x.json")
+    (folder := tmp_path / "x.json").mkdir()
+    with pytest.raises(InputError, match=r"--json must be a \.json file"):
+        tiny(benchmark, json=str(folder))
 
 
 def run_out_of_memory():
