@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 from ..system.files import exists, is_folder, join, list_folder, open_to_read
@@ -17,12 +17,23 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_PIXELS = 2**27
+ORIENTATION = 0x0112  # of EXIF data
+TURNS: dict[object, Image.Transpose] = {  # what undoes each
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def list_images(folder: str) -> list[str]:
-    """List the images below ``folder``: paths relative to it, parts joined by ``/``, sorted.
+    """List the images below ``folder``: paths relative to it, parts joined by ``/``.
 
-    Hidden files and folders (whose name starts with a dot) are left out.
+    Those of a folder stand together, in the order of the names in it. Hidden files and folders,
+    whose name starts with a dot, are left out.
 
     :raises InputError: if ``folder`` is no folder or holds no images.
     """
@@ -115,7 +126,7 @@ def upright_8_bit(image: Image.Image, channels: int) -> Image.Image:
     if image.mode in ("1", "P", "PA"):  # between whose numbers nothing lies
         colours = "L" if image.mode == "1" else "RGBA" if channels == 4 else "RGB"
         image = image.convert(colours)
-    ImageOps.exif_transpose(image, in_place=True)
+    image = _turned(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of an unknown range")
     if image.mode != "I" and not image.mode.startswith("I;16"):
@@ -124,6 +135,16 @@ def upright_8_bit(image: Image.Image, channels: int) -> Image.Image:
     if numbers.min() < 0 or numbers.max() >= 2**16:
         raise ValueError("its grey values have more than 16 bits")
     return Image.fromarray(((numbers * 255 + 2**15) // (2**16 - 1)).astype(np.uint8))
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """A photograph as its EXIF data say; as it is where these cannot be read, which many cannot."""
+    image.load()  # of which errors count
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # many kinds
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:

@@ -117,6 +117,14 @@ def test_a_photograph_on_its_side_is_turned(tmp_path, orientation, turned):
     assert error(read, np.asarray(image)) < 15 < error(read, np.asarray(image.rotate(turned)))
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_photograph_whose_exif_data_make_no_sense_is_taken_as_it_is(tmp_path, kind):
+    smooth(SIZE, SIZE).save(tmp_path / f"a.{kind}", dpi=(72, 72), exif=b"Exif\0\0no TIFF at all")
+    smooth(SIZE, SIZE).save(tmp_path / f"b.{kind}", dpi=(72, 72))
+    a, b = (read_image(str(tmp_path / f"{name}.{kind}"), SIZE) for name in "ab")
+    np.testing.assert_array_equal(a, b)
+
+
 def test_a_missing_file_is_named_once(tmp_path):
     with pytest.raises(InputError) as caught, open_image(str(tmp_path / "none.png")):
         pass
