@@ -152,10 +152,14 @@ def _read_numbers(path: Path, *names: str) -> np.ndarray:
 
 
 def smoothed(log: pd.DataFrame) -> pd.DataFrame:
-    """The columns to compare, each value the mean of the rows up to it, over 1/50 of the run."""
-    columns = [name for name in PANELS if name in log]
+    """The columns to compare, each value the mean of the rows up to it, over 1/50 of the run.
+
+    A row without a value of its own has none here.
+    """
+    values = log[[name for name in PANELS if name in log]]
     window = max(1, len(log) // POINTS)
-    return log[["step"]].join(log[columns].rolling(window, min_periods=1).mean())
+    means = values.rolling(window, min_periods=1).mean()
+    return log[["step"]].join(means.where(values.notna()))
 
 
 def error_at(terms: np.ndarray, log_snr: float) -> float:

@@ -101,8 +101,9 @@ def _draw_curves(
 ) -> None:
     for (run, style), curve in zip(_styled(runs), curves, strict=True):
         if name in curve:
-            alone = "." if np.isfinite(curve[name]).sum() == 1 else None  # no line shows it
-            panel.plot(curve["step"], curve[name], label=run.name, marker=alone, **style)
+            seen = curve[["step", name]].dropna()  # what is measured now and then is a line, too
+            alone = "." if np.isfinite(seen[name]).sum() == 1 else None  # no line shows it
+            panel.plot(seen["step"], seen[name], label=run.name, marker=alone, **style)
     panel.locator_params(axis="x", nbins=5)
     if not any((curve[name] <= 0).any() for curve in curves if name in curve):
         plots.make_logarithmic(panel)

@@ -193,7 +193,7 @@ def draw_lines(
     x: str | None,
     x_title: str,
 ) -> "ScatterChart":
-    """A chart of lines without markers, with a logarithmic y axis where it reads better.
+    """A chart of lines, or of the only value, with a logarithmic y axis where it reads better.
 
     :param unit: title of the y axis.
     :param table: stands on ``sheet``, its header in row 1.
@@ -214,7 +214,8 @@ def draw_lines(
     chart.title.overlay = False
     for (name, legend), colour in zip(lines.items(), itertools.cycle(SERIES_COLOURS), strict=False):
         series = Series(cells(name), cells(x) if x else None, title=legend)
-        series.marker = Marker(symbol="none")
+        alone = len(finite(table[name])) == 1  # no line shows it
+        series.marker = Marker(symbol="circle" if alone else "none")
         series.smooth = False
         series.graphicalProperties.line.solidFill = colour
         series.graphicalProperties.line.width = 9_525  # EMU, 12700 a point

@@ -128,6 +128,16 @@ def test_curves_are_means_of_the_rows_before(runs):
     assert curve["step"].tolist() == runs[0].log["step"].tolist()
 
 
+def test_what_is_measured_now_and_then_is_a_line_too(figures, runs, tmp_path):
+    kid = np.where(np.arange(ROWS) % 40 == 39, 0.5, math.nan)
+    many = [run._replace(log=run.log.assign(kid=kid)) for run in runs]
+    assert comparison.smoothed(many[0].log)["kid"].count() == 3
+    comparison_report.save_curves(many, tmp_path / "curves.png")
+    (panel,) = (axes for axes in figures[0].axes if axes.get_ylabel().startswith("kid"))
+    assert [len(line.get_xdata()) for line in panel.get_lines()] == [3, 3]
+    assert np.isfinite(panel.get_lines()[0].get_ydata()).all()
+
+
 def test_errors_are_read_off_at_a_log_snr_wherever_the_timesteps_are():
     def line(places):
         return np.array([[place, 3 + 2 * place, 5] for place in places])

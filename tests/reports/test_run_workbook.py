@@ -211,7 +211,10 @@ def test_long_logs_get_a_moving_mean(tmp_path):
 
 
 def test_a_single_line_and_a_log_without_known_columns_work(tmp_path):
-    assert len(charts_of(export(write_log(tmp_path / "one.csv", lines=1)))) == 4
+    for lines, symbol in ((1, "circle"), (2, None)):
+        charts = charts_of(export(write_log(tmp_path / f"{lines}.csv", lines=lines)))
+        assert len(charts) == 4
+        assert charts["Loss"].series[0].marker.symbol == symbol
     (tmp_path / "other.csv").write_text("name,psnr\nx,30.5\ny,31\n")
     book = export(tmp_path / "other.csv")
     assert not book["charts"]._charts
