@@ -38,7 +38,7 @@ def main() -> None:
         kinds = None
         if samples.channels == 1 and images.has_colours:
             kinds = "colour", "grey"
-        elif samples.channels > 1 and images.source.shape(0)[1] == 1:
+        elif samples.channels > 1 and images.is_grey:
             kinds = "grey", "colour"
         if kinds:
             raise InputError(

@@ -58,6 +58,11 @@ class ImageSet:
         return hashlib.sha256(about.encode()).hexdigest()
 
     @property
+    def is_grey(self) -> bool:
+        """Whether the first images are kept in grey, all of them."""
+        return _most_channels(self.source) == 1
+
+    @property
     def has_colours(self) -> bool:
         """Whether one of the first images has any, whatever number of channels its file has."""
         some = range(min(len(self), GLANCE))
@@ -88,17 +93,21 @@ def open_images(
 
     :param size: height and width to scale and crop them to; None for the shorter side of the
         first. No image may be smaller.
-    :param channels: 1, 3 or 4 to convert them to; None for those of the first.
+    :param channels: 1, 3 or 4 to convert them to; None for the most that the first ones have.
     :param by: what classes are taken from, one of :data:`.data.image_source.BY`.
     :raises InputError: if there are no images, or smaller ones.
     """
     source = open_source(path, by)
-    shorter, own_channels = source.shape(0)
+    shorter, _ = source.shape(0)
     if size and size > shorter:
         raise InputError(
             f"the pictures in {path} are {shorter} pixels wide or high, fewer than {size}"
         )
-    return ImageSet(source, size or shorter, channels or own_channels)
+    return ImageSet(source, size or shorter, channels or _most_channels(source))
+
+
+def _most_channels(source: ImageSource) -> int:
+    return max(source.shape(i)[1] for i in range(min(len(source), GLANCE)))
 
 
 def find_samples(path: str) -> str:

@@ -48,6 +48,18 @@ def test_a_folder_is_read_piece_by_piece(folder):
         np.testing.assert_array_equal(image, np.asarray(Image.open(folder / f"{name}.png")))
 
 
+def test_a_grey_file_among_colours_makes_no_set_grey(folder):
+    first = folder / "cat_000.png"
+    Image.open(first).convert("L").save(first)
+    images = open_images(str(folder))
+    assert images.channels == 3
+    assert not images.is_grey
+    for path in folder.iterdir():
+        Image.open(path).convert("L").save(path)
+    assert open_images(str(folder)).channels == 1
+    assert open_images(str(folder), channels=3).is_grey
+
+
 def test_a_folder_is_read_as_in_training(folder):
     images = open_images(str(folder), size=6, channels=1)
     assert images.read([0]).shape == (1, 6, 6, 1)
