@@ -16,6 +16,7 @@ from ..errors import InputError
 
 CONFIG_NAME = "config.json"  # lies in a run's folder
 UNFINISHED = ".improved_diffusion.tmp"  # how the names of files in the making end
+LONGEST_START = 150  # bytes of the name that a file will have; 255 are usual for a whole one
 LOCK_NAME = ".lock"  # of the file that says that a process writes to a folder
 
 
@@ -115,7 +116,8 @@ class _Files:
             return
         path = Path(path)
         with naming(path):
-            temporary = path.with_name(f".{path.name}.{uuid4().hex}{UNFINISHED}")
+            start = path.name.encode(errors="replace")[:LONGEST_START].decode(errors="ignore")
+            temporary = path.with_name(f".{start}.{uuid4().hex}{UNFINISHED}")
             sink = _Sink(temporary, "xb")
             self._temporaries[temporary] = path
             with io.BufferedWriter(sink) as file:

@@ -54,6 +54,13 @@ def test_a_disk_that_fails_leaves_the_old_file(tmp_path, monkeypatch, call, numb
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "字"])
+def test_a_name_may_be_as_long_as_the_system_lets_it_be(tmp_path, letter):
+    path = tmp_path / (letter * (255 // len(letter.encode())))
+    atomic_write_text(path, "whole")
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
