@@ -26,19 +26,19 @@ quickstart: $(VENV)/.package
 	    $(PIP) install -q -c constraints.txt -e '.[digits]' && $(PY) datasets/digits.py; \
 	fi
 	@if [ -d datasets/cifar_train ]; then \
-	    data=datasets/cifar_train preset=cifar10_hour classes=0,1,2,3,4,5,6,7,8,9; \
+	    images=cifar preset=cifar10_hour classes=0,1,2,3,4,5,6,7,8,9; \
 	else \
-	    data=datasets/digits_train preset=digits_minutes classes=$(DIGITS); \
+	    images=digits preset=digits_minutes classes=$(DIGITS); \
 	fi; \
-	$(PY) scripts/image_train.py --preset $$preset --time_budget $(MINUTES) --data_dir $$data \
-	    --log_dir $(RUN) --resume_checkpoint auto && \
-	$(PY) scripts/image_sample.py --model_path $(RUN) --classes $$classes --num_samples 20 \
-	    --log_dir $(RUN)/samples --overwrite True
-	@echo
-	@echo "What lies where:"
-	@echo "  $(RUN)/results.xlsx       loss, mse, grad_norm and their charts"
-	@echo "  $(RUN)/samples/*.png      20 samples, a column of each class"
-	@echo "  $(RUN)/model*.pt ema*.pt  checkpoints; MINUTES=60 make quickstart goes on from them"
+	run=$(RUN)/$$images && \
+	$(PY) scripts/image_train.py --preset $$preset --time_budget $(MINUTES) \
+	    --data_dir datasets/$${images}_train --log_dir $$run --resume_checkpoint auto && \
+	$(PY) scripts/image_sample.py --model_path $$run --classes $$classes --num_samples 20 \
+	    --log_dir $$run/samples --overwrite True && \
+	printf '%s\n' "" "What lies where:" \
+	    "  $$run/results.xlsx       loss, mse, grad_norm and their charts" \
+	    "  $$run/samples/*.png      20 samples, a column of each class" \
+	    "  $$run/model*.pt ema*.pt  checkpoints; MINUTES=60 make quickstart goes on from them"
 
 results: $(VENV)/.package
 	$(PIP) install -q -c constraints.txt -e '.[plots,eval]'
